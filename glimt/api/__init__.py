@@ -1,0 +1,1 @@
+"""The HTTP surface: schema, routes, streams; the top of the client tower."""

@@ -1,0 +1,108 @@
+"""The seam between deciding and doing: what a step is to do, and what it gave.
+
+`Scheduler.schedule()` makes a `StepPlan`, an `Executor` carries it out, `Scheduler.commit()` takes
+the `StepResult`. Plans are frozen and complete: an executor needs nothing but the plans it was
+given, in order. A plan may be made and launched before the result of the one before is known;
+then the token at a row's first position is still on the device, where the executor keeps it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from glimt.wire import ErrorInfo, ImageSpan, SamplingParams, TokenLogprobs
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A request takes a row: for the first time, or again after a preemption.
+
+    `token_ids` [L] are all tokens known now (prompt, then generated), `positions` [3, L_prompt]
+    or None for plain text. A token at sequence index i >= L_prompt has position i + rope_delta on
+    all three axes. `page_ids` are pages that already hold the KV of the first tokens.
+    """
+
+    row: int
+    token_ids: IntArray
+    num_prompt_tokens: int
+    positions: IntArray | None
+    rope_delta: int
+    images: tuple[ImageSpan, ...]
+    sampling: SamplingParams
+    page_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowWork:
+    """Compute the tokens [start, start + num_tokens) of a row, after appending `new_pages`.
+
+    `samples`: the last of them is the row's last token, so the step draws the next one. The token
+    drawn belongs to sequence index start + num_tokens.
+    """
+
+    row: int
+    start: int
+    num_tokens: int
+    new_pages: tuple[int, ...] = ()
+    samples: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One pass over all scheduled rows, in this order: free, take, encode, compute, sample.
+
+    `encode` lists images whose embeddings are needed in this step and are not in the executor's
+    image cache; `drop_images` are the cache entries (by key) to give up first. The cache key is
+    `ImageSpan.content_hash` (the client tower has mixed the tenant's salt into it).
+    """
+
+    step: int
+    freed_rows: tuple[int, ...] = ()
+    new_rows: tuple[NewRow, ...] = ()
+    drop_images: tuple[bytes, ...] = ()
+    encode: tuple[ImageSpan, ...] = ()
+    work: tuple[RowWork, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens this step computes, over all rows."""
+        return sum(work.num_tokens for work in self.work)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step drew: token by row, for each row whose work had `samples`.
+
+    `failed` rows have an error instead of a token (NaN logits, a bad image): these requests end,
+    the others do not notice.
+    """
+
+    step: int
+    token_ids: dict[int, int] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    failed: dict[int, ErrorInfo] = field(default_factory=dict)
+
+
+class InFlight(Protocol):
+    """A launched step."""
+
+    @property
+    def plan(self) -> StepPlan:
+        """What was launched."""
+        ...
+
+    def result(self) -> StepResult:
+        """Wait for the step and give its result. Raises what the step raised."""
+        ...
+
+
+class Executor(Protocol):
+    """Carries plans out, in order."""
+
+    def launch(self, plan: StepPlan) -> InFlight:
+        """Start the step and return without waiting for the device."""
+        ...

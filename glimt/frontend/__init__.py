@@ -1,0 +1,1 @@
+"""Turns requests into prompts and tokens into text; torch-free."""

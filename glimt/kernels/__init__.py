@@ -1,0 +1,1 @@
+"""Every operation: its definition in plain torch and its fast twin."""

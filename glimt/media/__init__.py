@@ -1,0 +1,1 @@
+"""Decodes and resizes images and videos inside the media worker processes."""

@@ -1,0 +1,1 @@
+"""The GLM-V networks and their checkpoints."""

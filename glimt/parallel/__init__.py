@@ -1,0 +1,1 @@
+"""The process mesh and its collectives."""
