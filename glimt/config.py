@@ -1,0 +1,366 @@
+"""The wishes of the user: every flag of `glimt serve`, as frozen dataclasses.
+
+The command line, the environment (GLIMT_MAX_MODEL_LEN=…) and a TOML file (`--config`) are all
+made from these fields; names and meanings are vLLM's wherever a vLLM user would type them. A flag
+whose work comes later is known here and refused by `check`, never ignored. What a wish turns into
+(sizes, numbers of pages) is decided once, in `processes/supervisor.py` and `processes/engine.py`,
+and printed at start.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from glimt.errors import BadSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, from where, in which form."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+    download_dir: str | None = None
+    """Folder for downloads; default: the hub's cache (HF_HOME)."""
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    """dummy: random weights of the right shapes, for benchmarks; only config.json is read."""
+    quantization: Annotated[Literal["fp8", "compressed-tensors"] | None, Parameter(alias="-q")] = (
+        None
+    )
+    """fp8: turn a BF16 checkpoint into FP8 while loading. FP8 checkpoints need no flag."""
+    dtype: Literal["auto", "bfloat16", "float16", "half", "float32", "float"] = "auto"
+    """Compute type. auto: the checkpoint's on a GPU, float32 on a CPU."""
+    max_model_len: str | None = None
+    """Longest prompt plus answer, in tokens: 65536, 64k (64,000), 64K (65,536), or auto (what
+    fits). Default: the checkpoint's limit."""
+    hf_overrides: str | None = None
+    """JSON merged over config.json, e.g. '{"text_config": {"num_hidden_layers": 4}}'."""
+    served_model_name: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    """Names that requests may use; the first is the one in answers. Default: the model as given."""
+    seed: int = 0
+    """Seeds dummy weights and the seeds of requests that bring none."""
+    generation_config: str = "auto"
+    """Sampling defaults: auto (the checkpoint's file), vllm (none), or a folder."""
+    override_generation_config: str | None = None
+    """JSON merged over the sampling defaults."""
+    chat_template: str | None = None
+    """File with a Jinja template, in place of the checkpoint's."""
+    default_chat_template_kwargs: str | None = None
+    """JSON with defaults for the template, e.g. '{"enable_thinking": false}'."""
+    trust_remote_code: bool = False
+    """Accepted; Glimt never runs code from a checkpoint and needs none."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Memory and scheduling of one engine."""
+
+    gpu_memory_utilization: float = 0.92
+    """Share of the device's memory for weights, activations and KV cache together. On a CPU: the
+    share of the memory that is free at start, at most 4 GiB of it for the KV cache."""
+    kv_cache_memory_bytes: str | None = None
+    """Exact size of the KV cache (512M, 4G, or bytes), in place of the share above."""
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3"] = "auto"
+    """auto: the compute type. fp8: half the memory, one scale per token and head."""
+    block_size: int | None = None
+    """Tokens per KV page; default 64 on a GPU, 16 on a CPU."""
+    enable_prefix_caching: bool = True
+    """Reuse the KV of equal prompt beginnings (tokens, images and salt)."""
+    enable_chunked_prefill: bool = True
+    """Always on: a step may hold parts of prompts beside running answers."""
+    max_num_batched_tokens: int | None = None
+    """Tokens per step; default 8192 on a GPU, 1024 on a CPU."""
+    max_num_seqs: int | None = None
+    """Requests that run at once; default 256 on a GPU, 32 on a CPU."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """priority: lower `priority` values first; the worst running request is preempted."""
+    async_scheduling: bool = True
+    """Plan the next step while the device works on this one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaSettings:
+    """Images and videos."""
+
+    allowed_local_media_path: str | None = None
+    """Folder below which file:// addresses may be read; default: none."""
+    allowed_media_domains: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    """Hosts from which media may be fetched; default: any public address."""
+    limit_mm_per_prompt: str | None = None
+    """JSON, e.g. '{"image": 8, "video": 1}'; default 32 images and 2 videos."""
+    mm_processor_kwargs: str | None = None
+    """JSON over the preprocessor settings, e.g. '{"size": {"longest_edge": 1003520}}'."""
+    media_io_kwargs: str | None = None
+    """JSON, e.g. '{"video": {"fps": 1, "max_frames": 64}}'."""
+    mm_processor_cache_gb: float = 4.0
+    """Shared memory for decoded images, in use and cached (GiB)."""
+    mm_processor_cache_type: Literal["lru", "shm"] = "lru"
+    """lru: one cache per server process, in anonymous shared memory."""
+    mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
+    """How tensor-parallel GPUs share the vision tower; the same thing on one GPU."""
+    max_image_pixels: int = 50_000_000
+    """Largest image, in pixels before resizing."""
+    media_workers: int | None = None
+    """Processes that decode images; default: half of the cores, 1 to 8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSettings:
+    """Several GPUs and machines."""
+
+    tensor_parallel_size: Annotated[int, Parameter(alias="-tp")] = 1
+    """GPUs that share one copy of the model."""
+    pipeline_parallel_size: Annotated[int, Parameter(alias="-pp")] = 1
+    """Not planned: tensor and expert parallelism cover this family."""
+    data_parallel_size: Annotated[int, Parameter(alias="-dp")] = 1
+    """Copies of the model behind one address."""
+    data_parallel_size_local: Annotated[int | None, Parameter(alias="-dpl")] = None
+    """Copies on this machine."""
+    data_parallel_rank: Annotated[int | None, Parameter(alias="-dpn")] = None
+    """This copy's number, when an outside balancer is used."""
+    data_parallel_address: Annotated[str | None, Parameter(alias="-dpa")] = None
+    """Address of the machine that leads the copies."""
+    data_parallel_rpc_port: Annotated[int | None, Parameter(alias="-dpp")] = None
+    """Port of the machine that leads the copies."""
+    data_parallel_backend: Annotated[Literal["mp", "ray"], Parameter(alias="-dpb")] = "mp"
+    """Who starts the copies."""
+    enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
+    """Spread whole experts over the GPUs; the same thing as without on one GPU."""
+    distributed_executor_backend: Literal["mp", "uni", "ray"] | None = None
+    """Who starts the workers."""
+    nnodes: int = 1
+    """Machines."""
+    node_rank: int = 0
+    """This machine's number."""
+    master_addr: str | None = None
+    """Address of machine 0."""
+    master_port: int | None = None
+    """Port of machine 0."""
+    headless: bool = False
+    """Only engines on this machine, no HTTP."""
+    api_server_count: Annotated[int, Parameter(alias="-asc")] = 1
+    """HTTP server processes."""
+    disable_custom_all_reduce: bool = False
+    """Use only the communication library's all-reduce; no effect on one GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """HTTP, keys, logs."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all (then set an API key)."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    uds: str | None = None
+    """Listen on this Unix socket in place of host and port."""
+    api_key: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    """Keys that clients must send; better through GLIMT_API_KEY or --api-key-file."""
+    api_key_file: str | None = None
+    """File with one key per line."""
+    root_path: str = ""
+    """Prefix under which a proxy serves this server."""
+    allowed_origins: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    """Web pages that browsers may let call this server (CORS); default: none."""
+    reasoning_parser: Literal["glm45"] | None = None
+    """glm45: thinking goes to `reasoning`, apart from `content`."""
+    tool_call_parser: str | None = None
+    """Not in this version; see `check`."""
+    enable_auto_tool_choice: bool = False
+    """Not in this version; see `check`."""
+    max_logprobs: int = 20
+    """Most alternatives a request may ask for with top_logprobs."""
+    max_num_queued_reqs: int = 1024
+    """Requests that may wait; more get 429 with Retry-After."""
+    enable_prompt_tokens_details: bool = True
+    """usage.prompt_tokens_details.cached_tokens in answers."""
+    enable_force_include_usage: bool = False
+    """Usage in every stream, asked for or not."""
+    enable_request_id_headers: bool = True
+    """Echo X-Request-Id."""
+    shutdown_timeout: float = 300.0
+    """Seconds that SIGTERM lets running requests take before they are ended."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is printed."""
+    log_json: bool = False
+    """One JSON object per log line."""
+    enable_log_requests: bool = False
+    """Log each request's parameters (never its text) when it starts."""
+    disable_uvicorn_access_log: bool = True
+    """Accepted; Glimt logs one line per finished request."""
+    disable_log_requests: bool = True
+    """Accepted; the default."""
+    disable_log_stats: bool = False
+    """No line with the engine's state every ten seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All wishes of one `glimt serve`."""
+
+    model: str
+    models: ModelSettings = ModelSettings()
+    cache: CacheSettings = CacheSettings()
+    media: MediaSettings = MediaSettings()
+    parallel: ParallelSettings = ParallelSettings()
+    server: ServerSettings = ServerSettings()
+
+
+def check(settings: Settings) -> list[str]:
+    """Check everything that needs no checkpoint and no GPU; give notes to print.
+
+    Raises BadSettings with all problems at once.
+    """
+    problems = [*_later(settings), *_ranges(settings)]
+    if problems:
+        raise BadSettings("these settings cannot be used:", problems)
+    return list(_notes(settings))
+
+
+def _later(settings: Settings) -> Iterator[str]:
+    """Flags that are known by name and whose work is not in this version."""
+    parallel, server = settings.parallel, settings.server
+    one = "; this version runs on one GPU (or CPU) of one machine: leave it out or set it to 1"
+    for flag, value in (
+        ("--tensor-parallel-size", parallel.tensor_parallel_size),
+        ("--data-parallel-size", parallel.data_parallel_size),
+        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
+        ("--nnodes", parallel.nnodes),
+        ("--api-server-count", parallel.api_server_count),
+        ("--data-parallel-size-local", parallel.data_parallel_size_local or 1),
+    ):
+        if value != 1:
+            yield f"{flag} {value}{one}"
+    for flag, wanted in (
+        ("--data-parallel-rank", parallel.data_parallel_rank is not None),
+        ("--data-parallel-address", parallel.data_parallel_address is not None),
+        ("--data-parallel-rpc-port", parallel.data_parallel_rpc_port is not None),
+        ("--data-parallel-backend ray", parallel.data_parallel_backend == "ray"),
+        ("--distributed-executor-backend ray", parallel.distributed_executor_backend == "ray"),
+        ("--node-rank", parallel.node_rank != 0),
+        ("--master-addr", parallel.master_addr is not None),
+        ("--master-port", parallel.master_port is not None),
+        ("--headless", parallel.headless),
+    ):
+        if wanted:
+            yield f"{flag} is for several GPUs or machines, not in this version: leave it out"
+    if settings.media.mm_processor_cache_type == "shm":
+        yield (
+            "--mm-processor-cache-type shm comes with several GPUs; lru is already in shared "
+            "memory here: leave the flag out"
+        )
+    if server.tool_call_parser is not None or server.enable_auto_tool_choice:
+        yield (
+            "--tool-call-parser and --enable-auto-tool-choice: this version does not parse tool "
+            "calls; leave both out (tools in requests are refused, not ignored)"
+        )
+    if not settings.cache.enable_chunked_prefill:
+        yield "--no-enable-chunked-prefill: prompts are always computed in chunks; leave it out"
+
+
+def _ranges(settings: Settings) -> Iterator[str]:
+    cache, media, server = settings.cache, settings.media, settings.server
+    if not 0 < cache.gpu_memory_utilization <= 1:
+        yield f"--gpu-memory-utilization {cache.gpu_memory_utilization}: must be above 0, at most 1"
+    for flag, value in (
+        ("--max-num-batched-tokens", cache.max_num_batched_tokens),
+        ("--max-num-seqs", cache.max_num_seqs),
+        ("--media-workers", media.media_workers),
+        ("--max-image-pixels", media.max_image_pixels),
+        ("--max-num-queued-reqs", server.max_num_queued_reqs),
+    ):
+        if value is not None and value < 1:
+            yield f"{flag} {value}: must be at least 1"
+    if cache.block_size is not None and cache.block_size not in (8, 16, 32, 64, 128):
+        yield f"--block-size {cache.block_size}: must be 8, 16, 32, 64 or 128"
+    if (
+        cache.max_num_batched_tokens is not None
+        and cache.max_num_seqs is not None
+        and cache.max_num_batched_tokens < cache.max_num_seqs
+    ):
+        yield "--max-num-batched-tokens must be at least --max-num-seqs"
+    if not 0 <= server.port <= 65535:
+        yield f"--port {server.port}: must be 0 to 65535"
+    if media.mm_processor_cache_gb <= 0:
+        yield "--mm-processor-cache-gb: must be above 0 (images pass through this memory)"
+    yield from _unreadable(settings)
+
+
+def _unreadable(settings: Settings) -> Iterator[str]:
+    """Values that are text in the command line and something else in meaning."""
+    models, cache, media = settings.models, settings.cache, settings.media
+    for flag, text in (
+        ("--hf-overrides", models.hf_overrides),
+        ("--override-generation-config", models.override_generation_config),
+        ("--default-chat-template-kwargs", models.default_chat_template_kwargs),
+        ("--limit-mm-per-prompt", media.limit_mm_per_prompt),
+        ("--mm-processor-kwargs", media.mm_processor_kwargs),
+        ("--media-io-kwargs", media.media_io_kwargs),
+    ):
+        try:
+            parse_object(text)
+        except ValueError as error:
+            yield f"{flag}: {error}"
+    for flag, text in (
+        (
+            "--max-model-len",
+            None if models.max_model_len in ("auto", "-1") else models.max_model_len,
+        ),
+        ("--kv-cache-memory-bytes", cache.kv_cache_memory_bytes),
+    ):
+        try:
+            parse_count(text or "1")
+        except ValueError as error:
+            yield f"{flag}: {error}"
+
+
+def _notes(settings: Settings) -> Iterator[str]:
+    """What is accepted and has no effect, or deserves a word."""
+    parallel, server = settings.parallel, settings.server
+    if parallel.enable_expert_parallel:
+        yield "--enable-expert-parallel has no effect on one GPU"
+    if settings.media.mm_encoder_tp_mode == "data":
+        yield "--mm-encoder-tp-mode data has no effect on one GPU"
+    if settings.models.trust_remote_code:
+        yield "--trust-remote-code has no effect: no code from a checkpoint is ever run"
+    if settings.media.allowed_local_media_path == "/":
+        yield "--allowed-local-media-path / lets every client read every image on this machine"
+    exposed = server.uds is None and server.host not in ("127.0.0.1", "localhost", "::1")
+    if exposed and not server.api_key and not server.api_key_file:
+        yield f"--host {server.host} without an API key: everybody who reaches the port can use it"
+
+
+def parse_count(text: str) -> int:
+    """A number with a unit: 8k = 8,000, 8K = 8,192, likewise m/M and g/G; 25.6k is fine.
+
+    Raises ValueError if it is not a whole number above 0.
+    """
+    units = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+    number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1)
+    try:
+        count = float(number) * unit
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number such as 65536, 64k or 64K") from None
+    if count < 1 or count != int(count):
+        raise ValueError(f"{text!r} is not a whole number above 0")
+    return int(count)
+
+
+def parse_object(text: str | None) -> dict[str, Any]:
+    """A JSON object given as a flag; None gives {}. Raises ValueError."""
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(value, dict):
+        raise ValueError("must be a JSON object, such as '{\"key\": 1}'")
+    return value

@@ -1,0 +1,239 @@
+"""The line between the supervisor and each of its children: settings down, state up.
+
+One socketpair per child (SOCK_SEQPACKET: a message is a message), msgpack, never pickle. The end
+of the line is also the news of a death, both ways: a child that reads end-of-file has lost its
+parent and leaves at once (so nothing survives a SIGKILL of the parent), a parent that reads it
+has lost the child.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from glimt.wire import EngineInfo, ImageSettings, MediaLimits
+
+Received = TypeVar("Received")
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+# ------------------------------------------------------------------------------ parent → child
+
+
+class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start"):
+    """Everything an engine process needs; it reads no flags and no environment."""
+
+    inbox: str  # address it binds
+    server_inboxes: tuple[str, ...]  # addresses it sends Outputs to, by server number
+    arena_fds: tuple[int, ...]
+    model_path: str
+    hf_overrides: dict[str, Any]
+    load_format: str
+    quantization: str | None
+    dtype: str
+    kv_cache_dtype: str
+    kv_cache_memory_bytes: int | None
+    memory_utilization: float
+    device: str  # auto · cpu · cuda
+    page_size: int | None
+    max_model_len: int | None  # None = the checkpoint's; 0 = what fits
+    max_num_batched_tokens: int | None
+    max_num_seqs: int | None
+    prefix_caching: bool
+    policy: str
+    overlap: bool
+    seed: int
+    max_logprobs: int
+    image_max_tokens: int  # of the largest image the preprocessor lets through
+    log_level: str
+    log_json: bool
+
+
+class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start"):
+    """Everything a server process needs."""
+
+    index: int
+    inbox: str  # address it binds for Outputs
+    media_hub: str  # address it binds for media workers
+    arena_fd: int
+    socket_fd: int  # listening socket, bound by the parent
+    model_path: str
+    served_model_names: tuple[str, ...]
+    chat_template: str  # the template's text
+    chat_template_kwargs: dict[str, Any]
+    generation_defaults: dict[str, Any]
+    image: ImageSettings
+    video: ImageSettings
+    limits: MediaLimits
+    max_images: int
+    max_videos: int
+    allowed_local_media_path: str | None
+    allowed_media_domains: tuple[str, ...] | None
+    api_keys: tuple[str, ...]
+    root_path: str
+    allowed_origins: tuple[str, ...]
+    reasoning_parser: str | None
+    max_logprobs: int
+    max_num_queued_reqs: int
+    prompt_tokens_details: bool
+    force_include_usage: bool
+    request_id_headers: bool
+    log_level: str
+    log_json: bool
+    log_requests: bool
+    log_stats: bool
+
+
+class MediaWorkerStart(msgspec.Struct, frozen=True, kw_only=True, tag="media_worker_start"):
+    """Everything a media worker needs."""
+
+    number: int
+    name: str
+    hub: str  # address of the server's hub
+    arena_fd: int
+    arena: int  # number of that arena
+    log_level: str
+    log_json: bool
+
+
+class EngineUp(msgspec.Struct, frozen=True, tag="engine_up"):
+    """To a server: engine `index` takes requests at `address`."""
+
+    index: int
+    address: str
+    info: EngineInfo
+
+
+class EngineDown(msgspec.Struct, frozen=True, tag="engine_down"):
+    """To a server: engine `index` is gone; its open requests have no answer any more."""
+
+    index: int
+    reason: str
+
+
+class MediaWorkerDown(msgspec.Struct, frozen=True, tag="media_worker_down"):
+    """To a server: the media worker of this name is gone."""
+
+    name: str
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """To a server: take nothing new, finish what runs within `timeout_s`, then leave."""
+
+    timeout_s: float
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Leave now, in order."""
+
+
+ToChild = (
+    EngineStart
+    | ServerStart
+    | MediaWorkerStart
+    | EngineUp
+    | EngineDown
+    | MediaWorkerDown
+    | Drain
+    | Stop
+)
+
+# ------------------------------------------------------------------------------ child → parent
+
+
+class Phase(msgspec.Struct, frozen=True, tag="phase"):
+    """A start-up phase is over and took this long."""
+
+    name: str
+    seconds: float
+    detail: str = ""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The child does its work from now on. Engines say what they resolved."""
+
+    info: EngineInfo | None = None
+
+
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """Once a second from an engine: how long its loop has made no progress."""
+
+    stalled_s: float
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The child cannot start, for a reason the user can mend; starting again would not help."""
+
+    message: str
+
+
+ToParent = Phase | Ready | Alive | Refused
+
+
+class ControlLine(Generic[Received]):
+    """One end of the line. `kinds` is the union of structs that arrive here."""
+
+    def __init__(self, end: socket.socket, kinds: Any) -> None:
+        self._end = end
+        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(kinds)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        """The descriptor, for an event loop."""
+        return self._end.fileno()
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """False if the other side is gone."""
+        try:
+            with self._lock:
+                self._end.send(self._encoder.encode(message))
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> Received | None:
+        """The next message; None = the other side is gone."""
+        try:
+            data = self._end.recv(MAX_MESSAGE_BYTES)
+        except ConnectionError:
+            return None
+        return self._decoder.decode(data) if data else None
+
+    def close(self) -> None:
+        """Close this end."""
+        self._end.close()
+
+
+def parent_line(end: socket.socket) -> ControlLine[ToParent]:
+    """The supervisor's end."""
+    return ControlLine(end, ToParent)
+
+
+def child_line(fd: int) -> ControlLine[ToChild]:
+    """A child's end, from the descriptor it was started with."""
+    return ControlLine(socket.socket(fileno=fd), ToChild)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends: (parent's, child's). The child's is passed on by descriptor."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def watch(line: ControlLine[ToChild], on_message: Callable[[Any], None]) -> threading.Thread:
+    """Read the line in a thread; leave the process when the parent is gone.
+
+    For children without an event loop. `on_message` runs in that thread.
+    """
+
+    def read() -> None:
+        while (message := line.receive()) is not None:
+            on_message(message)
+        os._exit(1)
+
+    thread = threading.Thread(target=read, name="control-line", daemon=True)
+    thread.start()
+    return thread
