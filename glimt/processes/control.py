@@ -120,6 +120,12 @@ class MediaWorkerDown(msgspec.Struct, frozen=True, tag="media_worker_down"):
     name: str
 
 
+class ServerGone(msgspec.Struct, frozen=True, tag="server_gone"):
+    """To an engine: end all requests of this server, then say `ServerForgotten`."""
+
+    server: int
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """To a server: take nothing new, finish what runs within `timeout_s`, then leave."""
 
@@ -137,6 +143,7 @@ ToChild = (
     | EngineUp
     | EngineDown
     | MediaWorkerDown
+    | ServerGone
     | Drain
     | Stop
 )
@@ -164,13 +171,19 @@ class Alive(msgspec.Struct, frozen=True, tag="alive"):
     stalled_s: float
 
 
+class ServerForgotten(msgspec.Struct, frozen=True, tag="server_forgotten"):
+    """From an engine: nothing of that server is running, its pixels are not read any more."""
+
+    server: int
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The child cannot start, for a reason the user can mend; starting again would not help."""
 
     message: str
 
 
-ToParent = Phase | Ready | Alive | Refused
+ToParent = Phase | Ready | Alive | ServerForgotten | Refused
 
 
 class ControlLine(Generic[Received]):

@@ -1,0 +1,56 @@
+# Each target does all the set-up it needs on a machine with nothing but Python 3.11+ and make.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   := build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint fmt bench docs-check size clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## create the virtual environment and install everything
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "[1/2] virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/2] installing Glimt and its tools (about a minute; the largest part is torch)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on \
+	    -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## start a server on a tiny model and ask it about a picture
+	@$(BIN)/python tools/demo.py --folder $(DEMO)
+
+test: $(STAMP) ## the CPU test suite (under five minutes on two cores)
+	@$(BIN)/python -m pytest -n auto -m 'not slow and not gpu and not gpu2'
+
+test-all: $(STAMP) ## also the slow tests
+	@$(BIN)/python -m pytest -n auto -m 'not gpu and not gpu2'
+
+lint: $(STAMP) ## format, lint, types, import contracts, docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory docs-check
+
+fmt: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## the numbers of docs/performance.md that a CPU can give
+	@$(BIN)/python benchmarks/run_all.py
+
+docs-check: $(STAMP) ## every file, link and command that the documents name exists
+	@$(BIN)/python tools/check_docs.py
+
+size: ## lines per package
+	@for package in glimt glimt/*/; do \
+	    printf '%6d  %s\n' $$(cat $$(find $$package -maxdepth 1 -name '*.py') | wc -l) $$package; done
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,115 @@
+"""Child processes: starting one, talking to it, and deciding when to try again.
+
+Children are started with `subprocess` (a fresh interpreter: nothing of the parent's memory, no
+fork of threads), in a session of their own so that Ctrl-C reaches only the supervisor, with
+just the descriptors they need.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from glimt.processes.control import ControlLine, ToParent, pair, parent_line
+
+# What a child may see of the environment: enough to find libraries, caches, proxies for the hub
+# and the GPU's settings; keys and secrets of the operator's shell stay out.
+PASSED_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "PYTHONUNBUFFERED",
+    "VIRTUAL_ENV",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "COLUMNS",
+)
+PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "PYTORCH_", "TRITON_", "GLOO_", "COV_")
+
+
+def child_environment() -> dict[str, str]:
+    """The variables that children get."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_VARIABLES or name.startswith(PASSED_PREFIXES)
+    }
+
+
+class Child:
+    """One running child process and the supervisor's end of its control line."""
+
+    def __init__(self, name: str, module: str, start: Any, fds: Sequence[int] = ()) -> None:
+        self.name = name
+        self.start = start
+        self.ready = False
+        ours, theirs = pair()
+        self.line: ControlLine[ToParent] = parent_line(ours)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, "--control-fd", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(), *fds),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=child_environment(),
+        )
+        theirs.close()
+        self.line.send(start)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL, for a child that hangs."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+
+    def reap(self, timeout_s: float = 5.0) -> int:
+        """Wait for the end (killing if need be) and give the exit status; negative = signal."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait()
+        finally:
+            self.line.close()
+
+
+class Backoff:
+    """When to start a child again: after 1, 2, 4 … 60 s, and not for ever.
+
+    More than `max_deaths` within `window_s` seconds means that starting again does not help.
+    """
+
+    def __init__(self, max_deaths: int = 5, window_s: float = 600.0) -> None:
+        self._deaths: deque[float] = deque()
+        self._max_deaths = max_deaths
+        self._window_s = window_s
+
+    def death(self, now_s: float) -> float | None:
+        """Note a death at monotonic time `now_s`; seconds to wait, or None = give up."""
+        self._deaths.append(now_s)
+        while self._deaths[0] < now_s - self._window_s:
+            self._deaths.popleft()
+        if len(self._deaths) > self._max_deaths:
+            return None
+        return float(min(2 ** (len(self._deaths) - 1), 60)) if len(self._deaths) > 1 else 0.0
+
+
+def exit_text(status: int) -> str:
+    """An exit status in words: "exit status 1", "killed by SIGKILL"."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

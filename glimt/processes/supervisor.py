@@ -1,0 +1,313 @@
+"""The parent of all: starts the processes of a server, notices a death, shuts down in order.
+
+    supervisor ─┬─ server 0         HTTP, prompts, text
+                ├─ media workers    decode and resize
+                └─ engine 0         scheduler and device
+
+It computes nothing itself and imports neither torch nor a web framework, so that it is still
+there when something else is not. It owns what must outlive any child: the listening socket (a
+client that connects during a restart waits instead of being refused), the shared arena, the
+folder with the sockets.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from glimt.arena import SharedArena
+from glimt.errors import EngineDied, StartupError
+from glimt.processes.children import Backoff, Child, exit_text
+from glimt.processes.control import (
+    Alive,
+    Drain,
+    EngineDown,
+    EngineStart,
+    EngineUp,
+    MediaWorkerDown,
+    MediaWorkerStart,
+    Phase,
+    Ready,
+    Refused,
+    ServerForgotten,
+    ServerGone,
+    ServerStart,
+    Stop,
+)
+
+ENGINE_STALL_LIMIT_S = 120.0  # a step that takes longer than this is a hang
+FORGET_LIMIT_S = 30.0  # for an engine to end the requests of a server that died
+STOP_LIMIT_S = 5.0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to start: made once from settings and checkpoint, used again at each restart."""
+
+    engine: EngineStart
+    server: ServerStart
+    num_media_workers: int
+    arena_bytes: int
+    shutdown_timeout_s: float
+
+
+class Supervisor:
+    """Runs one server until it is told to stop. `say` prints one line for the operator."""
+
+    def __init__(self, plan: Plan, listener: socket.socket, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._listener = listener
+        self._say = say
+        self._folder = Path(tempfile.mkdtemp(prefix="glimt-"))  # 0700
+        (self._folder / "pid").write_text(f"{os.getpid()} {process_start(os.getpid())}")
+        self._arena = SharedArena.create(plan.arena_bytes, 0)
+        self._children: dict[str, Child] = {}
+        self._backoffs: dict[str, Backoff] = {}
+        self._incarnation = 0
+        self._engine_up: EngineUp | None = None
+        self._forgotten = asyncio.Event()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._stopping = False
+        self._announced = False
+        self._started_s = time.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Start everything and wait for the end; the exit status of the program."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        try:
+            self._start_engine()
+            self._start_server()
+            for number in range(self._plan.num_media_workers):
+                self._start_media_worker(number)
+            return await self._ended
+        finally:
+            self._end_all()
+
+    # ------------------------------------------------------------------------------ starting
+
+    def _address(self, name: str) -> str:
+        """A socket path that no earlier incarnation has used."""
+        self._incarnation += 1
+        return f"ipc://{self._folder}/{name}.{self._incarnation}"
+
+    def _start_engine(self) -> None:
+        start = msgspec.structs.replace(
+            self._plan.engine,
+            inbox=self._address("engine-0"),
+            server_inboxes=(f"ipc://{self._folder}/server-0",),
+            arena_fds=(self._arena.fd,),
+        )
+        self._adopt(Child("engine-0", "glimt.processes.engine", start, (self._arena.fd,)))
+
+    def _start_server(self) -> None:
+        start = msgspec.structs.replace(
+            self._plan.server,
+            inbox=f"ipc://{self._folder}/server-0",
+            media_hub=f"ipc://{self._folder}/media-0",
+            arena_fd=self._arena.fd,
+            socket_fd=self._listener.fileno(),
+        )
+        fds = (self._arena.fd, self._listener.fileno())
+        child = Child("server-0", "glimt.processes.server", start, fds)
+        self._adopt(child)
+        if self._engine_up is not None:
+            child.line.send(self._engine_up)
+
+    def _start_media_worker(self, number: int) -> None:
+        self._incarnation += 1
+        start = MediaWorkerStart(
+            number=number,
+            name=f"media-{number}.{self._incarnation}",
+            hub=f"ipc://{self._folder}/media-0",
+            arena_fd=self._arena.fd,
+            arena=self._arena.index,
+            log_level=self._plan.server.log_level,
+            log_json=self._plan.server.log_json,
+        )
+        name = f"media-{number}"
+        self._adopt(Child(name, "glimt.processes.media_worker", start, (self._arena.fd,)))
+
+    def _adopt(self, child: Child) -> None:
+        self._children[child.name] = child
+        asyncio.get_running_loop().add_reader(child.line.fileno(), self._on_readable, child)
+
+    # -------------------------------------------------------------------------- what they say
+
+    def _on_readable(self, child: Child) -> None:
+        message = child.line.receive()
+        match message:
+            case None:
+                self._on_death(child)
+            case Phase(name, seconds, detail):
+                if not self._announced:
+                    self._say(f"  {child.name:<9} {name:<28} {seconds:7.2f} s  {detail}".rstrip())
+            case Ready(info):
+                self._on_ready(child, info)
+            case Alive(stalled_s) if stalled_s > ENGINE_STALL_LIMIT_S:
+                self._say(f"{child.name} made no progress for {stalled_s:.0f} s: ending it")
+                child.kill()
+            case ServerForgotten():
+                self._forgotten.set()
+            case Refused(text):
+                self._finish(2, text)
+            case _:
+                pass
+
+    def _on_ready(self, child: Child, info: object) -> None:
+        child.ready = True
+        if isinstance(child.start, EngineStart):
+            self._engine_up = EngineUp(index=0, address=child.start.inbox, info=info)  # type: ignore[arg-type]
+            if (server := self._children.get("server-0")) is not None:
+                server.line.send(self._engine_up)
+        everything = all(other.ready for other in self._children.values())
+        if everything and not self._announced:
+            self._announced = True
+            self._announce()
+        elif self._announced:
+            self._say(f"{child.name} is back")
+
+    def _announce(self) -> None:
+        seconds = time.monotonic() - self._started_s
+        name = self._plan.server.served_model_names[0]
+        if self._listener.family == socket.AF_UNIX:
+            where = f"unix:{self._listener.getsockname()}"
+        else:
+            host, port = self._listener.getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            where = f"http://{host}:{port}"
+        self._say(f"ready after {seconds:.1f} s: {where}/v1  serving {name}")
+
+    # ------------------------------------------------------------------------------- deaths
+
+    def _on_death(self, child: Child) -> None:
+        asyncio.get_running_loop().remove_reader(child.line.fileno())
+        status = child.reap()
+        if self._children.get(child.name) is child:
+            del self._children[child.name]
+        if self._stopping:
+            if child.name == "server-0":
+                self._finish(0)
+            return
+        self._say(f"{child.name} ended: {exit_text(status)}")
+        if not child.ready and not self._announced:
+            self._finish(1, f"{child.name} could not start; its messages are above")
+            return
+        pause_s = self._backoffs.setdefault(child.name, Backoff()).death(time.monotonic())
+        if pause_s is None:
+            self._finish(1, f"{child.name} keeps dying; giving up")
+            return
+        self._spawn(self._replace(child, pause_s))
+
+    async def _replace(self, child: Child, pause_s: float) -> None:
+        """Tell those who relied on the dead child, then start its successor."""
+        match child.start:
+            case EngineStart():
+                self._engine_up = None
+                if (server := self._children.get("server-0")) is not None:
+                    server.line.send(EngineDown(0, EngineDied.code))
+                self._forgotten.set()  # nobody is left to remember a server
+                restart: Callable[[], None] = self._start_engine
+            case MediaWorkerStart(number=number, name=name):
+                if (server := self._children.get("server-0")) is not None:
+                    server.line.send(MediaWorkerDown(name))
+                restart = lambda: self._start_media_worker(number)  # noqa: E731
+            case _:
+                await self._forget_server()
+                restart = self._start_server
+        await asyncio.sleep(pause_s)
+        if not self._stopping:
+            restart()
+
+    async def _forget_server(self) -> None:
+        """Before a new server may use the arena, nobody may still read or write for the old one."""
+        for child in list(self._children.values()):
+            if isinstance(child.start, MediaWorkerStart):
+                child.kill()
+        engine = self._children.get("engine-0")
+        if engine is None:
+            return
+        self._forgotten.clear()
+        engine.line.send(ServerGone(0))
+        try:
+            await asyncio.wait_for(self._forgotten.wait(), FORGET_LIMIT_S)
+        except TimeoutError:
+            engine.kill()
+
+    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------------------------ stopping
+
+    def _on_signal(self, signum: int) -> None:
+        server = self._children.get("server-0")
+        if self._stopping or server is None or not self._announced:
+            self._finish(0 if self._announced else 128 + signum)
+            return
+        self._stopping = True
+        timeout_s = self._plan.shutdown_timeout_s
+        self._say(
+            f"stopping: running requests may finish (at most {timeout_s:.0f} s); "
+            "once more to stop now"
+        )
+        server.line.send(Drain(timeout_s))
+        asyncio.get_running_loop().call_later(timeout_s + STOP_LIMIT_S, self._finish, 0)
+
+    def _finish(self, status: int, message: str = "") -> None:
+        self._stopping = True
+        if self._ended.done():
+            return
+        if message and status:
+            self._ended.set_exception(StartupError(message))
+        else:
+            self._ended.set_result(status)
+
+    def _end_all(self) -> None:
+        """End what still runs: asked first, killed after a moment. Leaves nothing behind."""
+        self._stopping = True
+        loop = asyncio.get_running_loop()
+        for task in self._tasks:
+            task.cancel()
+        for child in self._children.values():
+            loop.remove_reader(child.line.fileno())
+            child.line.send(Stop())
+        deadline_s = time.monotonic() + STOP_LIMIT_S
+        for child in self._children.values():
+            child.reap(max(0.0, deadline_s - time.monotonic()))
+        self._children.clear()
+        self._arena.close()
+        with contextlib.suppress(OSError):
+            self._listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def remove_stale_folders() -> None:
+    """Remove socket folders of supervisors that were killed (nobody listens in them any more)."""
+    for folder in Path(tempfile.gettempdir()).glob("glimt-*"):
+        with contextlib.suppress(OSError):
+            owner = folder / "pid"
+            if folder.stat().st_uid != os.getuid() or not owner.exists():
+                continue
+            pid, started = owner.read_text().split()
+            if process_start(int(pid)) != started:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def process_start(pid: int) -> str | None:
+    """When process `pid` started, in the kernel's ticks; None = there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
