@@ -38,7 +38,9 @@ class ModelSettings:
     fits). Default: the checkpoint's limit."""
     hf_overrides: str | None = None
     """JSON merged over config.json, e.g. '{"text_config": {"num_hidden_layers": 4}}'."""
-    served_model_name: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    served_model_name: Annotated[
+        list[str] | None, Parameter(consume_multiple=True, negative="")
+    ] = None
     """Names that requests may use; the first is the one in answers. Default: the model as given."""
     seed: int = 0
     """Seeds dummy weights and the seeds of requests that bring none."""
@@ -91,7 +93,9 @@ class MediaSettings:
 
     allowed_local_media_path: str | None = None
     """Folder below which file:// addresses may be read; default: none."""
-    allowed_media_domains: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    allowed_media_domains: Annotated[
+        list[str] | None, Parameter(consume_multiple=True, negative="")
+    ] = None
     """Hosts from which media may be fetched; default: any public address."""
     limit_mm_per_prompt: str | None = None
     """JSON, e.g. '{"image": 8, "video": 1}'; default 32 images and 2 videos."""
@@ -161,13 +165,15 @@ class ServerSettings:
     """Port to listen on; 0 takes a free one."""
     uds: str | None = None
     """Listen on this Unix socket in place of host and port."""
-    api_key: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    api_key: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None
     """Keys that clients must send; better through GLIMT_API_KEY or --api-key-file."""
     api_key_file: str | None = None
     """File with one key per line."""
     root_path: str = ""
     """Prefix under which a proxy serves this server."""
-    allowed_origins: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    allowed_origins: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = (
+        None
+    )
     """Web pages that browsers may let call this server (CORS); default: none."""
     reasoning_parser: Literal["glm45"] | None = None
     """glm45: thinking goes to `reasoning`, apart from `content`."""

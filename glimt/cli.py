@@ -1,0 +1,95 @@
+"""The `glimt` command. Flags come from the dataclasses of `config.py`, never written twice.
+
+Each flag can also be an environment variable (GLIMT_PORT=9000) or a line of a TOML file given
+with --config (`port = 9000` under `[serve]`); the command line wins, then the environment.
+Heavy imports happen inside the commands, so that `glimt --help` is instant.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from glimt import __version__
+from glimt.config import (
+    CacheSettings,
+    MediaSettings,
+    ModelSettings,
+    ParallelSettings,
+    ServerSettings,
+    Settings,
+)
+from glimt.errors import BadSettings, StartupError
+
+EXIT_STARTUP_ERROR = 2
+
+app = App(
+    name="glimt",
+    help="An inference server for the GLM-V vision-language models.",
+    version=__version__,
+    version_flags=["--version", "-V"],
+)
+
+
+@app.command
+def serve(
+    model: str,
+    /,
+    *,
+    config: str | None = None,
+    models: Annotated[ModelSettings, Parameter(name="*")] = ModelSettings(),
+    cache: Annotated[CacheSettings, Parameter(name="*")] = CacheSettings(),
+    media: Annotated[MediaSettings, Parameter(name="*")] = MediaSettings(),
+    parallel: Annotated[ParallelSettings, Parameter(name="*")] = ParallelSettings(),
+    server: Annotated[ServerSettings, Parameter(name="*")] = ServerSettings(),
+) -> int:
+    """Serve MODEL with an OpenAI-compatible API.
+
+    Parameters
+    ----------
+    model
+        Folder of a checkpoint, or a repository of the hub, e.g. zai-org/GLM-4.5V-FP8.
+    config
+        TOML file with any of these options under [serve].
+    """
+    from glimt.processes import launch
+
+    settings = Settings(
+        model=model, models=models, cache=cache, media=media, parallel=parallel, server=server
+    )
+    return launch.serve(settings, _say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _config_file(arguments: Sequence[str]) -> str | None:
+    """The file given with --config, found before parsing, since it takes part in it."""
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `glimt` command; leaves with 2 when the settings or checkpoint are bad."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sources: list[object] = [cyclopts.config.Env("GLIMT_", command=False)]
+    try:
+        if (file := _config_file(arguments)) is not None:
+            try:
+                with open(file, "rb"):
+                    pass
+            except OSError as error:
+                raise BadSettings(f"--config {file}: {error.strerror}") from None
+            sources.append(cyclopts.config.Toml(file, use_commands_as_keys=True))
+        app.config = tuple(sources)
+        app(list(arguments))
+    except StartupError as error:
+        print(f"glimt: {error}", file=sys.stderr)
+        sys.exit(EXIT_STARTUP_ERROR)

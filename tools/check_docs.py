@@ -1,0 +1,100 @@
+"""Check that the documents tell the truth where a machine can tell.
+
+Checked: relative links lead to files; files named in backticks exist; `file.py: name` pairs (as in
+docs/life-of-a-request.md) name a function, class or method of that file; README's tree has one
+line for each module of the package; make targets named in backticks exist; each error code of
+glimt/errors.py is in docs/errors.md. Exit status 1 and one line per lie.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+SEARCHED = (ROOT, ROOT / "glimt", ROOT / "docs")
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+FILE = re.compile(r"`([\w./-]+\.(?:py|md|toml|txt|yaml|jinja))`")
+MEMBER = re.compile(r"`([\w./-]+\.py): ([\w.]+)`")
+TARGET = re.compile(r"`make ([a-z-]+)`")
+
+
+def exists(name: str) -> bool:
+    """A named file may be given from the root, from the package, or from docs/."""
+    return any((folder / name).exists() for folder in SEARCHED)
+
+
+def names_in(file: Path) -> set[str]:
+    """Functions, classes, and methods (as `Class.method` and `method`) of a module."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
+                    found |= {member.name, f"{node.name}.{member.name}"}
+    return found
+
+
+def check_document(document: Path) -> Iterator[str]:
+    """All wrong references of one document."""
+    text = document.read_text()
+    for target in LINK.findall(text):
+        if "://" not in target and not (document.parent / target).exists():
+            yield f"link to {target}, which does not exist"
+    for name in FILE.findall(text):
+        if not exists(name) and name not in CHECKPOINT_FILES:
+            yield f"file {name}, which does not exist"
+    for name, member in MEMBER.findall(text):
+        file = next((folder / name for folder in SEARCHED if (folder / name).exists()), None)
+        if file is None:
+            yield f"file {name}, which does not exist"
+        elif member not in names_in(file):
+            yield f"{member}, which is not in {name}"
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in TARGET.findall(text):
+        if target not in targets:
+            yield f"make {target}, which the Makefile does not have"
+
+
+# Files of a checkpoint, named in documents, that are not files of this project.
+CHECKPOINT_FILES = {"chat_template.jinja", "METADATA.txt", "my_template.jinja", "glimt.toml"}
+
+
+def check_tree() -> Iterator[str]:
+    """README's tree against the package."""
+    text = (ROOT / "README.md").read_text()
+    for file in sorted((ROOT / "glimt").rglob("*.py")):
+        if file.name != "__init__.py" and file.name not in text:
+            yield f"the tree lacks {file.relative_to(ROOT)}"
+
+
+def check_errors() -> Iterator[str]:
+    """docs/errors.md against the codes of the exception tree."""
+    documented = (ROOT / "docs" / "errors.md").read_text()
+    for code in re.findall(r'^    code = "(\w+)"', (ROOT / "glimt/errors.py").read_text(), re.M):
+        if f"`{code}`" not in documented:
+            yield f"error code {code} is missing"
+
+
+def main() -> int:
+    """Print every lie; 1 if there is one."""
+    lies = [
+        f"{document.relative_to(ROOT)}: {lie}"
+        for document in DOCUMENTS
+        for lie in check_document(document)
+    ]
+    lies += [f"README.md: {lie}" for lie in check_tree()]
+    lies += [f"docs/errors.md: {lie}" for lie in check_errors()]
+    for lie in lies:
+        print(lie, file=sys.stderr)
+    print(f"{len(DOCUMENTS)} documents checked, {len(lies)} problems")
+    return 1 if lies else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
