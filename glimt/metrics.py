@@ -1,0 +1,302 @@
+"""What the server counts and measures, as Prometheus text; owned by the server process.
+
+Names and meanings are vLLM's (prefix `vllm:`), so that dashboards, autoscalers and routers made
+for it keep working, with the older names beside them where that is cheap. What a vision server
+needs and vLLM does not count has the prefix `glimt:`. Label values come from fixed sets only:
+nothing a client writes can add a series.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from glimt.wire import EngineInfo, EngineStats
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+MEDIA_KINDS = ("image", "video")
+STATUS_CLASSES = ("2xx", "4xx", "499", "5xx")
+
+_TTFT_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+# Decode steps take 1 to 30 ms, which is where these are dense (vLLM's begin at 10 ms).
+_ITL_S = (
+    *(0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125),
+    *(0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
+    *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_LONG_S = (
+    *(0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0),
+    *(50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_MEDIA_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_STEP_TOKENS = tuple(float(2**power) for power in range(15))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationTimes:
+    """The measurements of one finished choice; seconds, None where it never came so far."""
+
+    finish_reason: str
+    cached_tokens: int
+    completion_tokens: int
+    e2e_s: float
+    queue_s: float | None = None  # arrival to first scheduled
+    prefill_s: float | None = None  # first scheduled to first token
+    decode_s: float | None = None  # first to last token
+
+
+class Metrics:
+    """All series of one server. Methods are cheap and never wait."""
+
+    def __init__(self, *, model_name: str, max_model_len: int = 1 << 17) -> None:
+        prometheus_client.disable_created_metrics()  # twice the text, read by nobody
+        self.registry = CollectorRegistry()
+        self._who = {"model_name": model_name, "engine": "0"}
+        self._engines = _EngineSeries(model_name)
+        self.registry.register(self._engines)
+        self._tokens = _one_two_five(max_model_len)
+        self._make_counts()
+        self._make_times()
+        self._make_media()
+
+    def _make_counts(self) -> None:
+        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens taken in")
+        self._cached_tokens = self._counter(
+            "vllm:prompt_tokens_cached", "Prompt tokens found in the prefix cache"
+        )
+        self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
+        self.rejections = self._counter("vllm:admission_rejections", "Requests answered with 429")
+        self._finished = self._by_label(
+            Counter, "vllm:request_success", "Finished generations", "finished_reason"
+        )
+        self._responses = self._by_label(
+            Counter, "glimt:http_responses", "Answers; 499: the client left", "status"
+        )
+        self._prompt_size = self._histogram("vllm:request_prompt_tokens", "Prompt", self._tokens)
+        self._computed_size = self._histogram(
+            "vllm:request_prefill_kv_computed_tokens", "Prompt without cached", self._tokens
+        )
+        self._answer_size = self._histogram(
+            "vllm:request_generation_tokens", "Answer", self._tokens
+        )
+        self._longest_size = self._histogram(
+            "vllm:request_max_num_generation_tokens", "Longest of n answers", self._tokens
+        )
+        self._max_tokens = self._histogram(
+            "vllm:request_params_max_tokens", "max_tokens", self._tokens
+        )
+        self._num_choices = self._histogram("vllm:request_params_n", "n", (1, 2, 5, 10, 20))
+        self._step_tokens = self._histogram(
+            "vllm:iteration_tokens_total", "Tokens per step", _STEP_TOKENS
+        )
+
+    def _make_times(self) -> None:
+        make = self._histogram
+        self.time_to_first_token = make("vllm:time_to_first_token_seconds", "TTFT", _TTFT_S)
+        self.inter_token_latency = make("vllm:inter_token_latency_seconds", "ITL", _ITL_S)
+        self._time_per_token = (
+            make("vllm:request_time_per_output_token_seconds", "Mean of a request", _ITL_S),
+            make("vllm:time_per_output_token_seconds", "Older name of the former", _ITL_S),
+        )
+        self._e2e = make("vllm:e2e_request_latency_seconds", "Arrival to end", _LONG_S)
+        self._queue = make("vllm:request_queue_time_seconds", "Arrival to start", _LONG_S)
+        self._prefill = make("vllm:request_prefill_time_seconds", "Start to token 1", _LONG_S)
+        self._decode = make("vllm:request_decode_time_seconds", "Token 1 to last", _LONG_S)
+        self._inference = make("vllm:request_inference_time_seconds", "Start to end", _LONG_S)
+
+    def _make_media(self) -> None:
+        self._media_seconds = self._by_label(
+            Histogram, "glimt:media_seconds", "Fetch to pixels", "kind", buckets=_MEDIA_S
+        )
+        self.media_waiting = self._gauge("glimt:num_media_waiting", "Media not yet prepared")
+        self.preparing = self._gauge(
+            "glimt:num_requests_preparing", "Requests not yet sent to an engine"
+        )
+        self._media_queries = self._counter("vllm:mm_cache_queries", "Media items looked up")
+        self._media_hits = self._counter("vllm:mm_cache_hits", "Media items found prepared")
+        self.media_fetch_errors = self._counter("glimt:media_fetch_errors", "Failed fetches")
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, self._who.keys(), registry=self.registry).labels(**self._who)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, self._who.keys(), registry=self.registry).labels(**self._who)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        family = Histogram(
+            name, text, self._who.keys(), registry=self.registry, buckets=tuple(buckets)
+        )
+        return family.labels(**self._who)
+
+    def _by_label(self, kind: Any, name: str, text: str, label: str, **options: Any) -> Any:
+        """One child for each value that `label` may have."""
+        values = {
+            "finished_reason": FINISH_REASONS,
+            "status": STATUS_CLASSES,
+            "kind": MEDIA_KINDS,
+        }[label]
+        family = kind(name, text, (*self._who, label), registry=self.registry, **options)
+        return {value: family.labels(**self._who, **{label: value}) for value in values}
+
+    def add_engine(self, index: int, info: EngineInfo) -> None:
+        """Engine `index` begins a new incarnation."""
+        self._engines.add(index, info)
+
+    def remove_engine(self, index: int) -> None:
+        """Engine `index` is gone; its counters stay."""
+        self._engines.remove(index)
+
+    def observe_engine(self, index: int, stats: EngineStats) -> None:
+        """Take over the state of an engine after a step."""
+        if self._engines.update(index, stats) and stats.step_tokens:
+            self._step_tokens.observe(stats.step_tokens)
+
+    def observe_request(self, *, prompt_tokens: int, max_tokens: int, n: int) -> None:
+        """A request was sent to an engine."""
+        self.prompt_tokens.inc(prompt_tokens)
+        self._prompt_size.observe(prompt_tokens)
+        self._max_tokens.observe(max_tokens)
+        self._num_choices.observe(n)
+
+    def observe_generation(self, times: GenerationTimes, prompt_tokens: int) -> None:
+        """One choice has ended."""
+        self._finished[times.finish_reason].inc()
+        self._cached_tokens.inc(times.cached_tokens)
+        self._computed_size.observe(max(0, prompt_tokens - times.cached_tokens))
+        self._answer_size.observe(times.completion_tokens)
+        self._e2e.observe(times.e2e_s)
+        if times.queue_s is not None:
+            self._queue.observe(times.queue_s)
+            self._inference.observe(max(0.0, times.e2e_s - times.queue_s))
+        if times.prefill_s is not None:
+            self._prefill.observe(times.prefill_s)
+        if times.decode_s is not None:
+            self._decode.observe(times.decode_s)
+            if times.completion_tokens > 1:
+                for histogram in self._time_per_token:
+                    histogram.observe(times.decode_s / (times.completion_tokens - 1))
+
+    def observe_longest(self, completion_tokens: int) -> None:
+        """All choices of a request have ended; the longest had this many tokens."""
+        self._longest_size.observe(completion_tokens)
+
+    def observe_response(self, status: int) -> None:
+        """An HTTP answer was given; 499 = the client left before."""
+        group = "499" if status == 499 else f"{max(status, 200) // 100}xx"
+        if group in self._responses:
+            self._responses[group].inc()
+
+    def observe_media(self, kind: str, seconds: float) -> None:
+        """An image or video was fetched, decoded and resized in `seconds`."""
+        self._media_seconds[kind].observe(seconds)
+
+    def observe_media_lookup(self, *, hit: bool) -> None:
+        """A media item was looked up among the prepared ones."""
+        self._media_queries.inc()
+        if hit:
+            self._media_hits.inc()
+
+    def render(self) -> bytes:
+        """The text of GET /metrics."""
+        return prometheus_client.generate_latest(self.registry)
+
+
+def _one_two_five(highest: int) -> tuple[float, ...]:
+    """1, 2, 5, 10, … up to `highest`."""
+    steps = (factor * 10.0**power for power in range(12) for factor in (1, 2, 5))
+    return tuple(step for step in steps if step <= highest)
+
+
+# (name, older names, help, field of EngineStats). Counters only grow within one incarnation of
+# an engine, so what earlier incarnations counted is kept and added.
+_COUNTERS = (
+    ("vllm:prefix_cache_queries", ("vllm:gpu_prefix_cache_queries",), "prefix_query_tokens"),
+    ("vllm:prefix_cache_hits", ("vllm:gpu_prefix_cache_hits",), "prefix_hit_tokens"),
+    ("vllm:num_preemptions", (), "preemptions"),
+    ("glimt:encoder_cache_queries", (), "image_queries"),
+    ("glimt:encoder_cache_hits", (), "image_hits"),
+)
+
+
+class _EngineSeries(Collector):
+    """The series that come from `EngineStats`, computed when they are scraped."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self._infos: dict[int, EngineInfo] = {}
+        self._stats: dict[int, EngineStats] = {}
+        self._before: dict[tuple[int, str], int] = {}
+
+    def add(self, index: int, info: EngineInfo) -> None:
+        self.remove(index)
+        self._infos[index] = info
+
+    def remove(self, index: int) -> None:
+        last = self._stats.pop(index, EngineStats())
+        for _, _, field in _COUNTERS:
+            key = index, field
+            self._before[key] = self._before.get(key, 0) + getattr(last, field)
+        # An engine that is gone still has a row, with zeros: a series that vanishes alarms nobody.
+        self._stats[index] = EngineStats()
+
+    def update(self, index: int, stats: EngineStats) -> bool:
+        """False if these stats were seen before."""
+        is_new = self._stats.get(index, EngineStats()).step != stats.step
+        self._stats[index] = stats
+        return is_new
+
+    def collect(self) -> Iterator[Metric]:
+        """All families; one sample per engine."""
+        yield from self._gauges()
+        for name, older_names, field in _COUNTERS:
+            for each in (name, *older_names):
+                family = CounterMetricFamily(each, field, labels=("model_name", "engine"))
+                for index, stats in self._stats.items():
+                    count = getattr(stats, field) + self._before.get((index, field), 0)
+                    family.add_metric((self._model_name, str(index)), count)
+                yield family
+        config = GaugeMetricFamily(
+            "vllm:cache_config_info",
+            "Settings of the KV cache as labels",
+            labels=("model_name", "engine", "block_size", "num_gpu_blocks", "cache_dtype"),
+        )
+        for index, info in self._infos.items():
+            sizes = (str(info.page_size), str(info.num_pages), info.kv_cache_dtype)
+            config.add_metric((self._model_name, str(index), *sizes), 1)
+        yield config
+
+    def _gauges(self) -> Iterator[Metric]:
+        usage = {i: s.num_used_pages / max(1, s.num_pages) for i, s in self._stats.items()}
+        hit_rate = {
+            i: s.prefix_hit_tokens / max(1, s.prefix_query_tokens) for i, s in self._stats.items()
+        }
+        none = dict.fromkeys(self._stats, 0)
+        for name, text, values in (
+            ("vllm:num_requests_running", "Running", _each(self._stats, "num_running")),
+            ("vllm:num_requests_waiting", "Waiting", _each(self._stats, "num_waiting")),
+            ("vllm:kv_cache_usage_perc", "KV cache in use, 0 to 1", usage),
+            ("vllm:gpu_cache_usage_perc", "Older name of the former", usage),
+            ("vllm:gpu_prefix_cache_hit_rate", "Older; hits by queries", hit_rate),
+            ("vllm:num_requests_swapped", "Older; always 0", none),
+            ("vllm:cpu_cache_usage_perc", "Older; always 0", none),
+        ):
+            family = GaugeMetricFamily(name, text, labels=("model_name", "engine"))
+            for index, value in values.items():
+                family.add_metric((self._model_name, str(index)), value)
+            yield family
+
+
+def _each(stats: dict[int, EngineStats], field: str) -> dict[int, float]:
+    return {index: getattr(each, field) for index, each in stats.items()}
