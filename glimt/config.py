@@ -8,6 +8,7 @@ and printed at start.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -354,7 +355,7 @@ def parse_count(text: str) -> int:
         count = float(number) * unit
     except ValueError:
         raise ValueError(f"{text!r} is not a number such as 65536, 64k or 64K") from None
-    if count < 1 or count != int(count):
+    if not math.isfinite(count) or count < 1 or count != int(count):
         raise ValueError(f"{text!r} is not a whole number above 0")
     return int(count)
 

@@ -1,0 +1,282 @@
+"""From wishes to a running server: find the checkpoint, bind the port, plan, supervise.
+
+Everything that can be refused is refused here, before any child starts and any weight is read.
+"""
+
+import asyncio
+import math
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from glimt import __version__
+from glimt.checkpoint import Checkpoint, locate, read_checkpoint
+from glimt.config import Settings, check, parse_count, parse_object
+from glimt.errors import BadSettings
+from glimt.processes.control import EngineStart, ServerStart
+from glimt.processes.supervisor import Plan, Supervisor, remove_stale_folders
+from glimt.wire import ImageSettings, MediaLimits
+
+DTYPES = {"half": "float16", "float": "float32"}
+DEFAULT_LIMITS = {"image": 32, "video": 2}
+
+
+def serve(settings: Settings, say: Callable[[str], None]) -> int:
+    """Run `glimt serve`; the exit status. Raises StartupError."""
+    say(f"glimt {__version__}: {settings.model}")
+    for note in check(settings):
+        say(f"  note: {note}")
+    remove_stale_folders()
+    listener = bind(settings)
+    models = settings.models
+    path = locate(settings.model, revision=models.revision, download_dir=models.download_dir)
+    checkpoint = read_checkpoint(path, overrides=parse_object(models.hf_overrides))
+    plan = make_plan(settings, checkpoint)
+    for line in describe(settings):
+        say(f"  {line}")
+    return asyncio.run(_supervise(plan, listener, say))
+
+
+async def _supervise(plan: Plan, listener: socket.socket, say: Callable[[str], None]) -> int:
+    return await Supervisor(plan, listener, say).run()
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket, taken before anything slow happens. Raises BadSettings."""
+    server = settings.server
+    try:
+        if server.uds is not None:
+            listener = socket.socket(socket.AF_UNIX)
+            Path(server.uds).unlink(missing_ok=True)
+            listener.bind(server.uds)
+        else:
+            family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+            listener = socket.socket(family)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((server.host, server.port))
+    except OSError as error:
+        where = server.uds or f"{server.host}:{server.port}"
+        raise BadSettings(f"cannot listen on {where}: {error.strerror}") from None
+    listener.listen(2048)
+    return listener
+
+
+def describe(settings: Settings) -> list[str]:
+    """The settings that are not at their default, one line a group."""
+    lines = []
+    for name in ("models", "cache", "media", "parallel", "server"):
+        group = getattr(settings, name)
+        defaults = type(group)()
+        changed = [
+            f"{field.replace('_', '-')}={_shown(field, getattr(group, field))}"
+            for field in group.__dataclass_fields__
+            if getattr(group, field) != getattr(defaults, field)
+        ]
+        if changed:
+            lines.append(f"{name}: {', '.join(changed)}")
+    return lines
+
+
+def _shown(field: str, value: Any) -> str:
+    return "(hidden)" if field == "api_key" else str(value)
+
+
+def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
+    """What to start, from wishes and checkpoint. Raises BadSettings, BadCheckpoint."""
+    media = settings.media
+    image, video = _image_settings(settings, checkpoint)
+    return Plan(
+        engine=_engine_start(settings, checkpoint, image, video),
+        server=_server_start(settings, checkpoint, image, video),
+        num_media_workers=media.media_workers or max(1, min(8, (os.cpu_count() or 2) // 2)),
+        arena_bytes=_page_multiple(media.mm_processor_cache_gb * 2**30),
+        shutdown_timeout_s=settings.server.shutdown_timeout,
+    )
+
+
+def _page_multiple(nbytes: float) -> int:
+    return max(1, math.ceil(nbytes / 4096)) * 4096
+
+
+def _engine_start(
+    settings: Settings, checkpoint: Checkpoint, image: ImageSettings, video: ImageSettings
+) -> EngineStart:
+    models, cache, server = settings.models, settings.cache, settings.server
+    wanted = cache.kv_cache_memory_bytes
+    return EngineStart(
+        inbox="",
+        server_inboxes=(),
+        arena_fds=(),
+        model_path=str(checkpoint.path),
+        hf_overrides=parse_object(models.hf_overrides),
+        load_format=models.load_format,
+        quantization="fp8" if models.quantization == "fp8" else None,
+        dtype=DTYPES.get(models.dtype, models.dtype),
+        kv_cache_dtype="auto" if cache.kv_cache_dtype == "auto" else "fp8",
+        kv_cache_memory_bytes=None if wanted is None else parse_count(wanted),
+        memory_utilization=cache.gpu_memory_utilization,
+        device=cache.device,
+        page_size=cache.block_size,
+        max_model_len=_max_model_len(models.max_model_len),
+        max_num_batched_tokens=cache.max_num_batched_tokens,
+        max_num_seqs=cache.max_num_seqs,
+        prefix_caching=cache.enable_prefix_caching,
+        policy=cache.scheduling_policy,
+        overlap=cache.async_scheduling,
+        seed=models.seed,
+        max_logprobs=server.max_logprobs,
+        image_max_tokens=max(_max_tokens(image), _max_tokens(video)),
+        log_level=server.log_level,
+        log_json=server.log_json,
+    )
+
+
+def _max_model_len(text: str | None) -> int | None:
+    if text is None:
+        return None
+    return 0 if text in ("auto", "-1") else parse_count(text)
+
+
+def _max_tokens(settings: ImageSettings) -> int:
+    """Tokens of the largest span: limits are volumes, and a still counts two frames."""
+    frames = settings.temporal_patch_size
+    return settings.max_pixels // (frames * (settings.patch_size * settings.merge_size) ** 2)
+
+
+def _image_settings(
+    settings: Settings, checkpoint: Checkpoint
+) -> tuple[ImageSettings, ImageSettings]:
+    """The checkpoint's preprocessing with the operator's changes. Raises BadSettings."""
+    image, video = checkpoint.image, checkpoint.video
+    kwargs = parse_object(settings.media.mm_processor_kwargs)
+    size = kwargs.pop("size", {})
+    changes: dict[str, Any] = {}
+    for theirs, ours in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        if theirs in size:
+            changes[ours] = int(size.pop(theirs))
+    io_kwargs = parse_object(settings.media.media_io_kwargs)
+    of_video = dict(io_kwargs.pop("video", {}))
+    video_changes = {name: of_video.pop(name) for name in ("fps", "max_frames") if name in of_video}
+    if of_video.pop("num_frames", -1) != -1:
+        raise BadSettings('--media-io-kwargs: "num_frames" is not supported; use "max_frames"')
+    unknown = [*kwargs, *size, *io_kwargs, *of_video]
+    if unknown:
+        raise BadSettings(
+            "--mm-processor-kwargs and --media-io-kwargs: unknown " + ", ".join(map(repr, unknown))
+        )
+    try:
+        image = msgspec.convert({**msgspec.to_builtins(image), **changes}, ImageSettings)
+        video = msgspec.convert({**msgspec.to_builtins(video), **video_changes}, ImageSettings)
+    except msgspec.ValidationError as error:
+        raise BadSettings(f"--mm-processor-kwargs or --media-io-kwargs: {error}") from None
+    return image, video
+
+
+def _server_start(
+    settings: Settings, checkpoint: Checkpoint, image: ImageSettings, video: ImageSettings
+) -> ServerStart:
+    models, media, server = settings.models, settings.media, settings.server
+    counts = {**DEFAULT_LIMITS, **_counts(parse_object(media.limit_mm_per_prompt))}
+    return ServerStart(
+        index=0,
+        inbox="",
+        media_hub="",
+        arena_fd=-1,
+        socket_fd=-1,
+        model_path=str(checkpoint.path),
+        served_model_names=tuple(models.served_model_name or [settings.model]),
+        chat_template=_chat_template(settings, checkpoint),
+        chat_template_kwargs=parse_object(models.default_chat_template_kwargs),
+        generation_defaults=_generation_defaults(settings, checkpoint),
+        image=image,
+        video=video,
+        limits=MediaLimits(max_image_pixels=media.max_image_pixels),
+        max_images=counts["image"],
+        max_videos=counts["video"],
+        allowed_local_media_path=_local_media(media.allowed_local_media_path),
+        allowed_media_domains=(
+            None if media.allowed_media_domains is None else tuple(media.allowed_media_domains)
+        ),
+        api_keys=_api_keys(settings),
+        root_path=server.root_path,
+        allowed_origins=tuple(server.allowed_origins or ()),
+        reasoning_parser=server.reasoning_parser,
+        max_logprobs=server.max_logprobs,
+        max_num_queued_reqs=server.max_num_queued_reqs,
+        prompt_tokens_details=server.enable_prompt_tokens_details,
+        force_include_usage=server.enable_force_include_usage,
+        request_id_headers=server.enable_request_id_headers,
+        log_level=server.log_level,
+        log_json=server.log_json,
+        log_requests=server.enable_log_requests,
+        log_stats=not server.disable_log_stats,
+    )
+
+
+def _counts(given: dict[str, Any]) -> dict[str, int]:
+    """--limit-mm-per-prompt: a number, or vLLM's {"count": n, …}, for each modality."""
+    counts = {}
+    for modality, value in given.items():
+        count = value.get("count") if isinstance(value, dict) else value
+        if modality not in DEFAULT_LIMITS or not isinstance(count, int) or count < 0:
+            raise BadSettings(
+                f"--limit-mm-per-prompt: {modality!r}: {value!r} is not understood; "
+                'write {"image": 8, "video": 1}'
+            )
+        counts[modality] = count
+    return counts
+
+
+def _local_media(path: str | None) -> str | None:
+    if path is None or path == "":
+        return None
+    if not Path(path).is_dir():
+        raise BadSettings(f"--allowed-local-media-path {path}: there is no such folder")
+    return str(Path(path).resolve())
+
+
+def _chat_template(settings: Settings, checkpoint: Checkpoint) -> str:
+    file = settings.models.chat_template
+    if file is None:
+        return checkpoint.chat_template
+    try:
+        return Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"--chat-template {file}: {error}") from None
+
+
+def _generation_defaults(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
+    """generation_config.json as the user wants it: the checkpoint's, none, or another folder's.
+
+    The eos ids are not a matter of taste and stay.
+    """
+    models = settings.models
+    defaults = dict(checkpoint.generation_config)
+    eos = defaults.get("eos_token_id")
+    if models.generation_config == "vllm":
+        defaults = {}
+    elif models.generation_config != "auto":
+        file = Path(models.generation_config) / "generation_config.json"
+        try:
+            defaults = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.MsgspecError) as error:
+            raise BadSettings(f"--generation-config: {file}: {error}") from None
+    if eos is not None:
+        defaults.setdefault("eos_token_id", eos)
+    return {**defaults, **parse_object(models.override_generation_config)}
+
+
+def _api_keys(settings: Settings) -> tuple[str, ...]:
+    keys = list(settings.server.api_key or ())
+    if settings.server.api_key_file is not None:
+        try:
+            keys += Path(settings.server.api_key_file).read_text("utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSettings(f"--api-key-file: {error}") from None
+        if not keys:
+            raise BadSettings(f"--api-key-file {settings.server.api_key_file} holds no key")
+    return tuple(keys)

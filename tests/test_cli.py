@@ -1,0 +1,163 @@
+"""The command line: fast, complete, and honest about what it cannot do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glimt.cli import main
+from glimt.config import (
+    CacheSettings,
+    MediaSettings,
+    ModelSettings,
+    ParallelSettings,
+    ServerSettings,
+    Settings,
+    check,
+    parse_count,
+)
+from glimt.errors import BadSettings
+
+MISSION = [
+    "--tensor-parallel-size",
+    "4",
+    "--tool-call-parser",
+    "glm45",
+    "--reasoning-parser",
+    "glm45",
+    "--enable-auto-tool-choice",
+    "--enable-expert-parallel",
+    "--allowed-local-media-path",
+    "/",
+    "--mm-encoder-tp-mode",
+    "data",
+    "--mm-processor-cache-type",
+    "shm",
+]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def test_help_imports_neither_torch_nor_the_server() -> None:
+    code = (
+        "import sys; from glimt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'starlette', 'zmq', 'numpy', 'jinja2') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_flag_has_a_sentence_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", "--help") == 0
+    text = capsys.readouterr().out
+    for flag in ("--max-model-len", "--gpu-memory-utilization", "--hf-overrides", "--api-key"):
+        assert flag in text
+
+
+def test_a_mistyped_flag_is_refused_with_the_nearest_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("serve", "model", "--max-model-length", "8k") != 0
+    output = capsys.readouterr()
+    assert "--max-model-len" in output.err + output.out
+
+
+def test_the_missions_flags_are_known_and_what_is_missing_is_said_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("serve", "zai-org/GLM-4.5V-FP8", *MISSION) == 2
+    message = capsys.readouterr().err
+    for flag in ("--tensor-parallel-size 4", "--tool-call-parser", "--mm-processor-cache-type shm"):
+        assert flag in message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(model="m", parallel=ParallelSettings(tensor_parallel_size=2)),
+        Settings(model="m", parallel=ParallelSettings(data_parallel_size=2)),
+        Settings(model="m", parallel=ParallelSettings(headless=True)),
+        Settings(model="m", parallel=ParallelSettings(master_addr="10.0.0.1")),
+        Settings(model="m", server=ServerSettings(port=70000)),
+        Settings(model="m", server=ServerSettings(enable_auto_tool_choice=True)),
+        Settings(model="m", cache=CacheSettings(gpu_memory_utilization=1.5)),
+        Settings(model="m", cache=CacheSettings(max_num_seqs=0)),
+        Settings(model="m", cache=CacheSettings(max_num_seqs=64, max_num_batched_tokens=32)),
+        Settings(model="m", cache=CacheSettings(enable_chunked_prefill=False)),
+        Settings(model="m", models=ModelSettings(hf_overrides="{")),
+        Settings(model="m", models=ModelSettings(max_model_len="many")),
+        Settings(model="m", media=MediaSettings(limit_mm_per_prompt="[1]")),
+        Settings(model="m", media=MediaSettings(mm_processor_cache_gb=0)),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: Settings) -> None:
+    with pytest.raises(BadSettings):
+        check(settings)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    settings = Settings(
+        model="m",
+        parallel=ParallelSettings(tensor_parallel_size=2, nnodes=2),
+        server=ServerSettings(port=-1),
+    )
+    with pytest.raises(BadSettings) as caught:
+        check(settings)
+    assert len(caught.value.problems) == 3
+
+
+def test_what_has_no_effect_is_said() -> None:
+    notes = check(
+        Settings(
+            model="m",
+            parallel=ParallelSettings(enable_expert_parallel=True),
+            media=MediaSettings(mm_encoder_tp_mode="data"),
+            server=ServerSettings(host="0.0.0.0"),
+        )
+    )
+    assert len(notes) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("65536", 65536), ("64k", 64_000), ("64K", 65_536), ("25.6k", 25_600), ("4G", 2**32)],
+)
+def test_counts_have_units(text: str, count: int) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "0", "1.5", "25.6K", "64kb", "nan", "inf"])
+def test_counts_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_count(text)
+
+
+def test_a_config_file_gives_flags_and_the_command_line_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "glimt.toml"
+    file.write_text("[serve]\nport = 70000\n")
+    assert run("serve", "model", "--config", str(file)) == 2
+    assert "--port 70000" in capsys.readouterr().err
+    assert run("serve", "model", "--config", str(file), "--port", "70001") == 2
+    assert "--port 70001" in capsys.readouterr().err
+
+
+def test_a_missing_config_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", "model", "--config", "/nowhere/glimt.toml") == 2
+    assert "/nowhere/glimt.toml" in capsys.readouterr().err
+
+
+def test_the_environment_gives_flags(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GLIMT_PORT", "70002")
+    assert run("serve", "model") == 2
+    assert "--port 70002" in capsys.readouterr().err
