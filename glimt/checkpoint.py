@@ -17,8 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glimt.errors import BadCheckpoint, BadSettings
+from glimt.errors import BadCheckpoint
+from glimt.hub import locate
 from glimt.wire import ImageSettings
+
+__all__ = [
+    "Checkpoint",
+    "checkpoint_file",
+    "locate",
+    "merge_overrides",
+    "read_checkpoint",
+    "read_json",
+]
 
 Json = dict[str, Any]
 
@@ -45,48 +55,52 @@ class Checkpoint:
     tokenizer_path: Path
     notes: tuple[str, ...]  # what was missing and how it was made up for; print at start
 
-    @staticmethod
-    def read(path: Path, processor_kwargs: Mapping[str, Any] | None = None) -> "Checkpoint":
-        """Read and check the folder `path`.
 
-        Args:
-            processor_kwargs: `--mm-processor-kwargs`, laid over both preprocessor files.
+def read_checkpoint(path: Path, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read and check the folder `path`; `overrides` (`--hf-overrides`) lie over config.json.
 
-        Raises BadCheckpoint naming the file and the cure; BadSettings for processor_kwargs.
-        """
-        notes: list[str] = []
-        config = read_json(checkpoint_file(path, "config.json"))
-        processor = _optional_json(path, "processor_config.json")
-        images = _optional_json(path, "preprocessor_config.json")
-        images = images or _section(processor, "image_processor")
-        videos = _optional_json(path, "video_preprocessor_config.json")
-        videos = videos or _section(processor, "video_processor")
-        if not images:
-            notes.append("no preprocessor_config.json: the family's usual image limits are used")
-        if not videos:
-            notes.append(
-                "no video_preprocessor_config.json: the family's usual video limits are used"
-            )
-        sampler = _sampler(videos, images, processor)
-        if sampler is None:
-            sampler = "glm4v"
-            notes.append("no file names a video processor: frames are sampled as for GLM-4.5V")
-        wishes = _checked_kwargs(processor_kwargs or {})
-        images, videos = _overlay(images, wishes), _overlay(videos, wishes)
-        image = _image_settings(images, _IMAGE_DEFAULTS, "preprocessor_config.json", sampler)
-        video = _image_settings(videos, _VIDEO_DEFAULTS, "video_preprocessor_config.json", sampler)
-        _check_patches(config, image, video)
-        return Checkpoint(
-            path=path,
-            config=config,
-            generation_config=_optional_json(path, "generation_config.json"),
-            preprocessor_config=images,
-            chat_template=_chat_template(path),
-            image=image,
-            video=video,
-            tokenizer_path=checkpoint_file(path, "tokenizer.json"),
-            notes=tuple(notes),
-        )
+    Raises BadCheckpoint naming the file and the cure.
+    """
+    notes: list[str] = []
+    config = merge_overrides(read_json(checkpoint_file(path, "config.json")), overrides or {})
+    processor = _optional_json(path, "processor_config.json")
+    images = _optional_json(path, "preprocessor_config.json")
+    images = images or _section(processor, "image_processor")
+    videos = _optional_json(path, "video_preprocessor_config.json")
+    videos = videos or _section(processor, "video_processor")
+    if not images:
+        notes.append("no preprocessor_config.json: the family's usual image limits are used")
+    if not videos:
+        notes.append("no video_preprocessor_config.json: the family's usual video limits are used")
+    sampler = _sampler(videos, images, processor)
+    if sampler is None:
+        sampler = "glm4v"
+        notes.append("no file names a video processor: frames are sampled as for GLM-4.5V")
+    image = _image_settings(images, _IMAGE_DEFAULTS, "preprocessor_config.json", sampler)
+    video = _image_settings(videos, _VIDEO_DEFAULTS, "video_preprocessor_config.json", sampler)
+    _check_patches(config, image, video)
+    return Checkpoint(
+        path=path,
+        config=config,
+        generation_config=_optional_json(path, "generation_config.json"),
+        preprocessor_config=images,
+        chat_template=_chat_template(path),
+        image=image,
+        video=video,
+        tokenizer_path=checkpoint_file(path, "tokenizer.json"),
+        notes=tuple(notes),
+    )
+
+
+def merge_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
+    """A copy of `config` with `overrides` laid over it, objects key by key."""
+    merged = dict(config)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = merge_overrides(below, value)
+        merged[key] = value
+    return merged
 
 
 def checkpoint_file(folder: Path, name: str) -> Path:
@@ -179,24 +193,6 @@ def _sampler(*files: Json) -> str | None:
                 if str(file.get(key, "")).startswith(prefix):
                     return sampler
     return None
-
-
-def _checked_kwargs(wishes: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = ("size", "fps", "max_duration")
-    if unknown := [key for key in wishes if key not in known]:
-        raise BadSettings(f"--mm-processor-kwargs: {unknown} unknown; known are {', '.join(known)}")
-    size = wishes.get("size", {})
-    if not isinstance(size, dict) or not size.keys() <= {"shortest_edge", "longest_edge"}:
-        raise BadSettings(
-            "--mm-processor-kwargs: size must be an object with shortest_edge and longest_edge, "
-            "both volumes in pixels"
-        )
-    return wishes
-
-
-def _overlay(values: Json, wishes: Mapping[str, Any]) -> Json:
-    size = {**_section(values, "size"), **wishes.get("size", {})}
-    return {**values, **wishes, "size": size}
 
 
 def _image_settings(
