@@ -1,1 +1,61 @@
-"""Every operation: its definition in plain torch and its fast twin."""
+"""The operations of the networks. Each has one definition, in plain torch, in `reference*.py`.
+
+A fast kernel is a twin of its definition: same name, same signature, same contract. Model code
+imports operations from here and never knows which of the two it gets.
+
+    linear            y = x W^T + b
+    rms_norm          g · x / sqrt(mean x² + eps)
+    add_rms_norm      the same of x + delta; also gives the sum
+    layer_norm        (x - mean) / sqrt(var + eps) · g + b
+    silu_mul          silu(gate) · up, of halves of one row
+    rope_angles       cos and sin of M-RoPE angles from three position axes
+    vision_angles     cos and sin of the vision tower's row and column angles
+    rope              rotate the first dims of every head
+    quantize_rows     FP8 values and one scale for each row
+    fp8_linear        linear with FP8 weights, activations quantised row by row
+    route             experts and their weights for each token
+    grouped_experts   weighted sum of a token's experts
+    fp8_grouped_experts   the same with FP8 weights
+    write_kv          store keys and values of new tokens in their pages
+    paged_attention   causal attention of new tokens over the pages of their rows
+    segment_attention full attention inside each segment (an image, a video step)
+    normalize_pixels  uint8 -> normalised rows of patches
+    resample_positions  the vision tower's position table for another patch grid
+"""
+
+from glimt.kernels.experts import fp8_grouped_experts, grouped_experts
+from glimt.kernels.reference import (
+    add_rms_norm,
+    fp8_linear,
+    layer_norm,
+    linear,
+    quantize_rows,
+    rms_norm,
+    rope,
+    rope_angles,
+    silu_mul,
+)
+from glimt.kernels.reference_attention import paged_attention, segment_attention, write_kv
+from glimt.kernels.reference_experts import route
+from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
+
+__all__ = [
+    "linear",
+    "rms_norm",
+    "add_rms_norm",
+    "layer_norm",
+    "silu_mul",
+    "rope_angles",
+    "vision_angles",
+    "rope",
+    "quantize_rows",
+    "fp8_linear",
+    "route",
+    "grouped_experts",
+    "fp8_grouped_experts",
+    "write_kv",
+    "paged_attention",
+    "segment_attention",
+    "normalize_pixels",
+    "resample_positions",
+]

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 import subprocess
@@ -267,10 +268,8 @@ def test_a_damaged_file_is_read_or_refused_but_never_crashes(
     for name in ("text_config", "rope_parameters") if section == "rope_parameters" else (section,):
         target = target.get(name, target)
     target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JSON)
-    try:
-        read_config(config)
-    except BadCheckpoint as error:
-        assert error.problems
+    with contextlib.suppress(BadCheckpoint):
+        assert read_config(config).vision.depth > 0
 
 
 def test_overrides_are_laid_over_key_by_key_and_leave_the_original_alone() -> None:

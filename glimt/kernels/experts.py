@@ -1,0 +1,97 @@
+"""The experts' feed-forward on torch's grouped GEMMs: no host sync, one launch for all experts.
+
+Twins of `reference_experts.py`. Rows are sorted by expert; `ends_E` are the cumulative counts.
+"""
+
+import torch
+from torch import Tensor
+
+from glimt.kernels import reference_experts
+from glimt.kernels.reference import quantize_rows, silu_mul
+
+
+def grouped_experts(
+    x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor
+) -> Tensor:
+    """See `reference_experts.grouped_experts`."""
+    if not x_TD.is_cuda or x_TD.dtype != torch.bfloat16:
+        return reference_experts.grouped_experts(
+            x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDI
+        )
+    return _grouped(x_TD, weights_TK, experts_TK, gate_up_EFD, down_EDI)
+
+
+def fp8_grouped_experts(
+    x_TD: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    gate_up_EFD: Tensor,
+    gate_up_scale_EF: Tensor,
+    down_EDI: Tensor,
+    down_scale_ED: Tensor,
+) -> Tensor:
+    """See `reference_experts.fp8_grouped_experts`."""
+    if not x_TD.is_cuda or x_TD.dtype != torch.bfloat16:
+        return reference_experts.fp8_grouped_experts(
+            x_TD,
+            weights_TK,
+            experts_TK,
+            gate_up_EFD,
+            gate_up_scale_EF,
+            down_EDI,
+            down_scale_ED,
+        )
+    order, ends_E = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
+    q_TD, scale_T1 = quantize_rows(x_TD)
+    token = order // experts_TK.shape[1]
+    gate_up = torch._scaled_grouped_mm(
+        q_TD.view(torch.uint8)[token].view(q_TD.dtype),
+        gate_up_EFD.transpose(1, 2),
+        scale_T1[token, 0],
+        gate_up_scale_EF,
+        offs=ends_E,
+        out_dtype=x_TD.dtype,
+        use_fast_accum=True,
+    )
+    q_MI, scale_M1 = quantize_rows(silu_mul(gate_up))
+    y_MD = torch._scaled_grouped_mm(
+        q_MI,
+        down_EDI.transpose(1, 2),
+        scale_M1[:, 0],
+        down_scale_ED,
+        offs=ends_E,
+        out_dtype=x_TD.dtype,
+        use_fast_accum=True,
+    )
+    return _combine(y_MD, weights_TK, order, ends_E)
+
+
+def _grouped(
+    x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor
+) -> Tensor:
+    """The bfloat16 path; torch's grouped GEMM also runs on CPU, where the tests compare it."""
+    order, ends_E = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
+    x_MD = x_TD[order // experts_TK.shape[1]]
+    gate_up_MF = torch._grouped_mm(x_MD, gate_up_EFD.transpose(1, 2), offs=ends_E)
+    y_MD = torch._grouped_mm(silu_mul(gate_up_MF), down_EDI.transpose(1, 2), offs=ends_E)
+    return _combine(y_MD, weights_TK, order, ends_E)
+
+
+def _sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """(order [T · K] of the flattened pairs, ends int32 [E]); pairs of other ranks come last."""
+    expert_M = experts_TK.flatten()
+    expert_M = torch.where((expert_M < 0) | (expert_M >= num_experts), num_experts, expert_M)
+    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_M.device)
+    counts.scatter_add_(0, expert_M, torch.ones_like(expert_M))
+    return expert_M.argsort(stable=True), counts[:-1].cumsum(0).to(torch.int32)
+
+
+def _combine(y_MD: Tensor, weights_TK: Tensor, order: Tensor, ends_E: Tensor) -> Tensor:
+    """Back to token order, weighted and summed over k in float32, in the dtype of y."""
+    num_tokens, per_token = weights_TK.shape
+    rows_M = torch.arange(order.shape[0], device=order.device)
+    ours_M1 = (rows_M < ends_E[-1])[:, None]  # the GEMMs leave the rows after the last end unset
+    y32_MD = torch.where(ours_M1, y_MD.float() * weights_TK.flatten()[order, None], 0.0)
+    unsorted_MD = torch.empty_like(y32_MD)
+    unsorted_MD[order] = y32_MD
+    return unsorted_MD.view(num_tokens, per_token, -1).sum(1).to(y_MD.dtype)
