@@ -16,7 +16,7 @@ import msgspec
 from glimt import __version__
 from glimt.checkpoint import Checkpoint, locate, read_checkpoint
 from glimt.config import Settings, check, parse_count, parse_object
-from glimt.errors import BadSettings
+from glimt.errors import BadCheckpoint, BadSettings
 from glimt.processes.control import EngineStart, ServerStart
 from glimt.processes.supervisor import Plan, Supervisor, remove_stale_folders
 from glimt.wire import ImageSettings, MediaLimits
@@ -33,8 +33,15 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     remove_stale_folders()
     listener = bind(settings)
     models = settings.models
-    path = locate(settings.model, revision=models.revision, download_dir=models.download_dir)
+    path = locate(
+        settings.model,
+        revision=models.revision,
+        download_dir=models.download_dir,
+        weights=models.load_format != "dummy",
+    )
     checkpoint = read_checkpoint(path, overrides=parse_object(models.hf_overrides))
+    for note in checkpoint.notes:
+        say(f"  note: {note}")
     plan = make_plan(settings, checkpoint)
     for line in describe(settings):
         say(f"  {line}")
@@ -242,6 +249,8 @@ def _local_media(path: str | None) -> str | None:
 def _chat_template(settings: Settings, checkpoint: Checkpoint) -> str:
     file = settings.models.chat_template
     if file is None:
+        if checkpoint.chat_template is None:
+            raise BadCheckpoint("the checkpoint has no chat template; give one: --chat-template")
         return checkpoint.chat_template
     try:
         return Path(file).read_text("utf-8")
