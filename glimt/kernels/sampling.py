@@ -1,0 +1,160 @@
+"""Logits to tokens, in plain torch: the specification, and the path of every device for now.
+
+Letters: N rows, V vocabulary, L tokens of history, C candidates, W words, M tokens of a word.
+Scores are float32. Functions ending in `_` change their first argument.
+
+A draw is an argmax over score / temperature + Gumbel noise (Gumbel, 1954: it follows the softmax
+of the scores). The noise is a pure function of (seed, sequence index, token id), so a token does
+not depend on what else is in the batch, on chunking, or on a preemption in between.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+NEVER = -math.inf
+
+# Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014): SplitMix64.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def gumbel_noise(seed_N: Tensor, index_N: Tensor, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise float32 [N, V] as a pure function of (seed, index, token id).
+
+    `seed_N`, `index_N`: int64. Row n is the SplitMix64 stream whose state is a hash of the row's
+    seed and index; token v takes the v-th number of it.
+    """
+    state_N = _mix(_mix(seed_N + _GAMMA) ^ index_N)
+    steps_V = torch.arange(1, vocab_size + 1, device=seed_N.device) * _GAMMA
+    bits_NV = _mix(state_N[:, None] + steps_V)
+    # 53 bits make a uniform in (0, 1) that is finest near 0, which is where the largest noise, and
+    # so the argmax, comes from: -log1p(-u) keeps u's relative precision there.
+    uniform_NV = (_shift_right(bits_NV, 11).float() + 0.5) * 2.0**-53
+    uniform_NV = uniform_NV.clamp_(max=1 - 2.0**-24)
+    return uniform_NV.neg_().log1p_().neg_().log_().neg_()
+
+
+def apply_penalties_(
+    scores_NV: Tensor,
+    tokens_NL: Tensor,
+    prompt_length_N: Tensor,
+    length_N: Tensor,
+    repetition_N: Tensor,
+    frequency_N: Tensor,
+    presence_N: Tensor,
+) -> None:
+    """Weaken tokens that were there before.
+
+    Repetition (Keskar et al., 2019, "CTRL"), over prompt and generated tokens: positive scores are
+    divided by it, others multiplied. Then, over generated tokens only:
+    score -= frequency * count + presence * (count > 0). `tokens_NL` may hold anything from
+    `length_N` on.
+    """
+    index_L = torch.arange(tokens_NL.shape[1], device=tokens_NL.device)
+    known_NL = index_L < length_N[:, None]
+    generated_NL = known_NL & (index_L >= prompt_length_N[:, None])
+    ids_NL = tokens_NL.long().masked_fill(~known_NL, 0)
+    seen_NV = torch.zeros_like(scores_NV).scatter_add_(1, ids_NL, known_NL.float())
+    count_NV = torch.zeros_like(scores_NV).scatter_add_(1, ids_NL, generated_NL.float())
+    factor_NV = torch.where(seen_NV > 0, repetition_N[:, None], 1.0)
+    scores_NV.copy_(torch.where(scores_NV > 0, scores_NV / factor_NV, scores_NV * factor_NV))
+    scores_NV -= frequency_N[:, None] * count_NV + presence_N[:, None] * (count_NV > 0)
+
+
+def ban_words_(
+    scores_NV: Tensor,
+    tokens_RL: Tensor,
+    row_W: Tensor,
+    history_row_W: Tensor,
+    words_WM: Tensor,
+    word_length_W: Tensor,
+    num_generated_W: Tensor,
+    length_W: Tensor,
+) -> None:
+    """Forbid the token that would complete a word, i.e. a sequence of tokens.
+
+    Word w concerns row `row_W[w]` of the scores, whose tokens so far are the first `length_W[w]`
+    of `tokens_RL[history_row_W[w]]`, the last `num_generated_W[w]` of them generated; only words
+    that lie wholly in these count. Words are right-aligned in `words_WM` (int64).
+    """
+    width = words_WM.shape[1]
+    before_M = torch.arange(width, 0, -1, device=words_WM.device) - 1  # tokens after this one
+    in_word_WM = before_M < word_length_W[:, None]
+    # The word's last token is the candidate, so the one `before` it is at length - before.
+    history_WM = (length_W[:, None] - before_M).clamp_(0, tokens_RL.shape[1] - 1)
+    equal_WM = tokens_RL[history_row_W[:, None], history_WM] == words_WM
+    matches_W = (equal_WM | ~in_word_WM)[:, :-1].all(1) & (word_length_W - 1 <= num_generated_W)
+    penalty_W = torch.where(matches_W, NEVER, 0.0)
+    scores_NV.index_put_((row_W, words_WM[:, -1]), penalty_W, accumulate=True)
+
+
+def add_bias_(scores_NV: Tensor, place_B: Tensor, bias_B: Tensor) -> None:
+    """Add `bias_B` (float32, -inf to forbid) at flat places n * V + token."""
+    scores_NV.view(-1).index_add_(0, place_B, bias_B)
+
+
+def allow_only_(scores_NV: Tensor, rows_A: Tensor, place_B: Tensor) -> None:
+    """In the rows `rows_A` forbid all tokens except those at flat places n * V + token."""
+    banned_NV = torch.zeros_like(scores_NV, dtype=torch.bool)
+    banned_NV[rows_A] = True
+    banned_NV.view(-1)[place_B] = False
+    scores_NV.masked_fill_(banned_NV, NEVER)
+
+
+def mask_min_p_(scores_NV: Tensor, min_p_N: Tensor) -> None:
+    """Forbid tokens less likely than min_p times the most likely one (Nguyen et al., 2024)."""
+    least_N1 = scores_NV.amax(1, keepdim=True) + min_p_N.log()[:, None]
+    scores_NV.masked_fill_(scores_NV < least_N1, NEVER)
+
+
+def mask_top_k_top_p_(
+    scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int
+) -> None:
+    """Keep the k highest scores, then of these the smallest set whose probability reaches p.
+
+    `top_k_N` int64 in [1, V] (V = off), `top_p_N` in (0, 1] (1 = off). `num_candidates`: V, or a
+    smaller number that no row's k exceeds, except in rows with both off; it saves the full sort.
+    Both cut at a score, so tokens that tie with the last one kept are kept too, and the result
+    depends on no order among equals.
+    """
+    candidates_NC = torch.topk(scores_NV, num_candidates, dim=1).values
+    is_off_N = (top_k_N >= scores_NV.shape[1]) & (top_p_N >= 1.0)
+    rank_C = torch.arange(num_candidates, device=scores_NV.device)
+    beyond_NC = rank_C >= top_k_N[:, None]
+    candidates_NC = candidates_NC.masked_fill(beyond_NC, NEVER)
+    probability_NC = candidates_NC.softmax(1)
+    reached_NC = probability_NC.cumsum(1) - probability_NC  # by the more likely ones
+    beyond_NC |= (reached_NC >= top_p_N[:, None]) & (top_p_N < 1.0)[:, None]
+    beyond_NC[:, 0] = False
+    least_N = candidates_NC.masked_fill(beyond_NC, math.inf).amin(1)
+    least_N = least_N.masked_fill(is_off_N, NEVER)
+    scores_NV.masked_fill_(scores_NV < least_N[:, None], NEVER)
+
+
+def token_logprobs(
+    logits_NV: Tensor, token_N: Tensor, num_top: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logprob [N], rank [N], top logprobs [N, k], top ids [N, k]) under softmax(logits).
+
+    Rank 1 is the most likely token; tokens that tie share the best rank of theirs.
+    """
+    total_N1 = logits_NV.logsumexp(1, keepdim=True)
+    chosen_N1 = logits_NV.gather(1, token_N[:, None])
+    rank_N = (logits_NV > chosen_N1).sum(1) + 1
+    top = torch.topk(logits_NV, min(num_top, logits_NV.shape[1]), dim=1)
+    return (chosen_N1 - total_N1).squeeze(1), rank_N, top.values - total_N1, top.indices
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of 64-bit integers that changes half of the bits."""
+    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
+    return bits ^ _shift_right(bits, 31)
+
+
+def _shift_right(bits: Tensor, amount: int) -> Tensor:
+    """Logical shift: torch's shift of int64 is arithmetic."""
+    return (bits >> amount) & ((1 << (64 - amount)) - 1)
