@@ -1,0 +1,128 @@
+"""Mixture of experts: a sigmoid router, routed experts and a shared one.
+
+Letters: T tokens, D width, I expert width, F = 2I, E experts, K experts of a token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glimt import kernels
+from glimt.layers.linear import FP8, Mlp, below, parameter
+from glimt.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How tokens choose experts; see `kernels.route`."""
+
+    num_experts: int
+    num_experts_per_token: int
+    num_groups: int
+    num_groups_per_token: int
+    norm_topk_prob: bool
+    scale: float
+
+
+class Router(nn.Module):
+    """Chooses experts and weighs them, in float32. Every rank holds all of it."""
+
+    def __init__(self, hidden_size: int, routing: Routing) -> None:
+        super().__init__()
+        self.routing = routing
+        self.weight = parameter(routing.num_experts, hidden_size)
+        self.bias = parameter(routing.num_experts, dtype=torch.float32)
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights float32 [T, K], experts int64 [T, K])."""
+        return kernels.route(
+            x_TD,
+            self.weight,
+            self.bias,
+            num_experts_per_token=self.routing.num_experts_per_token,
+            num_groups=self.routing.num_groups,
+            num_groups_per_token=self.routing.num_groups_per_token,
+            norm_topk_prob=self.routing.norm_topk_prob,
+            scale=self.routing.scale,
+        )
+
+
+class Experts(nn.Module):
+    """gate_up [E, F, D] and down [E, D, I], with float32 scales [E, F] and [E, D] iff FP8.
+
+    Under tensor parallelism every rank holds a share of every expert's width; under expert
+    parallelism whole experts, and tokens of other ranks' experts get zeros.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_experts: int,
+        *,
+        mesh: Mesh,
+        fp8: bool = False,
+    ) -> None:
+        super().__init__()
+        width, count = intermediate_size, num_experts
+        if mesh.ep_size > 1:
+            count = mesh.tp_share(num_experts, "n_routed_experts")
+        else:
+            width = mesh.tp_share(intermediate_size, "moe_intermediate_size")
+        self.first_expert = count * mesh.ep_rank
+        dtype = FP8 if fp8 else None
+        self.gate_up = parameter(count, 2 * width, hidden_size, dtype=dtype)
+        self.down = parameter(count, hidden_size, width, dtype=dtype)
+        scale = torch.float32
+        self.gate_up_scale = parameter(count, 2 * width, dtype=scale) if fp8 else None
+        self.down_scale = parameter(count, hidden_size, dtype=scale) if fp8 else None
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        """[T, D]: each token's weighted sum over those of its experts that are here."""
+        if self.first_expert:
+            experts_TK = experts_TK - self.first_expert
+        if self.gate_up_scale is None or self.down_scale is None:
+            return kernels.grouped_experts(x_TD, weights_TK, experts_TK, self.gate_up, self.down)
+        return kernels.fp8_grouped_experts(
+            x_TD,
+            weights_TK,
+            experts_TK,
+            self.gate_up,
+            self.gate_up_scale,
+            self.down,
+            self.down_scale,
+        )
+
+
+class Moe(nn.Module):
+    """y = Σ w_e · Expert_e(x) + Shared(x); this rank's part of it, to be summed over tp."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        shared_intermediate_size: int,
+        routing: Routing,
+        *,
+        mesh: Mesh,
+        fp8: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.router = Router(hidden_size, routing)
+        self.experts = Experts(
+            hidden_size,
+            intermediate_size,
+            routing.num_experts,
+            mesh=mesh,
+            fp8="experts" in fp8,
+        )
+        shared_width = mesh.tp_share(shared_intermediate_size, "shared expert width")
+        self.shared = Mlp(hidden_size, shared_width, fp8=below(fp8, "shared"))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]. Nothing is exchanged: every rank sees every token of the group."""
+        weights_TK, experts_TK = self.router(x_TD)
+        routed_TD: Tensor = self.experts(x_TD, weights_TK, experts_TK)
+        shared_TD: Tensor = self.shared(x_TD)
+        return routed_TD + shared_TD

@@ -1,0 +1,39 @@
+"""`RmsNorm`, alone and with the residual add in front of it; `LayerNorm` with a bias."""
+
+from torch import Tensor, nn
+
+from glimt import kernels
+from glimt.layers.linear import parameter
+
+
+class RmsNorm(nn.Module):
+    """g · x / sqrt(mean(x²) + eps)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = parameter(size)
+        self.eps = eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return kernels.rms_norm(x_TD, self.weight, self.eps)
+
+    def add(self, x_TD: Tensor, delta_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(norm of x + delta, x + delta); a delta of None adds nothing."""
+        if delta_TD is None:
+            return self(x_TD), x_TD
+        return kernels.add_rms_norm(x_TD, delta_TD, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + eps) · g + b."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = parameter(size)
+        self.bias = parameter(size)
+        self.eps = eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return kernels.layer_norm(x_TD, self.weight, self.bias, self.eps)

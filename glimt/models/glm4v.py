@@ -1,0 +1,66 @@
+"""The whole model: embed tokens, encode images, decode, logits. Also the list of its parameters.
+
+    layers.N.…      decoder.py       vision.…      vision.py
+    embedding, norm, lm_head         here
+
+Build it under torch.device("meta") and give it weights with `weights.py`. Forward passes record no
+gradients, for no parameter asks for one.
+
+Letters: T tokens, N rows whose next token is wanted, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from glimt.layers.attention import KvCache, Step
+from glimt.layers.embedding import Embedding
+from glimt.layers.linear import Linear, below
+from glimt.layers.norm import RmsNorm
+from glimt.models.config import ModelConfig
+from glimt.models.decoder import DecoderLayer, text_angles
+from glimt.models.vision import Grid, Vision
+from glimt.parallel.mesh import Mesh
+
+
+class Glm4v(nn.Module):
+    """One rank's part of the model. `fp8` names its FP8 modules, e.g. "layers.3.attention.qkv"."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, fp8: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        text = config.text
+        self.config = config
+        self.mesh = mesh
+        self.embedding = Embedding(text.vocab_size, text.hidden_size, mesh)
+        self.layers = nn.ModuleList(
+            DecoderLayer(text, index, mesh, below(fp8, f"layers.{index}"))
+            for index in range(text.num_layers)
+        )
+        self.norm = RmsNorm(text.hidden_size, text.rms_norm_eps)
+        self.lm_head = Linear(text.hidden_size, mesh.tp_share(text.vocab_size, "vocab_size"))
+        self.vision = Vision(config.vision)
+
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        """int [T] -> [T, D]. The rows of placeholder tokens are the caller's to overwrite."""
+        return self.mesh.tp_sum(self.embedding(token_ids_T))
+
+    def encode_images(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        """Images and video steps, all at once -> [num_tokens, D] of each.
+
+        `patches[i]`: uint8 [P, 3, frames, side, side] in blocks of merge × merge patches, with 1
+        frame (a still) or as many as the tower takes; `grids[i]`: height and width in patches.
+        """
+        images: list[Tensor] = self.vision(patches, grids)
+        return images
+
+    def decode(self, x_TD: Tensor, step: Step, kv: KvCache) -> Tensor:
+        """Embeddings [T, D] -> hidden states [T, D] after the final norm; fills the KV cache."""
+        angles = text_angles(self.config.text.rope, step.positions_3T)
+        delta_TD: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            x_TD, delta_TD = layer(x_TD, delta_TD, step, angles, kv.layer(index))
+        return self.norm.add(x_TD, delta_TD)[0]
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """[N, D] -> float32 [N, V], padding rows of the vocabulary included."""
+        return self.mesh.tp_concat(self.lm_head(hidden_ND).float())

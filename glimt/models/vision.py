@@ -1,0 +1,137 @@
+"""The vision tower: rows of pixels -> one row of the decoder's width for each merged patch.
+
+    x = norm_in(patch_embed(pixels)) + position table, resampled to the grid
+    x = x + proj(attention(norm_1(x)));  x = x + mlp(norm_2(x))       depth times
+    y = merger(downsample(norm_out(x), merge × merge patches at once))
+
+Attention is full inside one image or video step and never looks across. Every rank of a tp group
+holds the whole tower (12 heads do not split over 8 ranks), so there is nothing to exchange.
+
+Letters: P patches of all images, C numbers in a patch row, D tower width, Y output width,
+B = P / merge² merge blocks, N heads, H head dim. Patch rows come in blocks of merge × merge.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glimt import kernels
+from glimt.layers.linear import Linear, Mlp, parameter
+from glimt.layers.norm import LayerNorm, RmsNorm
+from glimt.layers.rope import Angles
+from glimt.models.config import VisionConfig
+
+Grid = tuple[int, int]  # height and width in patches
+
+
+class Vision(nn.Module):
+    """The whole tower."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.patch_embed = Linear(config.patch_dim, width, bias=True)
+        self.norm_in = RmsNorm(width, eps)
+        self.position_embedding = parameter(config.position_grid**2, width)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.norm_out = RmsNorm(width, eps)
+        self.downsample = Linear(width * config.merge_size**2, config.out_hidden_size, bias=True)
+        self.merger = Merger(config.out_hidden_size, config.merger_intermediate_size)
+
+    def forward(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        """uint8 patches [P, 3, frames, side, side] and grid of each image -> [B, Y] of each."""
+        lengths = [height * width for height, width in grids]
+        x_PD = self.norm_in(self.patch_embed(self._pixels(patches))) + self._positions(grids)
+        angles = self._angles(grids)
+        for block in self.blocks:
+            x_PD = block(x_PD, angles, lengths)
+        x_PD = self.norm_out(x_PD)
+        y_BY = self.merger(self.downsample(x_PD.view(-1, self.downsample.weight.shape[1])))
+        return list(torch.split(y_BY, [length // self.config.merge_size**2 for length in lengths]))
+
+    def _pixels(self, patches: Sequence[Tensor]) -> Tensor:
+        """[P, C], normalised in float32, in the tower's dtype."""
+        config = self.config
+        rows = [
+            kernels.normalize_pixels(
+                image, config.temporal_patch_size, config.image_mean, config.image_std
+            )
+            for image in patches
+        ]
+        return torch.cat(rows).to(self.patch_embed.weight.dtype)
+
+    def _positions(self, grids: Sequence[Grid]) -> Tensor:
+        """[P, D]: the position table at every patch, once for each distinct grid."""
+        sampled = {
+            grid: kernels.resample_positions(self.position_embedding, *grid, self.config.merge_size)
+            for grid in set(grids)
+        }
+        return torch.cat([sampled[grid] for grid in grids])
+
+    def _angles(self, grids: Sequence[Grid]) -> Angles:
+        """Row and column angles of every patch."""
+        config, device = self.config, self.position_embedding.device
+        parts = {
+            grid: kernels.vision_angles(*grid, config.merge_size, config.head_dim, device)
+            for grid in set(grids)
+        }
+        cos_PJ, sin_PJ = (torch.cat([parts[grid][i] for grid in grids]) for i in (0, 1))
+        return Angles(cos_PJ, sin_PJ, interleaved=False)
+
+
+class VisionBlock(nn.Module):
+    """Attention and feed-forward, pre-norm, no biases."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.norm_1 = RmsNorm(width, eps)
+        self.norm_2 = RmsNorm(width, eps)
+        self.attention = VisionAttention(width, config.num_heads)
+        self.mlp = Mlp(width, config.block_intermediate_size)
+
+    def forward(self, x_PD: Tensor, angles: Angles, lengths: list[int]) -> Tensor:
+        """[P, D] -> [P, D]; `lengths` are the patches of each image."""
+        x_PD = x_PD + self.attention(self.norm_1(x_PD), angles, lengths)
+        mlp_PD: Tensor = self.mlp(self.norm_2(x_PD))
+        return x_PD + mlp_PD
+
+
+class VisionAttention(nn.Module):
+    """proj(softmax(q k^T / sqrt H) v) inside each image; qkv rows are q, k, v."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
+
+    def forward(self, x_PD: Tensor, angles: Angles, lengths: list[int]) -> Tensor:
+        """[P, D] -> [P, D]."""
+        heads = self.qkv(x_PD).view(x_PD.shape[0], 3 * self.num_heads, -1)
+        qk_PNH = angles.turn(heads[:, : 2 * self.num_heads])
+        q_PNH, k_PNH = qk_PNH.chunk(2, dim=1)
+        v_PNH = heads[:, 2 * self.num_heads :]
+        out_PNH = kernels.segment_attention(q_PNH, k_PNH, v_PNH, lengths)
+        y_PD: Tensor = self.proj(out_PNH.flatten(1))
+        return y_PD
+
+
+class Merger(nn.Module):
+    """down(silu(gate u) · up u) with u = gelu(norm(proj y)); the one norm with a bias."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.proj = Linear(hidden_size, hidden_size)
+        self.norm = LayerNorm(hidden_size, 1e-5)  # eps is no key of the config
+        self.gate_up = Linear(hidden_size, 2 * intermediate_size)
+        self.down = Linear(intermediate_size, hidden_size)
+
+    def forward(self, y_BY: Tensor) -> Tensor:
+        """[B, Y] -> [B, Y]."""
+        u_BY = functional.gelu(self.norm(self.proj(y_BY)))
+        out_BY: Tensor = self.down(kernels.silu_mul(self.gate_up(u_BY)))
+        return out_BY
