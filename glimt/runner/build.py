@@ -1,0 +1,73 @@
+"""`build_executor`: puts the parts of an executor together for a model and its sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from glimt.models.glm4v import Glm4v
+from glimt.runner.encoder import ImageEncoder, PixelSource
+from glimt.runner.executor import ModelExecutor
+from glimt.runner.kv_cache import KvLayout
+from glimt.runner.rows import RowTable
+
+KvDtype = Literal["auto", "fp8"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSizes:
+    """All limits of an executor.
+
+    `max_patches`: of one pass of the vision tower, unless a single image has more.
+    `image_cache_tokens`: what plans let the image cache hold.
+    """
+
+    num_pages: int
+    page_size: int
+    max_num_seqs: int
+    max_model_len: int
+    max_patches: int
+    image_cache_tokens: int = 0
+
+
+def kv_layout(model: Glm4v, page_size: int, dtype: torch.dtype, kv_dtype: KvDtype) -> KvLayout:
+    """The KV cache's shape; `dtype` is the model's compute type, which "auto" takes over."""
+    text = model.config.text
+    return KvLayout(
+        num_layers=text.num_layers,
+        num_kv_heads=max(1, text.num_kv_heads // model.mesh.tp_size),
+        head_dim=text.head_dim,
+        page_size=page_size,
+        dtype=torch.float8_e4m3fn if kv_dtype == "fp8" else dtype,
+    )
+
+
+def build_executor(
+    model: Glm4v,
+    layout: KvLayout,
+    sizes: ExecutorSizes,
+    arenas: Sequence[PixelSource],
+    device: torch.device,
+) -> ModelExecutor:
+    """An executor with its rows, KV cache and image cache, all allocated on `device`.
+
+    `model` has its weights on `device`; `arenas` are the pixel sources by number.
+    """
+    config = model.config
+    rows = RowTable(
+        max_rows=sizes.max_num_seqs,
+        max_model_len=sizes.max_model_len,
+        page_size=sizes.page_size,
+        vocab_size=config.text.vocab_size,
+        device=device,
+    )
+    encoder = ImageEncoder(
+        model,
+        arenas,
+        patch_size=config.vision.patch_size,
+        merge_size=config.vision.merge_size,
+        max_patches=sizes.max_patches,
+        device=device,
+    )
+    return ModelExecutor(model, rows, layout.allocate(sizes.num_pages, device), encoder, device)

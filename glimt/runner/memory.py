@@ -1,0 +1,165 @@
+"""How much memory is free, and how much of it a step needs for itself."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from glimt.engine.plan import NewRow, RowWork, StepPlan
+from glimt.errors import NotEnoughMemory
+from glimt.models.glm4v import Glm4v
+from glimt.runner.build import ExecutorSizes, build_executor
+from glimt.runner.kv_cache import KvLayout
+from glimt.wire import ImageSpan, PixelRef, SamplingParams
+
+MAX_CPU_KV_BYTES = 4 * 2**30
+
+_CGROUPS = (  # (limit, usage), version 2 and version 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes of a device's memory; on a CPU those of this machine or container."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+def measure_free(device: torch.device) -> DeviceMemory:
+    """Free and total memory now. On CUDA what torch holds in reserve counts as free."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return DeviceMemory(free, total)
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    free, total = kilobytes["MemAvailable"] * 1024, kilobytes["MemTotal"] * 1024
+    for limit_name, usage_name in _CGROUPS:
+        limit = _read_bytes(limit_name)
+        usage = _read_bytes(usage_name)
+        if limit is not None and usage is not None:
+            free, total = min(free, max(0, limit - usage)), min(total, limit)
+    return DeviceMemory(free, total)
+
+
+def kv_cache_bytes(
+    memory: DeviceMemory, device: torch.device, utilization: float, step_bytes: int
+) -> int:
+    """Bytes for the KV cache when weights are loaded and a step takes `step_bytes` at its peak.
+
+    CUDA: `utilization` of the whole device, less what is in use (by anybody) and `step_bytes`.
+    CPU: `utilization` of what is free, at most 4 GiB. Raises NotEnoughMemory if nothing is left.
+    """
+    if device.type == "cpu":
+        available = min(int(memory.free_bytes * utilization) - step_bytes, MAX_CPU_KV_BYTES)
+    else:
+        in_use = memory.total_bytes - memory.free_bytes
+        available = int(memory.total_bytes * utilization) - in_use - step_bytes
+    if available <= 0:
+        raise NotEnoughMemory(
+            f"no memory is left for the KV cache: {memory.free_bytes / 2**30:.2f} of "
+            f"{memory.total_bytes / 2**30:.2f} GiB are free, of which "
+            f"--gpu-memory-utilization {utilization} may be used, and a step needs "
+            f"{step_bytes / 2**30:.2f} GiB"
+        )
+    return available
+
+
+def peak_step_bytes(
+    model: Glm4v,
+    layout: KvLayout,
+    sizes: ExecutorSizes,
+    max_num_batched_tokens: int,
+    device: torch.device,
+) -> int:
+    """Bytes that the largest step takes beyond what is allocated now; 0 on a CPU.
+
+    Runs it: all rows with `max_num_batched_tokens` tokens between them, every sampling feature
+    that needs room, and the largest pass of the vision tower. The row tables are part of it, and
+    so is a full image cache.
+    """
+    if device.type == "cpu":
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run_largest_step(model, layout, sizes, max_num_batched_tokens, device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    embedding_bytes = model.config.text.hidden_size * model.embedding.weight.dtype.itemsize
+    return peak + sizes.image_cache_tokens * embedding_bytes
+
+
+def run_largest_step(
+    model: Glm4v,
+    layout: KvLayout,
+    sizes: ExecutorSizes,
+    max_num_batched_tokens: int,
+    device: torch.device,
+) -> None:
+    """Carry out the step that `peak_step_bytes` describes. Raises what it raises."""
+    # Every row is given the same few pages: what the KV holds does not matter here.
+    num_rows = min(sizes.max_num_seqs, max_num_batched_tokens)
+    length = min(max_num_batched_tokens // num_rows, sizes.max_model_len)
+    num_pages = -(-length // sizes.page_size)
+    pixels = _NoPixels(model.config.vision.patch_size)
+    executor = build_executor(model, layout, replace(sizes, num_pages=num_pages), [pixels], device)
+    sampling = SamplingParams(
+        max_tokens=1, top_p=0.9, min_p=0.1, repetition_penalty=1.1, frequency_penalty=0.1
+    )
+    rows = tuple(
+        NewRow(
+            row=row,
+            token_ids=np.zeros(length, np.int32),
+            num_prompt_tokens=length,
+            positions=None,
+            rope_delta=0,
+            images=(),
+            sampling=sampling,
+            page_ids=tuple(range(num_pages)),
+        )
+        for row in range(num_rows)
+    )
+    work = tuple(RowWork(row, 0, length, samples=True) for row in range(num_rows))
+    image = pixels.span(sizes.max_patches, model.config.vision.merge_size)
+    executor.launch(StepPlan(step=0, new_rows=rows, encode=(image,), work=work)).result()
+
+
+class _NoPixels:
+    """A pixel source of zeros."""
+
+    def __init__(self, patch_size: int) -> None:
+        self._patch_bytes = 3 * 2 * patch_size**2
+
+    def span(self, num_patches: int, merge_size: int) -> ImageSpan:
+        """An image of about `num_patches`, as square as can be (the tower's worst case)."""
+        side = max(1, int(num_patches**0.5) // merge_size) * merge_size
+        width = max(1, num_patches // side // merge_size) * merge_size
+        return ImageSpan(
+            content_hash=bytes(32),
+            start=0,
+            num_tokens=side * width // merge_size**2,
+            grid_h=side,
+            grid_w=width,
+            num_frames=2,
+            pixels=PixelRef(0, 0, side * width * self._patch_bytes),
+        )
+
+    def view(self, ref: PixelRef) -> memoryview:
+        """Zeros, as many as asked for."""
+        return memoryview(bytearray(ref.nbytes))
+
+
+def _read_bytes(name: str) -> int | None:
+    """A number of this container's memory controller; None without one, or without a limit."""
+    try:
+        text = (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
