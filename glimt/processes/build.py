@@ -1,0 +1,198 @@
+"""Builds what an engine process runs: model, sizes, executor, scheduler, in timed phases."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from glimt.checkpoint import read_checkpoint
+from glimt.engine.limits import SchedulerLimits, SchedulingPolicy
+from glimt.engine.scheduler import Scheduler
+from glimt.errors import BadSettings
+from glimt.models.config import ModelConfig
+from glimt.models.config_json import read_config
+from glimt.models.dummy import fill_dummy
+from glimt.models.glm4v import Glm4v
+from glimt.models.names import fp8_modules
+from glimt.models.weights import inspect, load
+from glimt.parallel.mesh import Mesh
+from glimt.processes.control import EngineStart
+from glimt.processes.sizes import StepSizes, longest_request, memory_sizes, step_sizes
+from glimt.runner.build import ExecutorSizes, KvDtype, build_executor, kv_layout
+from glimt.runner.encoder import PixelSource
+from glimt.runner.executor import ModelExecutor
+from glimt.runner.kv_cache import KvLayout
+from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes, run_largest_step
+from glimt.wire import EngineInfo
+
+# Called with the name of a phase, its seconds, and a detail for people.
+Report = Callable[[str, float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The two halves of an engine, and what it resolved."""
+
+    scheduler: Scheduler
+    executor: ModelExecutor
+    info: EngineInfo
+
+
+class _Phases:
+    """Times the phases of a start and reports each when it is over."""
+
+    def __init__(self, report: Report) -> None:
+        self.seconds: dict[str, float] = {}
+        self._report = report
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[list[str]]:
+        """`with phases.phase("weights") as detail:`; what is put into `detail` is printed."""
+        detail: list[str] = []
+        started = time.monotonic()
+        yield detail
+        self.seconds[name] = time.monotonic() - started
+        self._report(name, self.seconds[name], ", ".join(detail))
+
+
+def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Report) -> Engine:
+    """Build everything on the device. Raises StartupError for what the user can mend."""
+    phases = _Phases(report)
+    device = pick_device(start.device)
+    with phases.phase("config") as detail:
+        checkpoint = read_checkpoint(Path(start.model_path), overrides=start.hf_overrides)
+        config = read_config(checkpoint.config, checkpoint.preprocessor_config)
+        dtype = pick_dtype(start.dtype, config, device)
+        longest = longest_request(start, config.text.max_position_embeddings)
+        steps = step_sizes(start, device.type, longest)
+        detail.append(f"{config.architecture}, {str(dtype).removeprefix('torch.')} on {device}")
+    with phases.phase("weights") as detail:
+        model, weights_format = load_weights(start, config, device, dtype)
+        detail.append(weights_format)
+    kv_dtype: KvDtype = "fp8" if start.kv_cache_dtype == "fp8" else "auto"
+    layout = kv_layout(model, steps.page_size, dtype, kv_dtype)
+    with phases.phase("memory") as detail:
+        sizes = _fit(start, model, layout, steps, longest, device)
+        detail.append(
+            f"{sizes.num_pages} pages of {sizes.page_size} tokens, "
+            f"{sizes.num_pages * layout.page_bytes / 2**30:.2f} GiB"
+        )
+    with phases.phase("executor"):
+        executor = build_executor(model, layout, sizes, arenas, device)
+    with phases.phase("warm-up"):
+        _warm_up(model, layout, sizes, steps, device)
+    limits = SchedulerLimits(
+        num_pages=sizes.num_pages,
+        page_size=sizes.page_size,
+        max_num_seqs=steps.max_num_seqs,
+        max_num_batched_tokens=steps.max_num_batched_tokens,
+        max_model_len=sizes.max_model_len,
+        image_budget=steps.image_budget,
+        image_cache_tokens=steps.image_cache_tokens,
+        prefix_caching=start.prefix_caching,
+        policy=_policy(start.policy),
+        vocab_size=config.text.vocab_size,
+    )
+    info = EngineInfo(
+        max_model_len=sizes.max_model_len,
+        vocab_size=config.text.vocab_size,
+        num_pages=sizes.num_pages,
+        page_size=sizes.page_size,
+        max_num_batched_tokens=steps.max_num_batched_tokens,
+        max_num_seqs=steps.max_num_seqs,
+        max_image_tokens=limits.max_image_tokens,
+        max_logprobs=start.max_logprobs,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        kv_cache_dtype=str(layout.dtype).removeprefix("torch."),
+        weights_format=weights_format,
+        phases_s=phases.seconds,
+    )
+    return Engine(Scheduler(limits), executor, info)
+
+
+def _policy(name: str) -> SchedulingPolicy:
+    return "priority" if name == "priority" else "fcfs"
+
+
+def pick_device(wish: str) -> torch.device:
+    """auto takes the first GPU if there is one. Raises BadSettings."""
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise BadSettings("--device cuda: torch sees no GPU (driver, CUDA_VISIBLE_DEVICES?)")
+    if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", 0)
+    return torch.device("cpu")
+
+
+def pick_dtype(wish: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """auto: the checkpoint's type on a GPU; float32 on a CPU, which is as fast and exact."""
+    names = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if wish == "auto":
+        return torch.float32 if device.type == "cpu" else names[config.dtype]
+    return names[wish]
+
+
+def load_weights(
+    start: EngineStart, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[Glm4v, str]:
+    """The model with its weights, and their format. Raises BadCheckpoint."""
+    wants_fp8 = start.quantization == "fp8"
+    if start.load_format == "dummy":
+        fp8 = fp8_modules(config) if wants_fp8 or config.quantized else frozenset[str]()
+        with torch.device("meta"):
+            model = Glm4v(config, Mesh.single(), fp8=fp8)
+        fill_dummy(model, device, dtype, start.seed)
+        return model, "random, fp8" if fp8 else "random"
+    plan = inspect(Path(start.model_path), config, quantization="fp8" if wants_fp8 else None)
+    with torch.device("meta"):
+        model = Glm4v(config, Mesh.single(), fp8=plan.fp8)
+    load(model, plan, device, dtype)
+    return model, plan.format
+
+
+def _fit(
+    start: EngineStart,
+    model: Glm4v,
+    layout: KvLayout,
+    steps: StepSizes,
+    longest: int,
+    device: torch.device,
+) -> ExecutorSizes:
+    """How much fits beside weights and the largest step."""
+    sizes = ExecutorSizes(
+        num_pages=1,
+        page_size=steps.page_size,
+        max_num_seqs=steps.max_num_seqs,
+        max_model_len=longest,
+        max_patches=steps.image_budget * model.config.vision.merge_size**2,
+    )
+
+    def free_for_kv() -> int:
+        peak = peak_step_bytes(model, layout, sizes, steps.max_num_batched_tokens, device)
+        return kv_cache_bytes(measure_free(device), device, start.memory_utilization, peak)
+
+    memory = memory_sizes(start, steps, longest, layout.page_bytes, free_for_kv)
+    return ExecutorSizes(
+        num_pages=memory.num_pages,
+        page_size=sizes.page_size,
+        max_num_seqs=sizes.max_num_seqs,
+        max_model_len=memory.max_model_len,
+        max_patches=sizes.max_patches,
+    )
+
+
+def _warm_up(
+    model: Glm4v, layout: KvLayout, sizes: ExecutorSizes, steps: StepSizes, device: torch.device
+) -> None:
+    """One small step through every part, so that the first request pays for no first use."""
+    small = ExecutorSizes(
+        num_pages=1,
+        page_size=sizes.page_size,
+        max_num_seqs=1,
+        max_model_len=sizes.page_size,
+        max_patches=model.config.vision.merge_size**2 * 4,
+    )
+    run_largest_step(model, layout, small, min(8, steps.max_num_batched_tokens), device)

@@ -1,0 +1,159 @@
+"""Main of an engine process: told what to build, it builds it, says what it resolved, and runs.
+
+The loop runs in the main thread. A second thread reads the control line, a third says once a
+second how the loop is getting on, so that a hanging device does not look like a healthy server.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+
+from glimt.arena import SharedArena
+from glimt.engine.loop import EngineLoop
+from glimt.errors import StartupError
+from glimt.log import set_up
+from glimt.processes.build import build_engine
+from glimt.processes.control import (
+    Alive,
+    ControlLine,
+    EngineStart,
+    Phase,
+    Ready,
+    Refused,
+    ServerForgotten,
+    ServerGone,
+    Stop,
+    ToChild,
+    child_line,
+    watch,
+)
+from glimt.transport import Inbox, Outbox
+from glimt.wire import Abort, EngineInbound, Outputs, Submit
+
+log = logging.getLogger(__name__)
+
+ALIVE_INTERVAL_S = 1.0
+
+
+class SocketMailbox:
+    """The loop's mailbox over ZeroMQ. Knows which requests each server has open, so that the
+    requests of a server that died can be ended and its end be reported.
+    """
+
+    def __init__(self, start: EngineStart, line: ControlLine[ToChild]) -> None:
+        self._inbox: Inbox[EngineInbound] = Inbox(start.inbox, EngineInbound)
+        self._outboxes = [Outbox(address) for address in start.server_inboxes]
+        self._line = line
+        self._open: defaultdict[int, set[int]] = defaultdict(set)
+        self._gone: set[int] = set()  # servers to forget; written by the control thread
+        self._aborted: set[int] = set()
+
+    def server_gone(self, server: int) -> None:
+        """This server died. Called from the control thread."""
+        self._gone.add(server)
+
+    def receive(self, timeout_s: float) -> list[EngineInbound]:
+        """Messages of the servers, and aborts for servers that died."""
+        messages = self._inbox.receive(0.0 if self._gone else timeout_s)
+        for message in messages:
+            if isinstance(message, Submit):
+                self._open[message.server].add(message.request_id)
+        for server in list(self._gone):
+            if server not in self._aborted:
+                self._aborted.add(server)
+                messages += [Abort(server, request_id) for request_id in self._open[server]]
+            elif not self._open[server]:
+                self._gone.discard(server)
+                self._aborted.discard(server)
+                self._line.send(ServerForgotten(server))
+        return messages
+
+    def send(self, server: int, outputs: Outputs) -> None:
+        """Send, unless the server is gone; note which requests are over."""
+        for output in outputs.outputs:
+            if output.finish_reason is not None:
+                self._open[server].discard(output.request_id)
+        if server not in self._gone and not self._outboxes[server].send(outputs):
+            log.warning("server %d does not read its outputs; some are lost", server)
+
+
+class Heartbeat:
+    """Tells the supervisor how long the loop has made no progress."""
+
+    def __init__(self, line: ControlLine[ToChild]) -> None:
+        self._line = line
+        self._last_s = time.monotonic()
+
+    def progress(self) -> None:
+        """The loop made a turn."""
+        self._last_s = time.monotonic()
+
+    def start(self) -> None:
+        """Report from a thread for as long as the process lives."""
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+
+    def _run(self) -> None:
+        while self._line.send(Alive(time.monotonic() - self._last_s)):
+            time.sleep(ALIVE_INTERVAL_S)
+
+
+def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
+    """Build the engine and serve until told to stop. Raises StartupError."""
+    arenas = [SharedArena(fd, index) for index, fd in enumerate(start.arena_fds)]
+
+    def report(name: str, seconds: float, detail: str) -> None:
+        line.send(Phase(name, seconds, detail))
+
+    engine = build_engine(start, arenas, report)
+    mailbox = SocketMailbox(start, line)
+    heartbeat = Heartbeat(line)
+    loop = EngineLoop(
+        engine.scheduler,
+        engine.executor,
+        mailbox,
+        overlap=start.overlap and not engine.info.device.startswith("cpu"),
+        progress=heartbeat.progress,
+    )
+
+    def on_message(message: object) -> None:
+        if isinstance(message, Stop):
+            loop.stop()
+        elif isinstance(message, ServerGone):
+            mailbox.server_gone(message.server)
+
+    watch(line, on_message)
+    heartbeat.start()
+    line.send(Ready(engine.info))
+    loop.run()
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started: what Python and the imports took."""
+    with open("/proc/self/stat", encoding="ascii") as stat:
+        started_ticks = int(stat.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Entry point of `python -m glimt.processes.engine`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--control-fd", type=int, required=True)
+    line = child_line(parser.parse_args().control_fd)
+    start = line.receive()
+    if not isinstance(start, EngineStart):
+        sys.exit(1)
+    set_up(start.log_level, as_json=start.log_json, name="engine")
+    line.send(Phase("python and imports", process_age_s()))
+    try:
+        run(start, line)
+    except StartupError as error:
+        line.send(Refused(str(error)))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
