@@ -104,9 +104,9 @@ class InFlight(Protocol):
 class Executor(Protocol):
     """Carries plans out, in order.
 
-    A step may fail, its bookkeeping may not: rows freed and taken and pages appended by a plan
-    count even when its step raised, since the plan after it may already be made. Freeing a row
-    that is not held, and dropping an image that is not cached, are allowed and do nothing.
+    A step may fail, its bookkeeping may not: rows freed and taken, pages appended and images
+    dropped by a plan count even when its step raised, since the plan after it may already be
+    made. Dropping an image that is not cached does nothing.
     """
 
     def launch(self, plan: StepPlan) -> InFlight:

@@ -8,6 +8,7 @@ contents with one hash would show one user another's prompt.
 
 import hashlib
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,11 +38,11 @@ def page_hash(
     None if they are the sequence indices.
     """
     end = start + len(token_ids)
-    inside = [
-        _IMAGE.pack(span.content_hash, start - span.start, span.num_tokens)
-        for span in images
-        if span.start < end and span.start + span.num_tokens > start
-    ]
+    inside = []
+    for span in images[bisect_right(images, start, key=_end_of) :]:
+        if span.start >= end:
+            break
+        inside.append(_IMAGE.pack(span.content_hash, start - span.start, span.num_tokens))
     moved = b"" if positions is None or _is_plain(positions, start) else positions.tobytes()
     digest = hashlib.sha256(parent)
     digest.update(_HEADER.pack(len(token_ids), len(inside), len(moved)))
@@ -49,6 +50,10 @@ def page_hash(
     digest.update(b"".join(inside))
     digest.update(moved)
     return digest.digest()
+
+
+def _end_of(span: ImageSpan) -> int:
+    return span.start + span.num_tokens
 
 
 def _is_plain(positions: IntArray, start: int) -> bool:

@@ -1,0 +1,96 @@
+"""StepDraft: one step in the making, within its budgets."""
+
+from glimt.engine.image_cache import CachedImage, ImageCache
+from glimt.engine.limits import SchedulerLimits
+from glimt.engine.plan import NewRow, RowWork
+from glimt.engine.request import Request
+from glimt.wire import ImageSpan
+
+
+class StepDraft:
+    """Collects the work of step number `step`, and claims the image embeddings it needs."""
+
+    def __init__(self, step: int, limits: SchedulerLimits, images: ImageCache) -> None:
+        self.step = step
+        self.token_budget = limits.max_num_batched_tokens
+        self.image_budget = limits.image_budget
+        self.work: list[RowWork] = []
+        self.requests: list[Request] = []  # parallel to work
+        self.new_rows: list[NewRow] = []
+        self.encode: list[ImageSpan] = []
+        self.num_image_queries = 0
+        self.num_image_hits = 0
+        self._images = images
+        self._with_images: list[Request] = []
+        self._no_more_images = False
+
+    def claim_images(self, request: Request, num_tokens: int) -> int:
+        """How many of its next `num_tokens` tokens can be computed in this step.
+
+        Their embeddings are then held by the request until its KV has passed them. The first
+        request that finds no room or no budget closes the cache for all behind it in this step,
+        so that small images cannot keep a large one waiting for ever.
+        """
+        start = request.num_computed_tokens
+        end = start + num_tokens
+        for span in request.images:
+            if span.start >= end:
+                break
+            span_end = span.start + span.num_tokens
+            if span_end > start and not self._claim(request, span, span_end):
+                return max(span.start - start, 0)
+        return num_tokens
+
+    def add(self, request: Request, num_tokens: int, new_pages: tuple[int, ...] = ()) -> None:
+        """The request computes its next `num_tokens` tokens in this step."""
+        start = request.num_computed_tokens
+        samples = request.advance(num_tokens)
+        self.work.append(RowWork(request.row, start, num_tokens, new_pages, samples))
+        self.requests.append(request)
+        self.token_budget -= num_tokens
+
+    def release_passed_images(self) -> None:
+        """Give back embeddings that no later step of their request needs.
+
+        Not before the step is complete: what is released may be dropped, and a plan drops before
+        it computes.
+        """
+        for request in self._with_images:
+            reached = request.num_computed_tokens
+            kept = []
+            for end, image in request.held_images:
+                if end <= reached:
+                    self._images.release(image)
+                else:
+                    kept.append((end, image))
+            request.held_images = kept
+
+    def _claim(self, request: Request, span: ImageSpan, span_end: int) -> bool:
+        if any(end == span_end and image.is_live for end, image in request.held_images):
+            self._note(request)
+            return True
+        if self._no_more_images:
+            return False
+        image = self._images.find(span.content_hash) or self._encode(request, span)
+        if image is None:
+            self._no_more_images = True
+            return False
+        self.num_image_queries += 1
+        self._images.hold(image)
+        request.held_images.append((span_end, image))
+        self._note(request)
+        return True
+
+    def _encode(self, request: Request, span: ImageSpan) -> CachedImage | None:
+        if span.num_tokens > self.image_budget:
+            return None
+        image = self._images.add(span.content_hash, span.num_tokens)
+        if image is not None:
+            self.image_budget -= span.num_tokens
+            self.encode.append(span)
+            request.last_encode_step = self.step
+        return image
+
+    def _note(self, request: Request) -> None:
+        if not self._with_images or self._with_images[-1] is not request:
+            self._with_images.append(request)

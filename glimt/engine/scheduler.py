@@ -1,0 +1,351 @@
+"""Scheduler: who computes what in each step, and what becomes of the tokens drawn.
+
+There are no phases: a request has tokens, some of them computed, and each step computes more of
+them within the token budget. Running requests go first, then waiting ones are admitted, both in
+order of rank (arrival, or priority and arrival); nobody overtakes a request that waits for room.
+When pages run out, the last running request is preempted: it gives up its pages and is computed
+again later, on the same tokens. After three times it goes first, is admitted only when its
+longest possible course fits beside the other such requests, and is never preempted again.
+
+`schedule()` of a step may come before `commit()` of the one before. Then a request that turns out
+to have finished was scheduled one step too far; the token of that step is dropped.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from glimt.engine.admission import read_prompt
+from glimt.engine.draft import StepDraft
+from glimt.engine.limits import SchedulerLimits
+from glimt.engine.plan import RowWork, StepPlan, StepResult
+from glimt.engine.request import Request, RequestState
+from glimt.engine.roster import Roster
+from glimt.errors import InvalidRequest, RequestError, StepFailed
+from glimt.wire import EngineStats, ErrorInfo, Output, Submit, TokenLogprobs
+
+Addressed = tuple[int, Output]  # the first is the server
+
+
+class InFlightStep:
+    """A planned, uncommitted step: its plan, and by place in `plan.work` whose work it is."""
+
+    def __init__(self, plan: StepPlan, requests: list[Request]) -> None:
+        self.plan = plan
+        self.requests: list[Request | None] = [*requests]  # None: withdrawn
+
+
+class Scheduler:
+    """The whole policy of one engine; what requests hold is kept in its `roster`.
+
+    Every Submit gets exactly one Output with a finish_reason, from one of `add`, `abort`,
+    `commit`, `fail`, `end_all`. It is held back while a step in flight may still read the
+    request's pixels from shared memory.
+    """
+
+    def __init__(
+        self, limits: SchedulerLimits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limits = limits
+        self.roster = Roster(limits)
+        self._clock = clock
+        self._in_flight: deque[InFlightStep] = deque()
+        self._held_back: list[tuple[int, Addressed]] = []  # (step to wait for, terminal output)
+        self._num_arrived = 0
+        self._step = 0
+        self._committed_step = 0
+        self._step_tokens = 0
+        self._num_preemptions = 0
+        self._prefix_query_tokens = 0
+        self._prefix_hit_tokens = 0
+        self._image_queries = 0
+        self._image_hits = 0
+
+    @property
+    def has_requests(self) -> bool:
+        """Someone still waits for a terminal output."""
+        return len(self.roster) > 0 or bool(self._held_back)
+
+    # ------------------------------------------------------------------------- requests come, go
+
+    def add(self, submit: Submit) -> list[Addressed]:
+        """Take a request on. Gives its terminal output if it is malformed or can never fit."""
+        try:
+            if self.roster.find((submit.server, submit.request_id)) is not None:
+                raise InvalidRequest(f"request_id {submit.request_id} is in use")
+            prompt = read_prompt(submit, self.limits)
+        except RequestError as error:
+            return [refuse(submit, ErrorInfo(error.code, error.message))]
+        self.roster.enlist(Request(submit, prompt, self.limits, self._num_arrived))
+        self._num_arrived += 1
+        return []
+
+    def abort(self, server: int, request_id: int) -> list[Addressed]:
+        """End a request now. Unknown and finished ids are ignored."""
+        request = self.roster.find((server, request_id))
+        return [] if request is None else self._end(request, _terminal(request, "abort"))
+
+    def end_all(self, error: ErrorInfo) -> list[Addressed]:
+        """End every request with `error`. Steps in flight count as done."""
+        self._in_flight.clear()
+        self._committed_step = self._step
+        outputs = self._due_outputs()
+        for request in self.roster.all():
+            outputs += self._end(request, _terminal(request, "error", error))
+        return outputs
+
+    def reset_caches(self, *, prefix: bool, images: bool) -> None:
+        """Forget cached pages and embeddings that no request holds."""
+        if prefix:
+            self.roster.pool.reset()
+        if images:
+            self.roster.images.reset()
+
+    # --------------------------------------------------------------------------------- schedule
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step, and count it as computed. None if there is nothing to compute."""
+        draft = StepDraft(self._step + 1, self.limits, self.roster.images)
+        num_preemptions = self._num_preemptions
+        self._continue_running(draft)
+        if self._num_preemptions == num_preemptions:
+            self._admit_waiting(draft)
+        if not draft.work:
+            return None
+        draft.release_passed_images()
+        self._step = draft.step
+        self._image_queries += draft.num_image_queries
+        self._image_hits += draft.num_image_queries - len(draft.encode)
+        self._step_tokens = self.limits.max_num_batched_tokens - draft.token_budget
+        plan = StepPlan(
+            step=draft.step,
+            freed_rows=self.roster.take_freed_rows(),
+            new_rows=tuple(draft.new_rows),
+            drop_images=self.roster.images.take_dropped(),
+            encode=tuple(draft.encode),
+            work=tuple(draft.work),
+        )
+        self._in_flight.append(InFlightStep(plan, draft.requests))
+        return plan
+
+    def _continue_running(self, draft: StepDraft) -> None:
+        running = self.roster.running.requests
+        page_size = self.limits.page_size
+        place = 0
+        while place < len(running):  # preemption shortens it from the end
+            request = running[place]
+            place += 1
+            if request.num_tokens >= request.max_num_tokens:
+                continue  # its last token is on the device
+            start = request.num_computed_tokens
+            num_tokens = request.num_tokens - start
+            if start < request.num_prompt_tokens or num_tokens > 1:
+                # One token of the budget is kept for everyone who comes after.
+                num_tokens = min(num_tokens, draft.token_budget - (len(running) - place))
+                num_tokens = draft.claim_images(request, num_tokens)
+                if num_tokens > 0:
+                    draft.add(request, num_tokens)
+            elif start < len(request.page_ids) * page_size:
+                draft.add(request, 1)
+            elif (page := self._grow(request)) is not None:
+                draft.add(request, 1, (page,))
+
+    def _grow(self, request: Request) -> int | None:
+        """One more page for a running request; None if that took preempting the request itself."""
+        while (pages := self.roster.pool.allocate(1)) is None:
+            victim = self.roster.running.requests[-1]  # never one with work in this step already
+            if victim.is_protected:
+                raise RuntimeError("protected requests were promised more pages than there are")
+            self._num_preemptions += 1
+            self.roster.preempt(victim)
+            if victim is request:
+                return None
+        request.page_ids += pages
+        return pages[0]
+
+    def _admit_waiting(self, draft: StepDraft) -> None:
+        waiting = self.roster.waiting.requests
+        while waiting and draft.token_budget > 0 and self.roster.has_free_row:
+            request = waiting[0]
+            # Tokens still in flight must be known before the request can be computed again.
+            if request.num_in_flight or not self._admit(request, draft):
+                break  # first come, first served: a smaller request must not overtake
+
+    def _admit(self, request: Request, draft: StepDraft) -> bool:
+        roster, page_size = self.roster, self.limits.page_size
+        hits = roster.hits(request)
+        num_new_pages = self.limits.num_pages_for(request.num_tokens) - len(hits)
+        # A page to grow for each that runs, or the next step would have to preempt.
+        num_needed = num_new_pages + roster.pool.num_unheld(hits) + len(roster.running)
+        if num_needed > roster.pool.num_available or not self._keeps_promises(request):
+            return False
+        request.num_computed_tokens = len(hits) * page_size
+        num_tokens = min(request.num_tokens - len(hits) * page_size, draft.token_budget)
+        num_tokens = draft.claim_images(request, num_tokens)
+        if num_tokens == 0:
+            request.num_computed_tokens = 0
+            return False
+        new_pages = roster.seat(request, hits, num_new_pages)
+        if not request.scheduled_s:
+            request.scheduled_s = self._clock()
+            request.num_cached_tokens = len(hits) * page_size
+            self._prefix_query_tokens += request.num_tokens
+            self._prefix_hit_tokens += request.num_cached_tokens
+        draft.new_rows.append(request.new_row(len(hits)))
+        draft.add(request, num_tokens, new_pages)
+        return True
+
+    def _keeps_promises(self, request: Request) -> bool:
+        """Whether all protected requests together, this one included, can run to their ends."""
+        if not request.is_protected:
+            return True
+        protected = [other for other in self.roster.running.requests if other.is_protected]
+        promised = [self.limits.num_pages_for(r.max_num_tokens) for r in (request, *protected)]
+        return sum(promised) <= self.limits.num_pages
+
+    # ----------------------------------------------------------------------------------- commit
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Addressed]:
+        """Write the tokens of a finished step back. Steps are committed in order."""
+        step = self._take_in_flight(plan)
+        outputs: list[Addressed] = []
+        token_ids, logprobs, failed = result.token_ids, result.logprobs, result.failed
+        for work, request in zip(plan.work, step.requests, strict=True):
+            if request is None or request.state is RequestState.FINISHED:
+                continue
+            request.num_in_flight -= 1
+            row = work.row
+            if failed and row in failed:
+                outputs += self._fail_row(request, plan, failed[row])
+                continue
+            end = work.start + work.num_tokens
+            if end >= request.next_page_end and request.state is RequestState.RUNNING:
+                self.roster.register_pages(request, end)
+            if not work.samples:
+                continue
+            token_id = token_ids.get(row)
+            if token_id is None:
+                error = ErrorInfo(StepFailed.code, "The step drew no token for this request.")
+                outputs += self._fail_row(request, plan, error)
+            else:
+                outputs += self._take_token(request, token_id, logprobs.get(row))
+        if self._held_back:
+            outputs += self._due_outputs()
+        return outputs
+
+    def fail(self, plan: StepPlan, error: ErrorInfo) -> list[Addressed]:
+        """A step raised: its requests end with `error`, everybody else goes on."""
+        step = self._take_in_flight(plan)
+        outputs: list[Addressed] = []
+        for request in step.requests:
+            if request is not None and request.state is not RequestState.FINISHED:
+                outputs += self._end(request, _terminal(request, "error", error))
+        self._distrust_images(plan, {span.content_hash for span in plan.encode})
+        return outputs + self._due_outputs()
+
+    def _take_in_flight(self, plan: StepPlan) -> InFlightStep:
+        if not self._in_flight or self._in_flight[0].plan is not plan:
+            raise RuntimeError(f"step {plan.step} is not the oldest in flight")
+        self._committed_step = plan.step
+        return self._in_flight.popleft()
+
+    def _take_token(
+        self, request: Request, token_id: int, logprobs: TokenLogprobs | None
+    ) -> list[Addressed]:
+        finish_reason = request.append(token_id)
+        submit = request.submit
+        output = Output(
+            submit.request_id,
+            (token_id,),
+            finish_reason,
+            token_id if finish_reason == "stop" else None,
+            None if logprobs is None else (logprobs,),
+            None,
+            request.num_cached_tokens,
+            request.scheduled_s,
+        )
+        return [(submit.server, output)] if finish_reason is None else self._end(request, output)
+
+    def _fail_row(self, request: Request, plan: StepPlan, error: ErrorInfo) -> list[Addressed]:
+        # Whatever went wrong may sit in its KV or its embeddings: no later request may find them.
+        self.roster.pool.forget(self.roster.pool.match(request.page_hashes))
+        outputs = self._end(request, _terminal(request, "error", error))
+        self._distrust_images(plan, {span.content_hash for span in request.images})
+        return outputs
+
+    def _distrust_images(self, plan: StepPlan, content_hashes: set[bytes]) -> None:
+        """Forget embeddings, and undo later steps in flight that relied on those of `plan`."""
+        self.roster.images.forget(content_hashes)
+        missing = content_hashes & {span.content_hash for span in plan.encode}
+        if not missing:
+            return
+        for step in self._in_flight:
+            for work, request in zip(step.plan.work, step.requests, strict=True):
+                if request is not None and _reads(request, work, missing):
+                    self._withdraw(request)
+
+    def _withdraw(self, request: Request) -> None:
+        """Compute a request again from what is known; steps in flight are void for it."""
+        for step in self._in_flight:
+            for place, other in enumerate(step.requests):
+                if other is request:
+                    step.requests[place] = None
+                    request.withdraw(samples=step.plan.work[place].samples)
+        if request.state is RequestState.RUNNING:
+            self.roster.preempt(request, counts=False)
+
+    # -------------------------------------------------------------------------------------- end
+
+    def _end(self, request: Request, output: Output) -> list[Addressed]:
+        self.roster.dismiss(request)
+        addressed = (request.submit.server, output)
+        if request.last_encode_step <= self._committed_step:
+            return [addressed]
+        self._held_back.append((request.last_encode_step, addressed))
+        return []
+
+    def _due_outputs(self) -> list[Addressed]:
+        due = [output for step, output in self._held_back if step <= self._committed_step]
+        self._held_back = [held for held in self._held_back if held[0] > self._committed_step]
+        return due
+
+    def stats(self) -> EngineStats:
+        """The state now."""
+        return EngineStats(
+            step=self._step,
+            num_running=len(self.roster.running),
+            num_waiting=len(self.roster.waiting),
+            num_pages=self.limits.num_pages,
+            num_used_pages=self.roster.pool.num_used,
+            prefix_query_tokens=self._prefix_query_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+            image_queries=self._image_queries,
+            image_hits=self._image_hits,
+            preemptions=self._num_preemptions,
+            step_tokens=self._step_tokens,
+        )
+
+
+def refuse(submit: Submit, error: ErrorInfo) -> Addressed:
+    """The terminal output of a Submit that is not taken on."""
+    return submit.server, Output(submit.request_id, (), "error", error=error)
+
+
+def _terminal(request: Request, finish_reason: str, error: ErrorInfo | None = None) -> Output:
+    return Output(
+        request.submit.request_id,
+        (),
+        finish_reason,
+        error=error,
+        num_cached_tokens=request.num_cached_tokens,
+        scheduled_s=request.scheduled_s,
+    )
+
+
+def _reads(request: Request, work: RowWork, content_hashes: set[bytes]) -> bool:
+    return any(
+        span.content_hash in content_hashes
+        and span.start < work.start + work.num_tokens
+        and span.start + span.num_tokens > work.start
+        for span in request.images
+    )
