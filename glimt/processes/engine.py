@@ -46,7 +46,8 @@ class SocketMailbox:
 
     def __init__(self, start: EngineStart, line: ControlLine[ToChild]) -> None:
         self._inbox: Inbox[EngineInbound] = Inbox(start.inbox, EngineInbound)
-        self._outboxes = [Outbox(address) for address in start.server_inboxes]
+        self._addresses = start.server_inboxes
+        self._outboxes = [Outbox(address) for address in self._addresses]
         self._line = line
         self._open: defaultdict[int, set[int]] = defaultdict(set)
         self._gone: set[int] = set()  # servers to forget; written by the control thread
@@ -67,10 +68,16 @@ class SocketMailbox:
                 self._aborted.add(server)
                 messages += [Abort(server, request_id) for request_id in self._open[server]]
             elif not self._open[server]:
-                self._gone.discard(server)
-                self._aborted.discard(server)
-                self._line.send(ServerForgotten(server))
+                self._forget(server)
         return messages
+
+    def _forget(self, server: int) -> None:
+        """Nothing of it runs any more; what was still on its way must not reach its successor."""
+        self._outboxes[server].close()
+        self._outboxes[server] = Outbox(self._addresses[server])
+        self._gone.discard(server)
+        self._aborted.discard(server)
+        self._line.send(ServerForgotten(server))
 
     def send(self, server: int, outputs: Outputs) -> None:
         """Send, unless the server is gone; note which requests are over."""
