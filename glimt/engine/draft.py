@@ -49,6 +49,14 @@ class StepDraft:
         self.requests.append(request)
         self.token_budget -= num_tokens
 
+    def add_decode(self, request: Request, new_pages: tuple[int, ...] = ()) -> None:
+        """`add` for a request whose every token but the last is computed: the usual case."""
+        start = request.num_computed_tokens
+        request.advance_by_one()
+        self.work.append(RowWork(request.row, start, 1, new_pages, True))
+        self.requests.append(request)
+        self.token_budget -= 1
+
     def release_passed_images(self) -> None:
         """Give back embeddings that no later step of their request needs.
 

@@ -120,6 +120,12 @@ class Request:
         self.num_tokens += 1
         return True
 
+    def advance_by_one(self) -> None:
+        """`advance(1)` of a request whose every token but the last is computed: the usual case."""
+        self.num_computed_tokens += 1
+        self.num_tokens += 1
+        self.num_in_flight += 1
+
     def append(self, token_id: int) -> str | None:
         """The token drawn in a committed step; gives the finish_reason if it is the last."""
         output_ids = self.output_ids

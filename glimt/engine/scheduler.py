@@ -22,7 +22,9 @@ from glimt.engine.plan import RowWork, StepPlan, StepResult
 from glimt.engine.request import Request, RequestState
 from glimt.engine.roster import Roster
 from glimt.errors import InvalidRequest, RequestError, StepFailed
-from glimt.wire import EngineStats, ErrorInfo, Output, Submit, TokenLogprobs
+from glimt.wire import EngineStats, ErrorInfo, Output, Submit
+
+_RUNNING, _FINISHED = RequestState.RUNNING, RequestState.FINISHED
 
 Addressed = tuple[int, Output]  # the first is the server
 
@@ -146,9 +148,9 @@ class Scheduler:
                 if num_tokens > 0:
                     draft.add(request, num_tokens)
             elif start < len(request.page_ids) * page_size:
-                draft.add(request, 1)
+                draft.add_decode(request)
             elif (page := self._grow(request)) is not None:
-                draft.add(request, 1, (page,))
+                draft.add_decode(request, (page,))
 
     def _grow(self, request: Request) -> int | None:
         """One more page for a running request; None if that took preempting the request itself."""
@@ -211,7 +213,7 @@ class Scheduler:
         outputs: list[Addressed] = []
         token_ids, logprobs, failed = result.token_ids, result.logprobs, result.failed
         for work, request in zip(plan.work, step.requests, strict=True):
-            if request is None or request.state is RequestState.FINISHED:
+            if request is None or request.state is _FINISHED:
                 continue
             request.num_in_flight -= 1
             row = work.row
@@ -219,7 +221,7 @@ class Scheduler:
                 outputs += self._fail_row(request, plan, failed[row])
                 continue
             end = work.start + work.num_tokens
-            if end >= request.next_page_end and request.state is RequestState.RUNNING:
+            if end >= request.next_page_end and request.state is _RUNNING:
                 self.roster.register_pages(request, end)
             if not work.samples:
                 continue
@@ -227,8 +229,23 @@ class Scheduler:
             if token_id is None:
                 error = ErrorInfo(StepFailed.code, "The step drew no token for this request.")
                 outputs += self._fail_row(request, plan, error)
+                continue
+            finish_reason = request.append(token_id)
+            submit = request.submit
+            output = Output(
+                submit.request_id,
+                (token_id,),
+                finish_reason,
+                token_id if finish_reason == "stop" else None,
+                (logprobs[row],) if row in logprobs else None,
+                None,
+                request.num_cached_tokens,
+                request.scheduled_s,
+            )
+            if finish_reason is None:
+                outputs.append((submit.server, output))
             else:
-                outputs += self._take_token(request, token_id, logprobs.get(row))
+                outputs += self._end(request, output)
         if self._held_back:
             outputs += self._due_outputs()
         return outputs
@@ -238,7 +255,7 @@ class Scheduler:
         step = self._take_in_flight(plan)
         outputs: list[Addressed] = []
         for request in step.requests:
-            if request is not None and request.state is not RequestState.FINISHED:
+            if request is not None and request.state is not _FINISHED:
                 outputs += self._end(request, _terminal(request, "error", error))
         self._distrust_images(plan, {span.content_hash for span in plan.encode})
         return outputs + self._due_outputs()
@@ -248,23 +265,6 @@ class Scheduler:
             raise RuntimeError(f"step {plan.step} is not the oldest in flight")
         self._committed_step = plan.step
         return self._in_flight.popleft()
-
-    def _take_token(
-        self, request: Request, token_id: int, logprobs: TokenLogprobs | None
-    ) -> list[Addressed]:
-        finish_reason = request.append(token_id)
-        submit = request.submit
-        output = Output(
-            submit.request_id,
-            (token_id,),
-            finish_reason,
-            token_id if finish_reason == "stop" else None,
-            None if logprobs is None else (logprobs,),
-            None,
-            request.num_cached_tokens,
-            request.scheduled_s,
-        )
-        return [(submit.server, output)] if finish_reason is None else self._end(request, output)
 
     def _fail_row(self, request: Request, plan: StepPlan, error: ErrorInfo) -> list[Addressed]:
         # Whatever went wrong may sit in its KV or its embeddings: no later request may find them.
@@ -291,7 +291,7 @@ class Scheduler:
                 if other is request:
                     step.requests[place] = None
                     request.withdraw(samples=step.plan.work[place].samples)
-        if request.state is RequestState.RUNNING:
+        if request.state is _RUNNING:
             self.roster.preempt(request, counts=False)
 
     # -------------------------------------------------------------------------------------- end
