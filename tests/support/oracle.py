@@ -51,16 +51,19 @@ class Oracle:
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(random_tensor(name, tensor.shape, generator))
 
-    def ours(self) -> Glm4v:
-        """Our model with the same weights."""
-        config = read_config(self.config)
+    def ours(self, config: dict[str, Any] | None = None) -> Glm4v:
+        """Our model with the same weights, built from `config` if one is given."""
         with torch.device("meta"):
-            model = Glm4v(config, Mesh.single())
+            model = Glm4v(read_config(config or self.config), Mesh.single())
         model.load_state_dict(our_weights(self.model.state_dict()), assign=True)
         return model
 
-    def run(self, prompt: Prompt) -> Capture:
-        """Transformers' own forward on the whole prompt."""
+    def run(self, prompt: Prompt, *, inject: bool = False) -> Capture:
+        """Transformers' forward on the whole prompt.
+
+        Its own check of the placeholder count forbids images and videos in one prompt. For those
+        (and with `inject`) its encoder and decoder are called one after the other.
+        """
         inputs = prompt.transformers_inputs()
         positions, delta = self.positions(prompt)
         capture = Capture(torch.empty(0), positions, delta)
@@ -78,8 +81,8 @@ class Oracle:
         ]
         self.model.model.rope_deltas = None
         try:
-            if prompt.image_grids and prompt.video_grids:
-                capture.logits = self._run_mixed(prompt, positions)
+            if inject or (prompt.image_grids and prompt.video_grids):
+                capture.logits = self._run_injected(prompt, positions)
             else:
                 capture.logits = self.model(**inputs, use_cache=False).logits[0]
         finally:
@@ -113,16 +116,17 @@ class Oracle:
         tokens: list[int] = out[0, prompt.length :].tolist()
         return tokens
 
-    def _run_mixed(self, prompt: Prompt, positions: Tensor) -> Tensor:
-        """Images and videos together, which transformers' own check of the counts forbids."""
+    def _run_injected(self, prompt: Prompt, positions: Tensor) -> Tensor:
         inner, inputs = self.model.model, prompt.transformers_inputs()
         ids = inputs["input_ids"]
         embeds = inner.get_input_embeddings()(ids).clone()
-        images = inner.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
-        videos = inner.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
         types = inputs["mm_token_type_ids"]
-        embeds[(ids == IMAGE) & (types == 1)] = torch.cat(list(images.pooler_output))
-        embeds[(ids == IMAGE) & (types == 2)] = torch.cat(list(videos.pooler_output))
+        if prompt.image_grids:
+            out = inner.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+            embeds[(ids == IMAGE) & (types == 1)] = torch.cat(list(out.pooler_output))
+        if prompt.video_grids:
+            out = inner.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+            embeds[(ids == IMAGE) & (types == 2)] = torch.cat(list(out.pooler_output))
         hidden = inner.language_model(
             inputs_embeds=embeds, position_ids=positions[:, None], use_cache=False
         ).last_hidden_state
@@ -150,6 +154,8 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> T
     if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
         return values / shape[-1] ** 0.5
     values = values / shape[1:].numel() ** 0.5
+    if name.endswith("merger.down_proj.weight"):
+        return values * 4.0  # as large as token embeddings, so that norms do not magnify errors
     if name == "lm_head.weight":
         values[TEXT_ROWS:] = 0.0  # never pick a token whose row would need pixels
         return values * 3.0

@@ -1,4 +1,4 @@
-"""`Passes`: our model on paged rows, driven directly: what the runner does, in the plainest form."""
+"""`Passes`: our model on paged rows, driven directly: what the runner does, at its plainest."""
 
 from dataclasses import dataclass
 
