@@ -1,0 +1,312 @@
+"""EngineClient: the client tower's view of all engines; picks one, submits, yields, aborts.
+
+Knows no sockets: an engine is a function that sends to it, and whoever receives calls `deliver`.
+Time is injected and nothing runs on its own, so the whole server can run in a simulation. Every
+Submit ends with exactly one terminal output: the engine's own, or one made here when the engine
+is gone.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from glimt.errors import EngineDied, GlimtError, Overloaded
+from glimt.frontend.generation import Generation
+from glimt.frontend.prompt import IntArray, Prompt
+from glimt.metrics import Metrics
+from glimt.wire import (
+    Abort,
+    EngineInfo,
+    EngineStats,
+    ErrorInfo,
+    Output,
+    Outputs,
+    SamplingParams,
+    Submit,
+)
+
+Send = Callable[[msgspec.Struct], bool]
+
+# Tokens of an answer that count when replicas are compared: max_tokens is often the whole rest
+# of the context and says little about how long an answer will be.
+_EXPECTED_ANSWER_TOKENS = 1024
+_KV_OVERCOMMIT = 4  # prompt tokens that may wait, in sizes of the KV cache
+_SEED_STEP = 0x9E3779B97F4A7C15  # odd, so the choices of one request never share a seed
+
+
+@dataclass(slots=True, eq=False)
+class _Engine:
+    index: int
+    send: Send
+    info: EngineInfo
+    stats: EngineStats
+    num_open: int = 0
+    outstanding_tokens: int = 0
+    waiting_tokens: int = 0  # of prompts that have had no output yet
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A Submit without its terminal output."""
+
+    engine: _Engine
+    generation: Generation
+    choice: int
+    num_prompt_tokens: int
+    outstanding_tokens: int
+    is_started: bool = False
+
+
+class EngineClient:
+    """Sends requests to engines and hands outputs to their readers; one per server process.
+
+    `max_waiting` bounds the requests beyond those that the engines run at once. Lives on the
+    event loop; not thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        metrics: Metrics,
+        server: int = 0,
+        max_waiting: int = 1024,
+    ) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._server = server
+        self._max_waiting = max_waiting
+        self._engines: dict[int, _Engine] = {}
+        self._open: dict[int, _Open] = {}
+        self._last_id = 0
+        self._num_preparing = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._pace = _Pace(clock)
+
+    # ---------------------------------------------------------------------------- engines
+
+    def add_engine(self, index: int, send: Send, info: EngineInfo) -> None:
+        """Engine `index` takes requests from now on; an earlier one of that index is removed.
+
+        `send` gives False when the engine does not take the message.
+        """
+        self.remove_engine(index, "the engine was replaced")
+        self._engines[index] = _Engine(index, send, info, EngineStats())
+        self._metrics.add_engine(index, info)
+
+    def remove_engine(self, index: int, reason: str) -> None:
+        """Engine `index` is gone: its open requests end with EngineDied(reason)."""
+        engine = self._engines.pop(index, None)
+        if engine is None:
+            return
+        self._metrics.remove_engine(index)
+        error = ErrorInfo(EngineDied.code, reason)
+        for request_id, request in list(self._open.items()):
+            if request.engine is engine:
+                self._take(engine, Output(request_id, (), "error", error=error))
+
+    def deliver(self, index: int, outputs: Outputs) -> None:
+        """Take in a step's outputs of engine `index`. Unknown requests are ignored."""
+        engine = self._engines.get(index)
+        if engine is None:
+            return
+        if outputs.stats is not None:
+            engine.stats = outputs.stats
+            self._metrics.observe_engine(index, outputs.stats)
+        for output in outputs.outputs:
+            self._take(engine, output)
+
+    def _take(self, engine: _Engine, output: Output) -> None:
+        request = self._open.get(output.request_id)
+        if request is None or request.engine is not engine:
+            return
+        if not request.is_started:
+            request.is_started = True
+            engine.waiting_tokens -= request.num_prompt_tokens
+        if output.finish_reason is not None:
+            del self._open[output.request_id]
+            engine.num_open -= 1
+            engine.outstanding_tokens -= request.outstanding_tokens
+            self._pace.count()
+            self._note_idle()
+        request.generation.put(request.choice, output)
+
+    # ------------------------------------------------------------------------------ state
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engines resolved at start (all the same). Raises EngineDied without one."""
+        for engine in self._engines.values():
+            return engine.info
+        raise EngineDied("no engine is ready; one is being started")
+
+    @property
+    def num_engines(self) -> int:
+        """Engines that take requests."""
+        return len(self._engines)
+
+    @property
+    def num_open(self) -> int:
+        """Submits that wait for their terminal output."""
+        return len(self._open)
+
+    @property
+    def num_preparing(self) -> int:
+        """Submits whose prompt is still being made."""
+        return self._num_preparing
+
+    async def drain(self) -> None:
+        """Wait until nothing is open or in preparation. Refusing new work is the caller's duty."""
+        await self._idle.wait()
+
+    def end_all(self, reason: str) -> None:
+        """End every open request with EngineDied(reason), when a shutdown waits no longer."""
+        for generation in {request.generation: None for request in self._open.values()}:
+            generation.fail(EngineDied(reason))
+
+    def _note_idle(self) -> None:
+        if self._open or self._num_preparing:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    # --------------------------------------------------------------------------- requests
+
+    @contextmanager
+    def preparing(self, n: int = 1) -> Iterator[None]:
+        """Hold room for `n` Submits while their prompt is made, so that excess is refused early.
+
+        Raises Overloaded or EngineDied before any work is done.
+        """
+        self._admit(n, 0)
+        self._hold(n)
+        try:
+            yield
+        finally:
+            self._hold(-n)
+
+    def _hold(self, n: int) -> None:
+        self._num_preparing += n
+        self._metrics.preparing.inc(n)
+        self._note_idle()
+
+    def _admit(self, n: int, num_prompt_tokens: int) -> None:
+        """Raise if there is no engine, or no room."""
+        info = self.info
+        engines = self._engines.values()
+        seats = sum(engine.info.max_num_seqs for engine in engines)
+        held = len(self._open) + self._num_preparing
+        if held + n > seats + self._max_waiting:
+            raise Overloaded(
+                f"{held} requests run or wait, as many as this server takes; try again later",
+                retry_after_s=self._pace.seconds_for(held + n - seats),
+            )
+        limit = _KV_OVERCOMMIT * info.num_pages * info.page_size * len(engines)
+        waiting = sum(engine.waiting_tokens for engine in engines)
+        if waiting and waiting + num_prompt_tokens > limit:
+            raise Overloaded(
+                f"prompts of {waiting} tokens wait, as many as this server takes; try again later",
+                retry_after_s=self._pace.seconds_for(held + n),
+            )
+
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        n: int = 1,
+        priority: int = 0,
+        cache_salt: bytes = b"",
+    ) -> Generation:
+        """Submit `n` choices to the engine with the least to do; owns the prompt's leases.
+
+        Choice i draws with a seed of its own, made from `sampling.seed`. Raises Overloaded or
+        EngineDied; the leases are then given back as always.
+        """
+        generation = Generation(prompt, n, self._abort)
+        try:
+            self._admit(n, prompt.num_tokens)
+        except GlimtError:
+            generation.answered(n)
+            raise
+        engine = min(self._engines.values(), key=lambda each: each.outstanding_tokens)
+        first = Submit(
+            request_id=0,
+            server=self._server,
+            token_ids=_int32(prompt.token_ids),
+            positions=None if prompt.positions is None else _int32(prompt.positions),
+            rope_delta=prompt.rope_delta,
+            images=prompt.images,
+            sampling=sampling,
+            priority=priority,
+            cache_salt=cache_salt,
+            arrival_s=self._clock(),
+        )
+        for choice in range(n):
+            self._last_id += 1
+            submit = msgspec.structs.replace(
+                first, request_id=self._last_id, sampling=_for_choice(sampling, choice)
+            )
+            if not engine.send(submit):
+                generation.close()
+                generation.answered(n - choice)
+                raise Overloaded("the engine takes no more requests now; try again later")
+            self._opened(engine, generation, choice, submit, prompt.num_tokens)
+        return generation
+
+    def _opened(
+        self, engine: _Engine, generation: Generation, choice: int, submit: Submit, length: int
+    ) -> None:
+        expected = length + min(submit.sampling.max_tokens, _EXPECTED_ANSWER_TOKENS)
+        self._open[submit.request_id] = _Open(engine, generation, choice, length, expected)
+        engine.num_open += 1
+        engine.outstanding_tokens += expected
+        engine.waiting_tokens += length
+        generation.submitted(submit.request_id)
+        self._note_idle()
+
+    def _abort(self, request_id: int) -> None:
+        """Tell the engine, if it has not answered yet. It answers with a terminal output."""
+        request = self._open.get(request_id)
+        if request is not None and request.engine.index in self._engines:
+            request.engine.send(Abort(self._server, request_id))
+
+
+class _Pace:
+    """How fast requests finish lately, for Retry-After."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last_s: float | None = None
+        self._interval_s = 0.25  # a guess until something has finished
+        self._num_asked = 0
+
+    def count(self) -> None:
+        """A request has finished."""
+        now_s = self._clock()
+        if self._last_s is not None:
+            self._interval_s += 0.05 * (min(now_s - self._last_s, 5.0) - self._interval_s)
+        self._last_s = now_s
+
+    def seconds_for(self, num_requests: int) -> float:
+        """Until so many have finished: 1 to 30 s, spread by a quarter so that not all come back
+        at once."""
+        self._num_asked += 1
+        spread = 1.0 + 0.25 * (self._num_asked * 0.6180339887 % 1.0)
+        return min(30.0, max(1.0, self._interval_s * num_requests)) * spread
+
+
+def _int32(ids: IntArray) -> bytes:
+    """Little-endian, row by row, as wire messages have it."""
+    return ids.astype("<i4", order="C", copy=False).tobytes()
+
+
+def _for_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
+    if choice == 0:
+        return sampling
+    seed = (sampling.seed + choice * _SEED_STEP + 2**63) % 2**64 - 2**63
+    return msgspec.structs.replace(sampling, seed=seed)
