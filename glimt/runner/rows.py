@@ -63,7 +63,7 @@ class RowTable:
 
     def take(self, new: NewRow) -> None:
         """Fill a row. Raises ValueError if the request does not fit the table."""
-        tokens = np.ascontiguousarray(new.token_ids, np.int32)
+        tokens = np.array(new.token_ids, np.int32)  # a copy: messages' arrays are read-only
         if tokens.size > self.tokens_RL.shape[1]:
             raise ValueError(f"{tokens.size} tokens in a row of {self.tokens_RL.shape[1]}")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.sampling.vocab_size:

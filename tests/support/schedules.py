@@ -2,14 +2,14 @@
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan, StepResult
 from glimt.runner.executor import ModelExecutor
 from glimt.wire import TokenLogprobs
-from tests.support.tiny_model import Ask
+from tests.support.tiny_model import Ask, new_row
 
 
 @dataclass
@@ -120,17 +120,8 @@ class Schedule:
 
     def _start(self, course: Course) -> NewRow:
         course.row = self._free_rows.pop(0)
-        ask = course.ask
-        return NewRow(
-            row=course.row,
-            token_ids=np.array(course.known, np.int32),
-            num_prompt_tokens=len(ask.token_ids),
-            positions=ask.positions,
-            rope_delta=ask.rope_delta,
-            images=ask.images,
-            sampling=ask.sampling,
-            page_ids=(),
-        )
+        # After a preemption the tokens generated so far come back with the prompt.
+        return replace(new_row(course.ask, course.row), token_ids=np.array(course.known, np.int32))
 
     def _stop(self, course: Course) -> None:
         assert course.row is not None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from glimt.arena import SharedArena
+from glimt.engine.plan import NewRow
 from glimt.models.config_json import read_config
 from glimt.models.glm4v import Glm4v
 from glimt.parallel.mesh import Mesh
@@ -17,13 +18,13 @@ from glimt.runner.build import ExecutorSizes, build_executor, kv_layout
 from glimt.runner.executor import ModelExecutor
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
 from tests.support.configs import tiny_config
-from tests.support.prompts import IMAGE, PromptWriter
+from tests.support.prompts import IMAGE, Prompt, PromptWriter
 
 CPU = torch.device("cpu")
 
 
 @cache
-def tiny_model(kind: str) -> Glm4v:
+def tiny_model(kind: str, device: torch.device = CPU) -> Glm4v:
     """A float32 model of one architecture whose greedy text varies."""
     with torch.device("meta"):
         model = Glm4v(read_config(tiny_config(kind)), Mesh.single())
@@ -41,7 +42,7 @@ def tiny_model(kind: str) -> Glm4v:
             noise *= (3 if name == "lm_head.weight" else 1) / math.sqrt(noise.shape[-1])
         parameter.copy_(noise)
     model.lm_head.weight[IMAGE] = 0  # a placeholder is never drawn
-    return model
+    return model.to(device)  # each (kind, device) is a model of its own
 
 
 class Album:
@@ -91,7 +92,7 @@ class Ask:
         )
 
 
-def make_ask(album: Album, layout: str, seed: int, **sampling: Any) -> Ask:
+def make_prompt(layout: str, seed: int) -> Prompt:
     """A prompt by its `layout`: letters t (3 tokens of text), i (2 × 3 image), v (2-step video),
     b (4 × 3 image); `seed` decides the content."""
     writer = PromptWriter(seed)
@@ -104,7 +105,12 @@ def make_ask(album: Album, layout: str, seed: int, **sampling: Any) -> Ask:
             writer.image(4, 3)
         else:
             writer.video(2, 2, 2)
-    prompt = writer.prompt
+    return writer.prompt
+
+
+def make_ask(album: Album, layout: str, seed: int, **sampling: Any) -> Ask:
+    """A request with that prompt; `sampling` over greedy defaults and 8 tokens."""
+    prompt = make_prompt(layout, seed)
     token_ids = np.array(prompt.token_ids, np.int32)
     images, at = [], 0
     for patches, grid in zip(prompt.patches, prompt.grids, strict=True):
@@ -116,10 +122,24 @@ def make_ask(album: Album, layout: str, seed: int, **sampling: Any) -> Ask:
     return Ask(token_ids, positions, delta, tuple(images), SamplingParams(**fields))
 
 
+def new_row(ask: Ask, row: int, page_ids: tuple[int, ...] = ()) -> NewRow:
+    """The request takes a row, with nothing generated yet."""
+    return NewRow(
+        row=row,
+        token_ids=ask.token_ids,
+        num_prompt_tokens=len(ask.token_ids),
+        positions=ask.positions,
+        rope_delta=ask.rope_delta,
+        images=ask.images,
+        sampling=ask.sampling,
+        page_ids=page_ids,
+    )
+
+
 def make_executor(
     model: Glm4v, album: Album, *, num_pages: int = 64, page_size: int = 4, **limits: Any
 ) -> ModelExecutor:
-    """An executor on the CPU."""
+    """An executor on the device of its model."""
     sizes = ExecutorSizes(
         num_pages=num_pages,
         page_size=page_size,
@@ -128,7 +148,7 @@ def make_executor(
         max_patches=limits.get("max_patches", 64),
     )
     layout = kv_layout(model, page_size, torch.float32, limits.get("kv_dtype", "auto"))
-    return build_executor(model, layout, sizes, [album.arena], CPU)
+    return build_executor(model, layout, sizes, [album.arena], model.embedding.weight.device)
 
 
 def _positions(length: int, images: list[ImageSpan]) -> tuple[np.ndarray | None, int]:

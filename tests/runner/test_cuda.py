@@ -1,0 +1,66 @@
+"""The executor on a GPU: streams, pinned copies, and steps in flight change no token."""
+
+import numpy as np
+import pytest
+import torch
+
+from glimt.runner.build import ExecutorSizes, kv_layout
+from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes
+from glimt.runner.staging import ReturnPath, to_device
+from tests.support.schedules import Schedule
+from tests.support.tiny_model import Album, make_ask, make_executor, tiny_model
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda", 0)
+
+
+def test_arrays_arrive_with_their_types_and_shapes(gpu: torch.device) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {
+        "bytes": generator.integers(0, 255, 3).astype(np.uint8),
+        "flags": generator.random(5) > 0.5,
+        "empty": np.zeros(0, np.int64),
+        "numbers": generator.random((3, 7)).astype(np.float32),
+        "ids": generator.integers(0, 9, (2, 2)).astype(np.int32),
+        "strided": np.arange(20, dtype=np.int64)[::3],
+    }
+    for _ in range(3):
+        sent = to_device(arrays, gpu)
+        (returned,) = ReturnPath(gpu).send([sent["numbers"] * 2]).wait()
+        assert np.array_equal(returned.numpy(), arrays["numbers"] * 2)
+        for name, array in arrays.items():
+            assert np.array_equal(sent[name].cpu().numpy(), array)
+
+
+@pytest.mark.parametrize("kind", ["glm4v", "glm4v_moe"])
+def test_steps_in_flight_on_a_gpu_change_no_token(gpu: torch.device, kind: str) -> None:
+    album = Album()
+    asks = [
+        make_ask(album, "tit", 1),
+        make_ask(album, "tt", 2, temperature=1.0, top_p=0.9, logprobs=3),
+        make_ask(album, "tvt", 3, repetition_penalty=1.2),
+        make_ask(album, "tbtt", 4, temperature=0.7, top_k=10),
+    ]
+    expected = Schedule(make_executor(tiny_model(kind), album), asks, whole=True).run()
+    for seed in range(3):
+        executor = make_executor(tiny_model(kind, gpu), album)
+        assert Schedule(executor, asks, seed=seed, depth=1 + seed).run() == expected
+
+
+def test_a_measured_step_leaves_room_for_itself(gpu: torch.device) -> None:
+    model = tiny_model("glm4v_moe", gpu)
+    layout = kv_layout(model, 64, torch.float32, "auto")
+    sizes = ExecutorSizes(
+        num_pages=4, page_size=64, max_num_seqs=16, max_model_len=256, max_patches=4096
+    )
+    before = measure_free(gpu)
+    peak = peak_step_bytes(model, layout, sizes, 512, gpu)
+    assert 0 < peak < 2**32
+    assert measure_free(gpu).free_bytes >= before.free_bytes - 2**28
+    assert 0 < kv_cache_bytes(before, gpu, 0.9, peak) < before.free_bytes
