@@ -13,6 +13,7 @@ from typing import Literal
 
 from glimt.errors import BadSettings
 from glimt.models.config import ModelConfig, MoeConfig, TextConfig, VisionConfig
+from glimt.parallel.mesh import Mesh
 
 Shape = tuple[int, ...]
 Range = tuple[int, int]  # [start, stop)
@@ -78,6 +79,13 @@ class Share:
     text: Split = Split()
     vision: Split = Split()
     experts: Split = Split()
+
+    @staticmethod
+    def of(mesh: Mesh) -> "Share":
+        """The share of one rank of `mesh`. The vision tower is whole on every rank."""
+        return Share(
+            text=Split(mesh.tp_rank, mesh.tp_size), experts=Split(mesh.ep_rank, mesh.ep_size)
+        )
 
 
 WHOLE = Share()

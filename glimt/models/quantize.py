@@ -17,5 +17,5 @@ def quantize_rows(weight: Tensor, scale: Tensor) -> Tensor:
 
     `w ≈ e4m3 * scale`; formula of compressed-tensors, strategy "channel".
     """
-    scaled = weight.float() / scale.unsqueeze(-1)
-    return scaled.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    scaled = weight.to(torch.float32, copy=True).div_(scale.unsqueeze(-1))
+    return scaled.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)

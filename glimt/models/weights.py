@@ -27,8 +27,6 @@ from glimt.models.weight_plan import Task, WeightPlan, inspect
 
 __all__ = ["WeightPlan", "allocate", "inspect", "load"]
 
-_MAX_THREADS = 8
-
 
 def load(
     model: nn.Module,
@@ -37,6 +35,7 @@ def load(
     dtype: torch.dtype,
     *,
     progress: bool = True,
+    max_threads: int = 8,
 ) -> None:
     """Give every parameter of `model` (on the meta device) its memory and its value.
 
@@ -44,6 +43,7 @@ def load(
         plan: of `inspect`, for the same configuration and share; the model was built with its fp8.
         dtype: of the parameters that are not FP8. Scales and router biases are float32.
         progress: a bar in bytes on stderr.
+        max_threads: how many files may be open at once; never more than cores.
     """
     _check_model(model, plan)
     tensors = allocate(model, device, dtype)
@@ -56,6 +56,7 @@ def load(
         mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log gets a line now and then
         disable=not progress,
     )
+    num_threads = max(1, min(max_threads, os.cpu_count() or 1, len(plan.tasks)))
     stop, lock = threading.Event(), threading.Lock()
 
     def read_file(file: Path) -> None:
@@ -63,7 +64,7 @@ def load(
             with lock:
                 bar.update(task.num_bytes)
 
-    with bar, ThreadPoolExecutor(max_workers=_num_threads(plan), thread_name_prefix="load") as pool:
+    with bar, ThreadPoolExecutor(num_threads, thread_name_prefix="load") as pool:
         futures = [pool.submit(read_file, file) for file in plan.tasks]
         try:
             for future in futures:
@@ -100,10 +101,6 @@ def _check_model(model: nn.Module, plan: WeightPlan) -> None:
     if shapes != plan.shapes:
         differing = {name for name, _ in shapes.items() ^ plan.shapes.items()}
         raise ValueError(f"model and plan differ in {sorted(differing)[:10]}")
-
-
-def _num_threads(plan: WeightPlan) -> int:
-    return max(1, min(_MAX_THREADS, os.cpu_count() or 1, len(plan.tasks)))
 
 
 def _tasks_of(
