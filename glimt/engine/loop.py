@@ -1,0 +1,185 @@
+"""EngineLoop: receive, schedule, launch, commit the step before, send.
+
+    ┌─▶ receive ─▶ schedule n+1 ─▶ launch n+1 ─▶ commit n ─▶ send ─┐
+    └──────────────────────────────────────────────────────────────┘
+
+While the device computes step n+1, the host takes the tokens of step n and plans step n+2. The
+loop knows neither sockets nor torch; it is given a mailbox and an executor. Each Submit received
+is answered by exactly one terminal Output, whatever fails: a bad message ends one request, a step
+that raises ends the requests in it, and the end of the loop ends all that are left.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult
+from glimt.engine.scheduler import Addressed, Scheduler, refuse
+from glimt.errors import EngineDied, EngineFailed, StepFailed
+from glimt.wire import Abort, EngineInbound, ErrorInfo, Output, Outputs, Submit
+
+STATS_INTERVAL_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Mailbox(Protocol):
+    """The engine's connection to its servers."""
+
+    def receive(self, timeout_s: float) -> list[EngineInbound]:
+        """All messages that wait; blocks up to `timeout_s` for the first."""
+        ...
+
+    def send(self, server: int, outputs: Outputs) -> None:
+        """Hand outputs to a server; never blocks."""
+        ...
+
+
+class FailedLaunch:
+    """A step whose launch raised: it fails when its turn to be committed comes."""
+
+    def __init__(self, plan: StepPlan, error: Exception) -> None:
+        self.plan = plan
+        self._error = error
+
+    def result(self) -> StepResult:
+        """Raises what the launch raised."""
+        raise self._error
+
+
+class EngineLoop:
+    """Runs one engine until `stop` is called or steps fail without end.
+
+    `servers` get statistics at least once a second, work or not. `progress` is called in every
+    turn, for a watchdog: a turn takes as long as the longest step, or half a second when idle.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        mailbox: Mailbox,
+        *,
+        servers: Sequence[int] = (0,),
+        clock: Callable[[], float] = time.monotonic,
+        progress: Callable[[], None] = lambda: None,
+        max_failed_steps: int = 8,
+    ) -> None:
+        self.num_violations = 0  # of the engine's invariants, found while idle
+        self._scheduler = scheduler
+        self._executor = executor
+        self._mailbox = mailbox
+        self._servers = tuple(servers)
+        self._clock = clock
+        self._progress = progress
+        self._max_failed_steps = max_failed_steps
+        self._num_failed_steps = 0  # one after the other
+        self._behind: InFlight | None = None
+        self._is_stopping = False
+        self._is_checked = True
+        self._stats_due_s = clock()
+        self._outputs: list[Addressed] = []  # to be sent at the end of the turn
+
+    def stop(self) -> None:
+        """End after the current turn. May be called from a signal handler or another thread."""
+        self._is_stopping = True
+
+    def run(self) -> None:
+        """Serve until stopped. Raises EngineFailed if the device is beyond use."""
+        try:
+            while not self._is_stopping:
+                self.turn()
+        finally:
+            self._end()
+
+    def turn(self) -> None:
+        """One pass of the loop; waits for messages if there is nothing to compute."""
+        self._progress()
+        for message in self._receive():
+            self._outputs += self._take(message)
+        plan = self._scheduler.schedule()
+        behind, self._behind = self._behind, None if plan is None else self._launch(plan)
+        if behind is not None:
+            self._outputs += self._commit(behind)
+        self._send()
+        if self._num_failed_steps >= self._max_failed_steps:
+            raise EngineFailed(f"{self._num_failed_steps} steps failed one after the other.")
+
+    def _receive(self) -> list[EngineInbound]:
+        if self._behind is not None:
+            self._is_checked = False
+            return self._mailbox.receive(0.0)
+        messages = self._mailbox.receive(max(0.0, self._stats_due_s - self._clock()))
+        if not messages and not self._is_checked:
+            self._check()
+        return messages
+
+    def _take(self, message: EngineInbound) -> list[Addressed]:
+        scheduler = self._scheduler
+        try:
+            if isinstance(message, Submit):
+                return scheduler.add(message)
+            if isinstance(message, Abort):
+                return scheduler.abort(message.server, message.request_id)
+            scheduler.reset_caches(prefix=message.prefix, images=message.images)
+        except Exception:
+            log.exception("A message could not be taken")
+            if isinstance(message, Submit):
+                error = ErrorInfo(EngineFailed.code, "The engine could not take the request.")
+                return [refuse(message, error)]
+        return []
+
+    def _launch(self, plan: StepPlan) -> InFlight:
+        try:
+            return self._executor.launch(plan)
+        except Exception as error:
+            return FailedLaunch(plan, error)
+
+    def _commit(self, step: InFlight) -> list[Addressed]:
+        try:
+            result = step.result()
+        except Exception:
+            log.exception("Step %d failed", step.plan.step)
+            self._num_failed_steps += 1
+            error = ErrorInfo(StepFailed.code, "The step that computed this request failed.")
+            return self._scheduler.fail(step.plan, error)
+        self._num_failed_steps = 0
+        return self._scheduler.commit(step.plan, result)
+
+    def _send(self) -> None:
+        by_server: defaultdict[int, list[Output]] = defaultdict(list)
+        for server, output in self._outputs:
+            by_server[server].append(output)
+        self._outputs.clear()
+        stats = None
+        now_s = self._clock()
+        if now_s >= self._stats_due_s:
+            self._stats_due_s = now_s + STATS_INTERVAL_S
+            stats = self._scheduler.stats()
+            for server in self._servers:
+                by_server[server] += ()
+        for server, its_outputs in by_server.items():
+            self._mailbox.send(server, Outputs(tuple(its_outputs), stats))
+
+    def _check(self) -> None:
+        self._is_checked = True
+        violations = self._scheduler.roster.check()
+        self.num_violations += len(violations)
+        for violation in violations:
+            log.error("Invariant violated: %s", violation)
+
+    def _end(self) -> None:
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            try:
+                self._outputs += self._commit(behind)
+            except Exception:
+                log.exception("The last step could not be committed")
+        error = ErrorInfo(EngineDied.code, "The engine is stopping.")
+        for message in self._mailbox.receive(0.0):
+            if isinstance(message, Submit):
+                self._outputs.append(refuse(message, error))
+        self._outputs += self._scheduler.end_all(error)
+        self._send()
