@@ -37,13 +37,13 @@ def locate(
     Raises BadCheckpoint if there is no such folder or repository, or it cannot be had.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
-    if folder.exists():
+    if folder.is_file():
         raise BadCheckpoint(f"{model} is a file; give the folder of the checkpoint")
     if not _REPOSITORY.fullmatch(model) or model.startswith("."):
         raise BadCheckpoint(
-            f"there is no folder {model} (and a repository of the hub is written owner/name)"
+            f"there is no folder {model!r} (and a repository of the hub is written owner/name)"
         )
     try:
         return Path(
