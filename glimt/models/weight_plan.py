@@ -190,8 +190,9 @@ def _check(
     fp8 = _fp8_modules(expected, stored, problems["missing"])
     known: set[str] = set()
     for parameter in expected:
-        for name in {source.name: source for source in parameter.sources}.values():
-            known |= _check_source(name, parameter, stored, fp8, problems)
+        # Two sources of one parameter can be rows of the same stored tensor.
+        for source in {source.name: source for source in parameter.sources}.values():
+            known |= _check_source(source, parameter, stored, fp8, problems)
     for name in sorted(stored.keys() - known):
         leftover = _LEFTOVER.fullmatch(name)
         if leftover is None or int(leftover[1]) < config.text.num_layers:
@@ -235,6 +236,7 @@ def _check_source(
 ) -> set[str]:
     """Check one stored tensor and its scales; the names it accounts for."""
     names = {source.name}
+    wanted: list[tuple[str, tuple[Shape, ...], tuple[str, ...]]]
     wanted = [(source.name, (source.shape,), _FLOATS)]
     if parameter.module in fp8:
         scale, rows = scale_name(source.name), source.shape[0]
