@@ -1,0 +1,126 @@
+"""Runs a checkpoint's chat template, in a sandbox, with what published templates expect of it.
+
+The environment is the one such templates are written for (Hugging Face's): blocks trimmed, loop
+controls, `tojson` without HTML escapes, `raise_exception`, `strftime_now`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from glimt.errors import BadCheckpoint, InvalidRequest
+
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+# Everything outside ASCII but private-use characters, which may be stand-ins (standins.py).
+_TO_ESCAPE = re.compile(r"[^\x00-\x7f\ue000-\uf8ff\U000f0000-\U0010ffff]")
+
+
+class ChatTemplate:
+    """A compiled chat template. It may be trusted to end; client strings are only data to it."""
+
+    def __init__(self, source: str, now: Callable[[], datetime] = datetime.now) -> None:
+        """Compile. Raises BadCheckpoint with the line of a syntax error."""
+        self.source = source
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise BadCheckpoint(
+                f"the chat template has an error in line {error.lineno}: {error.message}"
+            ) from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt as one string. Raises InvalidRequest where the template fails or refuses."""
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=tools or None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **kwargs,
+            )
+        except _Refusal as error:
+            text = f"the chat template refuses these messages: {error.message}"
+        except UndefinedError:
+            text = "the chat template asks for something that the messages do not have"
+        except SecurityError:
+            text = "the chat template tries something that its sandbox forbids"
+        except TemplateError:
+            text = "the chat template fails on these messages"
+        except Exception:  # whatever Python code of a template may raise, TypeError for one
+            text = "the chat template cannot handle the shape of these messages"
+        raise InvalidRequest(text, param="messages")
+
+
+def check_template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`chat_template_kwargs` as the template gets them: known names and types only.
+
+    `thinking` is another spelling of `enable_thinking`, and `reasoning_effort: none` turns thinking
+    off, too. Raises InvalidRequest naming what is unknown, of the wrong type, or contradictory.
+    """
+    path = "chat_template_kwargs"
+    checked: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        if name in ("enable_thinking", "thinking", "clear_thinking"):
+            if not isinstance(value, bool):
+                raise InvalidRequest(f"{path}.{name} must be true or false", param=f"{path}.{name}")
+        elif name == "reasoning_effort":
+            if value not in _EFFORTS:
+                text = f"{path}.{name} must be one of {', '.join(_EFFORTS)}"
+                raise InvalidRequest(text, param=f"{path}.{name}")
+        else:
+            shown = name if name.isidentifier() and len(name) <= 64 else "…"
+            raise InvalidRequest(f"{path}.{shown} is not known", param=path)
+        checked[name] = value
+    wishes = {checked[name] for name in ("enable_thinking", "thinking") if name in checked}
+    if len(wishes) > 1:
+        raise InvalidRequest(f"{path}: enable_thinking and thinking contradict", param=path)
+    if wishes:
+        checked["enable_thinking"] = wishes.pop()
+    elif checked.get("reasoning_effort") == "none":
+        checked["enable_thinking"] = False
+    return checked
+
+
+class _Refusal(TemplateError):
+    """The template called `raise_exception`."""
+
+
+def _refuse(message: Any) -> None:
+    raise _Refusal(str(message))
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as a prompt wants it: no HTML escapes, non-ASCII characters kept unless asked."""
+    text = json.dumps(
+        value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    return _TO_ESCAPE.sub(_escape, text) if ensure_ascii else text
+
+
+def _escape(match: re.Match[str]) -> str:
+    return json.dumps(match.group())[1:-1]
