@@ -99,8 +99,8 @@ def add_bias_(scores_NV: Tensor, place_B: Tensor, bias_B: Tensor) -> None:
 def allow_only_(scores_NV: Tensor, rows_A: Tensor, place_B: Tensor) -> None:
     """In the rows `rows_A` forbid all tokens except those at flat places n * V + token."""
     banned_NV = torch.zeros_like(scores_NV, dtype=torch.bool)
-    banned_NV[rows_A] = True
-    banned_NV.view(-1)[place_B] = False
+    banned_NV.index_fill_(0, rows_A, True)  # a scalar assigned by index would wait for the device
+    banned_NV.view(-1).index_fill_(0, place_B, False)
     scores_NV.masked_fill_(banned_NV, NEVER)
 
 

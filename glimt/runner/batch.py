@@ -51,7 +51,7 @@ def build_batch(rows: RowTable, work: Sequence[RowWork]) -> Batch:
     row_T = row_R.repeat(count_R)
     index_T = np.arange(query_starts_R1[-1]) + (start_R - query_starts_R1[:-1]).repeat(count_R)
     row_N, end_N = row_R[samples_R], end_R[samples_R]
-    image_parts, image_index_I = _image_places(rows, work, query_starts_R1)
+    image_parts, image_index_I = _image_places(rows, work, row_R, start_R, query_starts_R1)
     max_context_len = int(end_R.max())
     num_slots = rows.tokens_RL.shape[1]
     arrays: dict[str, Array] = {
@@ -119,24 +119,31 @@ def _positions(
     is_generated_T = index_T >= rows.num_prompt_tokens_R[row_T]
     position_T = index_T + np.where(is_generated_T, rows.rope_delta_R[row_T], 0)
     positions_3T = np.repeat(position_T[None], 3, axis=0)
-    for r, item in enumerate(work):
-        stop = min(item.start + item.num_tokens, int(rows.num_prompt_tokens_R[item.row]))
-        if item.start < stop:
-            given = rows.positions(item.row, item.start, stop)
-            if given is not None:
-                first = query_starts_R1[r]
-                positions_3T[:, first : first + given.shape[1]] = given
+    start_R = index_T[query_starts_R1[:-1]]
+    num_prompt_R = rows.num_prompt_tokens_R[row_T[query_starts_R1[:-1]]]
+    for r in np.flatnonzero(start_R < num_prompt_R).tolist():
+        item = work[r]
+        stop = min(item.start + item.num_tokens, int(num_prompt_R[r]))
+        given = rows.positions(item.row, item.start, stop)
+        if given is not None:
+            first = query_starts_R1[r]
+            positions_3T[:, first : first + given.shape[1]] = given
     return positions_3T
 
 
 def _image_places(
-    rows: RowTable, work: Sequence[RowWork], query_starts_R1: IntArray
+    rows: RowTable,
+    work: Sequence[RowWork],
+    row_R: IntArray,
+    start_R: IntArray,
+    query_starts_R1: IntArray,
 ) -> tuple[list[ImagePart], IntArray]:
     """The image parts in the batch, and the places of all their tokens in it, in order."""
     parts: list[ImagePart] = []
     places = [np.zeros(0, np.int64)]
-    for first, item in zip(query_starts_R1, work, strict=False):
+    for r in np.flatnonzero(start_R < rows.images_end_R[row_R]).tolist():
+        item = work[r]
         for part in rows.image_parts(item.row, item.start, item.start + item.num_tokens):
             parts.append(part)
-            places.append(first + part.target + np.arange(part.high - part.low))
+            places.append(query_starts_R1[r] + part.target + np.arange(part.high - part.low))
     return parts, np.concatenate(places)

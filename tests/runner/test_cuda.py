@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from glimt.engine.plan import RowWork, StepPlan
 from glimt.runner.build import ExecutorSizes, kv_layout
 from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes
 from glimt.runner.staging import ReturnPath, to_device
 from tests.support.schedules import Schedule
-from tests.support.tiny_model import Album, make_ask, make_executor, tiny_model
+from tests.support.tiny_model import Album, make_ask, make_executor, new_row, tiny_model
 
 pytestmark = pytest.mark.gpu
 
@@ -64,3 +65,31 @@ def test_a_measured_step_leaves_room_for_itself(gpu: torch.device) -> None:
     assert 0 < peak < 2**32
     assert measure_free(gpu).free_bytes >= before.free_bytes - 2**28
     assert 0 < kv_cache_bytes(before, gpu, 0.9, peak) < before.free_bytes
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_a_decode_step_with_every_feature_never_waits_for_the_device(gpu: torch.device) -> None:
+    album = Album()
+    features = [
+        {"temperature": 0.9, "top_k": 30, "top_p": 0.95, "min_p": 0.01},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.3, "presence_penalty": 0.2},
+        {"bad_words": ((1, 2), (3,)), "logit_bias": {5: 2.0}, "logprobs": 4},
+        {"allowed_token_ids": tuple(range(40)), "min_tokens": 4, "eos_token_ids": (6, 7)},
+        {"temperature": 0.5, "top_p": 0.8},
+    ]
+    asks = [make_ask(album, "tt", n, **fields) for n, fields in enumerate(features)]
+    answers = []
+    for device in (torch.device("cpu"), gpu):
+        executor = make_executor(tiny_model("glm4v", device), album)
+        rows = tuple(new_row(ask, n, tuple(range(4 * n, 4 * n + 4))) for n, ask in enumerate(asks))
+        work = tuple(RowWork(n, 0, 6, samples=True) for n in range(len(asks)))
+        steps = [executor.launch(StepPlan(1, new_rows=rows, work=work))]
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            for index in range(6, 12):
+                work = tuple(RowWork(n, index, 1, samples=True) for n in range(len(asks)))
+                steps.append(executor.launch(StepPlan(index, work=work)))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        answers.append([step.result().token_ids for step in steps])
+    assert answers[0] == answers[1]
