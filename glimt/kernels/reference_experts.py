@@ -28,7 +28,7 @@ def route(
     With several groups, only experts of the best groups count; a group's score is the sum of its
     two best biased scores.
     """
-    scores_TE = linear(x_TD.float(), weight_ED.float()).sigmoid()
+    scores_TE = _sigmoid(linear(x_TD.float(), weight_ED.float()))
     biased_TE = scores_TE + bias_E
     if num_groups > 1:
         biased_TE = _keep_best_groups(biased_TE, num_groups, num_groups_per_token)
@@ -37,6 +37,12 @@ def route(
     if norm_topk_prob:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
     return weights_TK * scale, experts_TK
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """float32. CPUs go through float64: their float32 loop rounds the end of a tensor otherwise
+    than the same numbers elsewhere in it."""
+    return x.sigmoid() if x.is_cuda else x.double().sigmoid().float()
 
 
 def _keep_best_groups(biased_TE: Tensor, num_groups: int, num_kept: int) -> Tensor:

@@ -23,7 +23,12 @@ class Passes:
     """Rows of scattered pages and how far their KV reaches. Fresh pages hold NaN."""
 
     def __init__(
-        self, model: Glm4v, num_rows: int = 1, max_len: int = 512, page_size: int = 16
+        self,
+        model: Glm4v,
+        num_rows: int = 1,
+        max_len: int = 512,
+        page_size: int = 16,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
         text = model.config.text
@@ -32,7 +37,7 @@ class Passes:
         self.page_table = order.view(num_rows, per_row).to(torch.int32)
         self.context = [0] * num_rows
         shape = (order.numel(), 2, text.num_kv_heads, page_size, text.head_dim)
-        layers = tuple(torch.full(shape, torch.nan) for _ in range(text.num_layers))
+        layers = tuple(torch.full(shape, torch.nan, dtype=dtype) for _ in range(text.num_layers))
         self.cache = KvCache(layers, None, page_size)
 
     def make_step(self, works: list[Work]) -> Step:
