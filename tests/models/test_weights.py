@@ -359,22 +359,22 @@ resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 load(model, plan, CPU, torch.bfloat16, max_threads=2)
 print(len(plan.tasks), sum(task.num_bytes for tasks in plan.tasks.values() for task in tasks))
 """
-ROOM_MIB = {"": 16, "fp8": 48}  # float32 copies of the tensor that is being quantised
+ROOM_MIB = {"": 32, "fp8": 80}  # fp8: float32 copies of what is being quantised
 
 
-@pytest.mark.parametrize("quantization", ROOM_MIB)
+@pytest.mark.parametrize("quantization", ["", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_host_memory_beyond_the_parameters_is_that_of_the_open_shards(
     quantization: str, tmp_path: Path
 ) -> None:
-    """Eight shards of 13 MB; two threads may have two of them open, and no more in memory."""
+    """Of 150 MB in twelve shards, two threads have two open; reading all at once would fail."""
     folder = make_tiny_checkpoint(tmp_path, variant="dense")
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    config["text_config"] |= {"num_hidden_layers": 8, "intermediate_size": 8192}
+    config["text_config"] |= {"num_hidden_layers": 12, "intermediate_size": 8192}
     file.write_text(json.dumps(config))
     shapes = dict(tensor_shapes(config))
     files = {
-        name: f"part-{name.split('.')[3] if TEXT in name else 8}.safetensors" for name in shapes
+        name: f"part-{name.split('.')[3] if TEXT in name else 12}.safetensors" for name in shapes
     }
     tensors = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
     store(folder, tensors, files)
@@ -387,4 +387,4 @@ def test_host_memory_beyond_the_parameters_is_that_of_the_open_shards(
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)},
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.split()[0] == "9"
+    assert run.stdout.split()[0] == "13"
