@@ -32,6 +32,7 @@ from tests.support.checkpoints import (
     store,
     stored_tensors,
 )
+from tests.support.oracle import our_weights
 
 TEXT = "model.language_model.layers"
 
@@ -118,6 +119,10 @@ def test_what_transformers_saves_is_read_alike(
     saved = shutil.copytree(folder, tmp_path / "saved", ignore=shutil.ignore_patterns("*.safet*"))
     model, info = cls.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    mine = parameters_of(loaded(folder)[0])
+    for name, tensor in our_weights(model.state_dict()).items():
+        assert torch.equal(mine.pop(name), tensor.float()), name
+    assert not mine
     model.save_pretrained(saved, max_shard_size="2MB")
     assert_same_parameters(loaded(saved)[0], loaded(folder)[0])
 
