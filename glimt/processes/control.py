@@ -62,6 +62,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     socket_fd: int  # listening socket, bound by the parent
     model_path: str
     served_model_names: tuple[str, ...]
+    max_model_len: int  # upper bound; the engine has the last word
     chat_template: str  # the template's text
     chat_template_kwargs: dict[str, Any]
     generation_defaults: dict[str, Any]
@@ -73,6 +74,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     allowed_local_media_path: str | None
     allowed_media_domains: tuple[str, ...] | None
     api_keys: tuple[str, ...]
+    priority_policy: bool
     root_path: str
     allowed_origins: tuple[str, ...]
     reasoning_parser: str | None

@@ -17,6 +17,7 @@ from glimt import __version__
 from glimt.checkpoint import Checkpoint, locate, read_checkpoint
 from glimt.config import Settings, check, parse_count, parse_object
 from glimt.errors import BadCheckpoint, BadSettings
+from glimt.models.config_json import read_config
 from glimt.processes.control import EngineStart, ServerStart
 from glimt.processes.supervisor import Plan, Supervisor, remove_stale_folders
 from glimt.wire import ImageSettings, MediaLimits
@@ -187,6 +188,7 @@ def _server_start(
     settings: Settings, checkpoint: Checkpoint, image: ImageSettings, video: ImageSettings
 ) -> ServerStart:
     models, media, server = settings.models, settings.media, settings.server
+    config = read_config(checkpoint.config, checkpoint.preprocessor_config)
     counts = {**DEFAULT_LIMITS, **_counts(parse_object(media.limit_mm_per_prompt))}
     return ServerStart(
         index=0,
@@ -196,6 +198,7 @@ def _server_start(
         socket_fd=-1,
         model_path=str(checkpoint.path),
         served_model_names=tuple(models.served_model_name or [settings.model]),
+        max_model_len=_max_model_len(models.max_model_len) or config.text.max_position_embeddings,
         chat_template=_chat_template(settings, checkpoint),
         chat_template_kwargs=parse_object(models.default_chat_template_kwargs),
         generation_defaults=_generation_defaults(settings, checkpoint),
@@ -209,6 +212,7 @@ def _server_start(
             None if media.allowed_media_domains is None else tuple(media.allowed_media_domains)
         ),
         api_keys=_api_keys(settings),
+        priority_policy=settings.cache.scheduling_policy == "priority",
         root_path=server.root_path,
         allowed_origins=tuple(server.allowed_origins or ()),
         reasoning_parser=server.reasoning_parser,

@@ -1,0 +1,242 @@
+"""Main of a server process: HTTP on the supervisor's socket, engines and media by messages.
+
+Torch-free. Everything happens on one event loop; what would hold it up (hashing a large picture,
+reading a file) happens in threads, what is heavy (decoding) in the media workers.
+"""
+
+import argparse
+import asyncio
+import logging
+import random
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from glimt import __version__
+from glimt.api.app import create_app
+from glimt.api.params import SamplingDefaults
+from glimt.api.state import ApiState, Lifecycle
+from glimt.arena import SharedArena
+from glimt.checkpoint import checkpoint_file
+from glimt.errors import StartupError
+from glimt.frontend.arena_pool import ArenaPool
+from glimt.frontend.client import EngineClient
+from glimt.frontend.fetch import FetchPolicy, MediaFetcher
+from glimt.frontend.media_pool import MediaPool
+from glimt.frontend.render import Renderer
+from glimt.frontend.template import ChatTemplate
+from glimt.frontend.tokenizer import Tokenizer
+from glimt.log import set_up
+from glimt.metrics import Metrics
+from glimt.processes.control import (
+    ControlLine,
+    Drain,
+    EngineDown,
+    EngineUp,
+    MediaWorkerDown,
+    Ready,
+    Refused,
+    ServerStart,
+    Stop,
+    ToChild,
+    child_line,
+)
+from glimt.transport import AsyncHub, AsyncInbox, Outbox
+from glimt.wire import MediaOutbound, Outputs
+
+log = logging.getLogger(__name__)
+
+# Longer than what clients and balancers keep idle connections for, or they race with our close.
+KEEP_ALIVE_S = 75
+STATS_INTERVAL_S = 10.0
+
+
+class ServerProcess:
+    """The parts of one server process and the tasks that keep them going."""
+
+    def __init__(self, start: ServerStart, line: ControlLine[ToChild]) -> None:
+        self._start = start
+        self._line = line
+        self._outboxes: dict[int, Outbox] = {}
+        self._lifecycle = Lifecycle()
+        self._metrics = Metrics(
+            model_name=start.served_model_names[0], max_model_len=start.max_model_len
+        )
+        self._client = EngineClient(
+            clock=time.monotonic,
+            metrics=self._metrics,
+            server=start.index,
+            max_waiting=start.max_num_queued_reqs,
+        )
+        self._inbox: AsyncInbox[Outputs] = AsyncInbox(start.inbox, Outputs)
+        self._fetcher = MediaFetcher(
+            FetchPolicy(
+                allowed_domains=start.allowed_media_domains,
+                local_root=start.allowed_local_media_path,
+                limits=start.limits,
+            )
+        )
+        hub: AsyncHub[MediaOutbound] = AsyncHub(start.media_hub, MediaOutbound)
+        self._media = MediaPool(
+            hub,
+            ArenaPool(SharedArena(start.arena_fd, start.index)),
+            self._fetcher,
+            image=start.image,
+            video=start.video,
+            limits=start.limits,
+        )
+        self._http = self._make_http()
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    def _make_http(self) -> uvicorn.Server:
+        start = self._start
+        tokenizer = Tokenizer(checkpoint_file(Path(start.model_path), "tokenizer.json"))
+        state = ApiState(
+            served_names=start.served_model_names,
+            model_name=start.model_path,
+            version=__version__,
+            client=self._client,
+            renderer=Renderer(
+                tokenizer, ChatTemplate(start.chat_template), start.image, start.max_model_len
+            ),
+            media=self._media,
+            tokenizer=tokenizer,
+            metrics=self._metrics,
+            lifecycle=self._lifecycle,
+            defaults=SamplingDefaults.from_generation_config(start.generation_defaults),
+            template_kwargs=start.chat_template_kwargs,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            random=random.SystemRandom(),
+            started_at=int(time.time()),
+            api_keys=start.api_keys,
+            max_images=start.max_images,
+            max_videos=start.max_videos,
+            parse_reasoning=start.reasoning_parser is not None,
+            priority_policy=start.priority_policy,
+            prompt_tokens_details=start.prompt_tokens_details,
+            force_include_usage=start.force_include_usage,
+            request_id_headers=start.request_id_headers,
+            log_requests=start.log_requests,
+            allowed_origins=start.allowed_origins,
+        )
+        config = uvicorn.Config(
+            create_app(state),
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            root_path=start.root_path,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=5,
+        )
+        return uvicorn.Server(config)
+
+    async def run(self) -> None:
+        """Serve until drained or stopped."""
+        asyncio.get_running_loop().add_reader(self._line.fileno(), self._on_control)
+        self._spawn(self._receive_outputs())
+        self._spawn(self._media.run())
+        if self._start.log_stats:
+            self._spawn(self._log_stats())
+        listener = socket.socket(fileno=self._start.socket_fd)
+        self._line.send(Ready())
+        try:
+            await self._http.serve(sockets=[listener])
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._fetcher.close()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        task.add_done_callback(self._on_task_end)
+        self._tasks.append(task)
+
+    def _on_task_end(self, task: asyncio.Task[Any]) -> None:
+        """A background task that raises takes the process along: the supervisor starts another."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("a background task failed", exc_info=error)
+            self._http.should_exit = True
+
+    async def _receive_outputs(self) -> None:
+        while True:
+            self._client.deliver(0, await self._inbox.receive())
+
+    async def _log_stats(self) -> None:
+        """One line every ten seconds while there is something to say."""
+        while True:
+            await asyncio.sleep(STATS_INTERVAL_S)
+            if (fields := self._metrics.summary()) is not None:
+                log.info("state", extra={"fields": fields})
+
+    # ------------------------------------------------------------------------- control line
+
+    def _on_control(self) -> None:
+        message = self._line.receive()
+        match message:
+            case None:
+                sys.exit("the supervisor is gone")
+            case EngineUp(index, address, info):
+                self._close_outbox(index)
+                self._outboxes[index] = outbox = Outbox(address)
+                self._client.add_engine(index, outbox.send, info)
+            case EngineDown(index, _):
+                self._client.remove_engine(index, "the engine died; it is being restarted")
+                self._close_outbox(index)
+            case MediaWorkerDown(name):
+                self._media.worker_down(name)
+            case Drain(timeout_s):
+                self._lifecycle.is_draining = True
+                self._spawn(self._drain(timeout_s))
+            case Stop():
+                self._http.should_exit = True
+            case _:
+                pass
+
+    def _close_outbox(self, index: int) -> None:
+        if (outbox := self._outboxes.pop(index, None)) is not None:
+            outbox.close()
+
+    async def _drain(self, timeout_s: float) -> None:
+        """Let what runs finish, end what does not in time with an error event, then leave."""
+        try:
+            await asyncio.wait_for(self._client.drain(), timeout_s)
+        except TimeoutError:
+            self._client.end_all("the server is shutting down")
+            await asyncio.sleep(0.1)  # the events must get out
+        self._http.should_exit = True
+
+
+def main() -> None:
+    """Entry point of `python -m glimt.processes.server`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--control-fd", type=int, required=True)
+    line = child_line(parser.parse_args().control_fd)
+    start = line.receive()
+    if not isinstance(start, ServerStart):
+        sys.exit(1)
+    set_up(start.log_level, as_json=start.log_json, name="server")
+
+    async def serve() -> None:
+        await ServerProcess(start, line).run()
+
+    try:
+        uvloop.run(serve())
+    except StartupError as error:
+        line.send(Refused(str(error)))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
