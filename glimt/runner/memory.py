@@ -15,9 +15,14 @@ from glimt.wire import ImageSpan, PixelRef, SamplingParams
 
 MAX_CPU_KV_BYTES = 4 * 2**30
 
-_CGROUPS = (  # (limit, usage), version 2 and version 1
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+_CGROUPS = (  # version 2 and version 1: limit, usage, statistics, page cache that can go
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 
 
@@ -36,14 +41,14 @@ def measure_free(device: torch.device) -> DeviceMemory:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
         return DeviceMemory(free, total)
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    free, total = kilobytes["MemAvailable"] * 1024, kilobytes["MemTotal"] * 1024
-    for limit_name, usage_name in _CGROUPS:
-        limit = _read_bytes(limit_name)
-        usage = _read_bytes(usage_name)
-        if limit is not None and usage is not None:
-            free, total = min(free, max(0, limit - usage)), min(total, limit)
+    kilobytes = _table(Path("/proc/meminfo").read_text(encoding="ascii"))
+    free, total = kilobytes["MemAvailable:"] * 1024, kilobytes["MemTotal:"] * 1024
+    for limit_name, usage_name, statistics_name, reclaimable_name in _CGROUPS:
+        limit, usage = _read_cgroup(limit_name).strip(), _read_cgroup(usage_name).strip()
+        if limit.isdigit() and usage.isdigit():
+            reclaimable = _table(_read_cgroup(statistics_name)).get(reclaimable_name, 0)
+            free = min(free, max(0, int(limit) - int(usage) + reclaimable))
+            total = min(total, int(limit))
     return DeviceMemory(free, total)
 
 
@@ -156,10 +161,15 @@ class _NoPixels:
         return memoryview(bytearray(ref.nbytes))
 
 
-def _read_bytes(name: str) -> int | None:
-    """A number of this container's memory controller; None without one, or without a limit."""
+def _table(text: str) -> dict[str, int]:
+    """Name and number of each line."""
+    fields = (line.split() for line in text.splitlines())
+    return {field[0]: int(field[1]) for field in fields if len(field) > 1}
+
+
+def _read_cgroup(name: str) -> str:
+    """A file of this container's memory controller; empty without one."""
     try:
-        text = (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip()
+        return (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii")
     except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+        return ""

@@ -85,8 +85,11 @@ class RowTable:
         self.tokens_RL[new.row, : tokens.size] = sent
 
     def free(self, row: int) -> None:
-        """Forget a row; nothing of it is read again before the next `take`."""
+        """Forget a row; no work is accepted for it before the next `take`."""
         self.errors.pop(row, None)
+        self._positions.pop(row, None)
+        self._images.pop(row, None)
+        self.num_tokens_R[row] = self.num_pages_R[row] = self.images_end_R[row] = 0
 
     def advance(self, work: list[RowWork]) -> None:
         """Append the new pages of `work` to its rows, and count the tokens it draws as known.

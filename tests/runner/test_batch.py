@@ -169,6 +169,14 @@ def test_a_row_taken_again_shows_nothing_of_the_request_before() -> None:
     assert batch.image_index_I is None
 
 
+def test_a_freed_row_takes_no_work() -> None:
+    rows = table()
+    rows.take(new_row(1, 6, (3, 4)))
+    rows.free(1)
+    with pytest.raises(ValueError, match="row 1 cannot compute"):
+        build(rows, RowWork(1, 4, 2))
+
+
 @pytest.mark.parametrize(
     "work",
     [
