@@ -76,6 +76,7 @@ def test_no_schedule_changes_a_token(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=300)
 @given(chosen=choices, seed=st.integers(0, 2**16), depth=st.integers(1, 3))
