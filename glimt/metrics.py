@@ -61,22 +61,24 @@ class Metrics:
     """All series of one server. Methods are cheap and never wait."""
 
     def __init__(self, *, model_name: str, max_model_len: int = 1 << 17) -> None:
-        prometheus_client.disable_created_metrics()  # twice the text, read by nobody
+        # They double the text and are read by nobody.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._who = {"model_name": model_name, "engine": "0"}
         self._engines = _EngineSeries(model_name)
         self.registry.register(self._engines)
         self._tokens = _one_two_five(max_model_len)
+        self._recent_tokens = {"prompt_tokens": 0, "generated_tokens": 0}
         self._make_counts()
         self._make_times()
         self._make_media()
 
     def _make_counts(self) -> None:
-        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens taken in")
+        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens taken in")
         self._cached_tokens = self._counter(
             "vllm:prompt_tokens_cached", "Prompt tokens found in the prefix cache"
         )
-        self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
+        self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
         self.rejections = self._counter("vllm:admission_rejections", "Requests answered with 429")
         self._finished = self._by_label(
             Counter, "vllm:request_success", "Finished generations", "finished_reason"
@@ -165,10 +167,16 @@ class Metrics:
 
     def observe_request(self, *, prompt_tokens: int, max_tokens: int, n: int) -> None:
         """A request was sent to an engine."""
-        self.prompt_tokens.inc(prompt_tokens)
+        self._prompt_tokens.inc(prompt_tokens)
+        self._recent_tokens["prompt_tokens"] += prompt_tokens
         self._prompt_size.observe(prompt_tokens)
         self._max_tokens.observe(max_tokens)
         self._num_choices.observe(n)
+
+    def observe_tokens(self, num_tokens: int) -> None:
+        """Tokens of an answer have come."""
+        self._generation_tokens.inc(num_tokens)
+        self._recent_tokens["generated_tokens"] += num_tokens
 
     def observe_generation(self, times: GenerationTimes, prompt_tokens: int) -> None:
         """One choice has ended."""
@@ -207,6 +215,12 @@ class Metrics:
         self._media_queries.inc()
         if hit:
             self._media_hits.inc()
+
+    def summary(self) -> dict[str, float] | None:
+        """The state in a few numbers, for a log line; tokens since the last call. None if idle."""
+        fields = {**self._engines.summary(), **self._recent_tokens}
+        self._recent_tokens = {"prompt_tokens": 0, "generated_tokens": 0}
+        return fields if any(fields.values()) else None
 
     def render(self) -> bytes:
         """The text of GET /metrics."""
@@ -256,6 +270,16 @@ class _EngineSeries(Collector):
         is_new = self._stats.get(index, EngineStats()).step != stats.step
         self._stats[index] = stats
         return is_new
+
+    def summary(self) -> dict[str, float]:
+        """Over all engines, in a few numbers."""
+        stats = self._stats.values()
+        num_pages = max(1, sum(each.num_pages for each in stats))
+        return {
+            "running": sum(each.num_running for each in stats),
+            "waiting": sum(each.num_waiting for each in stats),
+            "kv_usage": sum(each.num_used_pages for each in stats) / num_pages,
+        }
 
     def collect(self) -> Iterator[Metric]:
         """All families; one sample per engine."""

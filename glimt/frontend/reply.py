@@ -31,13 +31,13 @@ class ReplyDelta:
 
 def fold(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
     """A whole reply from all its deltas."""
-    whole = _merge(deltas)
+    whole = merge(deltas)
     # What was content at first has not been trimmed as thought.
     thought = whole.reasoning.strip() if whole.was_reasoning else whole.reasoning
     return ReplyDelta(thought, whole.content, whole.stopped)
 
 
-def _merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
+def merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
     """Consecutive deltas as one."""
     reasoning: list[str] = []
     content: list[str] = []
@@ -95,7 +95,7 @@ class ReplyReader:
             self._num_tokens += len(part)
             for piece in self._pieces(part):
                 deltas += self._read(piece, may_stop)
-        return _merge(deltas)
+        return merge(deltas)
 
     def finish(self) -> ReplyDelta:
         """What was held back, at the end of the tokens."""
@@ -103,7 +103,7 @@ class ReplyReader:
         if not self._is_over:
             self._is_over = True
             deltas += self._shown(self._trim.finish())
-        return _merge(deltas)
+        return merge(deltas)
 
     def _pieces(self, token_ids: Sequence[int]) -> Iterable[Piece]:
         if not token_ids or self._is_over:
@@ -163,7 +163,7 @@ class _Trim:
             self._lead = "keep"
         shown = text.rstrip() if self._cuts_tail else text
         if not shown:
-            self._held.append(text)
+            self._held += [text] if text else []
             return ""
         held, self._held = "".join(self._held), [text[len(shown) :]]
         return held + shown

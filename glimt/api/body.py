@@ -1,0 +1,114 @@
+"""Turns a request's bytes into a typed struct, or says precisely what is wrong with them.
+
+msgspec decodes and validates in one pass but takes the last of two equal keys, accepts depths of
+hundreds and drops unknown fields; a scan over the structure (strings skipped at memchr speed)
+finds those first. 4 MB of base64 cost about 2 ms together.
+"""
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from glimt.errors import InvalidRequest
+
+T = TypeVar("T")
+
+MAX_DEPTH = 64
+MAX_KEYS = 4096  # of one object
+MAX_VALUES = 524_288  # strings, and opening and closing brackets, of the whole body
+MAX_TEXT_BYTES = 8 * 2**20  # the body without its data: addresses
+
+_MAX_ERROR_CHARS = 300  # the text may quote what the client sent
+_OPEN, _CLOSE = frozenset(b"{["), frozenset(b"}]")
+_NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b"{}[]:")
+# Characters that JSON strings never hold stand in for the two escapes that hide a quote.
+_BACKSLASH, _QUOTE = b"\x00\x01", b"\x00\x02"
+_PATH = re.compile(r"^(?P<text>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+
+
+def decode_body(
+    body: bytes, decoder: "msgspec.json.Decoder[T]", known: frozenset[str]
+) -> tuple[T, tuple[str, ...]]:
+    """The decoded struct, and the top-level fields that it does not know.
+
+    Raises InvalidRequest naming the JSON path. Never recurses over the client's depth.
+    """
+    top_keys = _scan(body)
+    try:
+        decoded = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _named(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # The texts of these speak of bytes and buffers; lone surrogates end here as well.
+        raise InvalidRequest("the body is not valid JSON in UTF-8", code="invalid_json") from None
+    return decoded, tuple(sorted(top_keys - known))
+
+
+def _named(error: msgspec.ValidationError) -> InvalidRequest:
+    match = _PATH.match(str(error))
+    if match is None:
+        return InvalidRequest("the body does not have the expected form")
+    text, path = match["text"][:_MAX_ERROR_CHARS], match["path"] or None
+    return InvalidRequest(f"{path}: {text}" if path else text, param=path)
+
+
+def _scan(body: bytes) -> frozenset[str]:
+    """Top-level keys of a JSON object. Malformed JSON is left for the decoder to refuse."""
+    text = body
+    if b"\\" in text:
+        text = text.replace(b"\\\\", _BACKSLASH).replace(b'\\"', _QUOTE)
+    pieces = text.split(b'"')  # structure, string, structure, string, …, structure
+    _check_sizes(len(body), pieces)
+    top: set[bytes] = set()
+    open_objects: list[set[bytes] | None] = []  # keys seen so far; None = an array
+    num_brackets = 0
+    for index in range(0, len(pieces), 2):
+        structure = pieces[index].translate(None, _NOT_STRUCTURE)
+        num_brackets += len(structure)
+        if num_brackets > 2 * MAX_VALUES:
+            raise InvalidRequest(f"the body has more than {MAX_VALUES} values")
+        for byte in structure:
+            if byte in _OPEN:
+                is_top = not open_objects
+                open_objects.append((top if is_top else set()) if byte == 0x7B else None)
+                if len(open_objects) > MAX_DEPTH:
+                    raise InvalidRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
+            elif byte in _CLOSE:
+                if open_objects:
+                    open_objects.pop()
+            elif index and open_objects and open_objects[-1] is not None:
+                _add_key(open_objects[-1], pieces[index - 1])
+    return frozenset(_text(key) for key in top)
+
+
+def _check_sizes(num_bytes: int, pieces: list[bytes]) -> None:
+    if len(pieces) > 2 * MAX_VALUES:
+        raise InvalidRequest(f"the body has more than {MAX_VALUES} values")
+    if num_bytes > MAX_TEXT_BYTES:
+        num_bytes -= sum(len(piece) for piece in pieces[1::2] if piece.startswith(b"data:"))
+        if num_bytes > MAX_TEXT_BYTES:
+            raise InvalidRequest(
+                f"the body has more than {MAX_TEXT_BYTES} bytes beside its data: addresses"
+            )
+
+
+def _add_key(keys: set[bytes], key: bytes) -> None:
+    if b"\\" in key:  # \u006e is the letter n
+        key = _text(key).encode("utf-8", "surrogatepass")
+    if key in keys:
+        name = _text(key)[:64]
+        raise InvalidRequest(f"the key {name!r} appears twice in one object", param=name)
+    if len(keys) == MAX_KEYS:
+        raise InvalidRequest(f"an object has more than {MAX_KEYS} keys")
+    keys.add(key)
+
+
+def _text(key: bytes) -> str:
+    escaped = key.replace(_BACKSLASH, b"\\\\").replace(_QUOTE, b'\\"')
+    if b"\\" not in escaped:
+        return escaped.decode("utf-8", "replace")
+    try:
+        return msgspec.json.decode(b'"' + escaped + b'"', type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return escaped.decode("utf-8", "replace")

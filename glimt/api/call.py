@@ -1,0 +1,133 @@
+"""One HTTP request while it is answered: who it is, and the boundary at which its errors end."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from glimt.api.errors import ClientLeft, HttpError, error_response, plain_status, status_of
+from glimt.errors import Overloaded
+from glimt.log import log_finish
+from glimt.metrics import Metrics
+
+logger = logging.getLogger("glimt.api")
+
+_LABEL = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
+
+
+@dataclass(slots=True)
+class Call:
+    """Identity of a request, and the facts that its log line tells."""
+
+    id: str  # ours; never made from what the client sent
+    label: str | None  # the client's X-Request-Id, only ever echoed and logged
+    arrival_s: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    is_quiet: bool = False  # probes and scrapes are not worth a line
+
+
+class Boundary:
+    """Gives each request its identity; turns what is raised inside into the one error answer.
+
+    Everything below raises typed errors; nothing below writes an error answer of its own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        new_id: Callable[[], str],
+        clock: Callable[[], float],
+        metrics: Metrics,
+        echo_labels: bool,
+    ) -> None:
+        self._app = app
+        self._new_id = new_id
+        self._clock = clock
+        self._metrics = metrics
+        self._echo_labels = echo_labels
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = Call(self._new_id(), _label(scope["headers"]), self._clock())
+        scope["glimt.call"] = call
+        scope["app"] = self  # makes the router raise for unknown paths and methods
+        status: int | None = None
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self._echo_labels and call.label is not None:
+                    header = (b"x-request-id", call.label.encode("ascii"))
+                    message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except ClientLeft:
+            status = 499
+        except Exception as error:
+            status = await self._answer_error(error, call, status, scope, receive, send_marked)
+        self._finish(call, scope, status)
+
+    async def _answer_error(
+        self,
+        raised: Exception,
+        call: Call,
+        status: int | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> int:
+        error = _ours(raised)
+        log_failure(error, call)
+        if isinstance(error, Overloaded):
+            self._metrics.rejections.inc()
+        if status is not None:
+            raise raised  # the answer has begun: closing the connection is all that is left
+        await error_response(error, call.id)(scope, receive, send)
+        return status_of(error)
+
+    def _finish(self, call: Call, scope: Scope, status: int | None) -> None:
+        status = status or 500
+        self._metrics.observe_response(status)
+        if call.is_quiet and status < 500:
+            return
+        fields = {
+            "id": call.id,
+            "label": call.label,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": self._clock() - call.arrival_s,
+            **call.facts,
+        }
+        log_finish(logger, fields, failed=status >= 500)
+
+
+def log_failure(error: Exception, call: Call) -> None:
+    """Note why the call fails; what is our own fault gets its traceback logged."""
+    call.facts["error"] = getattr(error, "code", type(error).__name__)
+    if status_of(error) == 500:
+        logger.error("request %s failed", call.id, exc_info=error)
+
+
+def _ours(error: Exception) -> Exception:
+    """The router's exceptions as ours."""
+    if not isinstance(error, HTTPException):
+        return error
+    plain = plain_status(error.status_code)
+    return HttpError(plain.status, plain.code, plain.message, dict(error.headers or {}))
+
+
+def _label(headers: list[tuple[bytes, bytes]]) -> str | None:
+    labels = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
+    return labels[0] if len(labels) == 1 and _LABEL.fullmatch(labels[0]) else None

@@ -1,0 +1,150 @@
+"""The answer's shapes: one body for an unstreamed chat completion, the chunks' pieces, models."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+
+class LogprobToken(msgspec.Struct, frozen=True):
+    """A token and its log-probability; -9999 stands for minus infinity."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """The token that was drawn, and the likeliest at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[LogprobToken]
+
+
+class ChoiceLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities of a choice's tokens, in order."""
+
+    content: list[TokenLogprob]
+
+
+class PromptDetails(msgspec.Struct, frozen=True):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """Of the answer's tokens."""
+
+    reasoning_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Token counts. A prompt counts once, its images and videos included; choices are summed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+
+class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model said. `reasoning_content` is the older name of `reasoning`, always equal."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the n answers. `stop_reason`: the stop text or token that ended it, if one did."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: str | None
+    stop_reason: int | str | None = None
+    token_ids: tuple[int, ...] | UnsetType = UNSET
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of an unstreamed answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+
+
+class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is new in a choice; `{}` in its last chunk."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The news of one choice."""
+
+    index: int
+    delta: ChunkDelta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: tuple[int, ...] | UnsetType = UNSET
+    prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a streamed answer. The last before [DONE] may have usage and no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType = UNSET
+
+
+class ModelLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request may hold."""
+
+    max_model_len: Annotated[int, Meta(description="Tokens of prompt and answer together.")]
+    max_images: int
+    max_videos: int
+    max_body_bytes: int
+    max_n: int = 16
+    max_logprobs: int
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A name under which the model is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "glimt"
+    root: str
+    parent: str | None = None
+    max_model_len: int | None
+    permission: list[str] = []
+    limits: ModelLimits | None = None
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

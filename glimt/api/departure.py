@@ -1,0 +1,70 @@
+"""Notices that a client has left, or takes nothing any more, and ends what is done for it."""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+
+from starlette.types import Receive, Send
+
+from glimt.api.errors import ClientLeft
+
+_LOOK_EVERY_S = 5.0
+
+
+class Departure:
+    """Cancels the code inside `async with` when the client is gone; ClientLeft comes out of it.
+
+    The body must have been read before: from here on the connection has only its end to tell. A
+    client that takes nothing of what `send` gives it for `max_stalled_s` counts as gone.
+    """
+
+    def __init__(
+        self, receive: Receive, send: Send, clock: Callable[[], float], max_stalled_s: float
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._clock = clock
+        self._max_stalled_s = max_stalled_s
+        self._sending_since_s: float | None = None
+        self._has_left = False
+
+    async def __aenter__(self) -> "Departure":
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a Departure needs a task that it can cancel")
+        self._task = task
+        self._num_cancels = task.cancelling()
+        self._watch = asyncio.create_task(self._watch_client())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._watch.cancel()
+        # As asyncio.timeout does it: somebody else's cancellation goes on as it is.
+        is_ours = self._has_left and self._task.uncancel() <= self._num_cancels
+        if is_ours and kind is asyncio.CancelledError:
+            raise ClientLeft("the client closed the connection") from error
+
+    async def send(self, body: bytes) -> None:
+        """Send a piece of the answer's body, more to follow."""
+        self._sending_since_s = self._clock()
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        self._sending_since_s = None
+
+    async def _watch_client(self) -> None:
+        while not await self._is_gone():
+            pass
+        self._has_left = True
+        self._task.cancel()
+
+    async def _is_gone(self) -> bool:
+        try:
+            async with asyncio.timeout(_LOOK_EVERY_S):
+                return bool((await self._receive())["type"] == "http.disconnect")
+        except TimeoutError:
+            since_s = self._sending_since_s
+            return since_s is not None and self._clock() - since_s > self._max_stalled_s

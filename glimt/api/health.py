@@ -1,0 +1,51 @@
+"""Whether the server lives, and whether it takes requests; both say why not."""
+
+import msgspec
+from starlette.responses import Response
+
+from glimt.api.state import ApiState
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Body of GET /livez and /readyz: `ok`, or the reason."""
+
+    status: str
+
+
+def reason_not_live(state: ApiState) -> str | None:
+    """Why this process should be restarted; None = it should not."""
+    if state.lifecycle.has_given_up:
+        return "the engine died too often and is not started again"
+    return None
+
+
+def reason_not_ready(state: ApiState) -> str | None:
+    """Why requests should go elsewhere; a full queue is no reason."""
+    if state.lifecycle.is_draining:
+        return "draining"
+    if state.client.num_engines == 0:
+        return reason_not_live(state) or "the engine is not ready"
+    return None
+
+
+def livez(state: ApiState) -> Response:
+    """GET /livez."""
+    return _answer(reason_not_live(state))
+
+
+def readyz(state: ApiState) -> Response:
+    """GET /readyz."""
+    return _answer(reason_not_ready(state))
+
+
+def health(state: ApiState) -> Response:
+    """GET /health and /ping: readiness without a body, as vLLM's clients know it."""
+    return Response(status_code=200 if reason_not_ready(state) is None else 503)
+
+
+def _answer(reason: str | None) -> Response:
+    return Response(
+        msgspec.json.encode(Health(reason or "ok")),
+        status_code=200 if reason is None else 503,
+        media_type="application/json",
+    )

@@ -1,0 +1,127 @@
+"""Bounds of an HTTP request, checked before and while it is read, never after."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from glimt.api.errors import HttpError
+
+_CLOSE = {"Connection": "close"}
+_UTF8 = ("utf-8", "utf8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """Sizes in bytes, times in seconds."""
+
+    max_body_bytes: int = 64 * 2**20
+    body_timeout_s: float = 60.0
+    max_path_bytes: int = 8 * 2**10
+    max_headers: int = 100
+    max_header_bytes: int = 16 * 2**10  # of one
+    max_headers_bytes: int = 32 * 2**10  # of all
+    max_stalled_s: float = 60.0  # a reader that takes nothing for so long is dropped
+
+
+class HeadLimits:
+    """Refuses addresses and headers that are too large, by raising HttpError 414 or 431."""
+
+    def __init__(self, app: ASGIApp, limits: HttpLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        limits = self._limits
+        path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
+        if len(path) + len(scope.get("query_string", b"")) > limits.max_path_bytes:
+            raise HttpError(414, "uri_too_long", "the address is too long", _CLOSE)
+        sizes = [len(name) + len(value) for name, value in scope["headers"]]
+        if (
+            len(sizes) > limits.max_headers
+            or sum(sizes) > limits.max_headers_bytes
+            or max(sizes, default=0) > limits.max_header_bytes
+        ):
+            raise HttpError(431, "headers_too_large", "the headers are too large", _CLOSE)
+        await self._app(scope, receive, send)
+
+
+class BodyLimits:
+    """Refuses bodies that are too long, too slow, compressed, or not JSON in UTF-8.
+
+    Raises HttpError 408, 413 or 415: by what the headers say, or out of `receive`, while the body
+    is being read.
+    """
+
+    def __init__(self, app: ASGIApp, limits: HttpLimits, clock: Callable[[], float]) -> None:
+        self._app = app
+        self._limits = limits
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        headers: dict[bytes, list[str]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name, []).append(value.decode("latin-1"))
+        length = headers.get(b"content-length", ["0"])[0]
+        if length != "0" or b"transfer-encoding" in headers:
+            self._check_content(headers, length)
+        await self._app(scope, self._bounded(receive), send)
+
+    def _check_content(self, headers: dict[bytes, list[str]], length: str) -> None:
+        if any(each.strip().lower() != "identity" for each in headers.get(b"content-encoding", [])):
+            raise HttpError(
+                415, "unsupported_encoding", "compressed bodies are not read here", _CLOSE
+            )
+        if length.isdigit() and int(length[:20]) > self._limits.max_body_bytes:
+            raise self._too_large()
+        if not _is_json(headers.get(b"content-type", [])):
+            raise HttpError(
+                415, "unsupported_media_type", "Content-Type must be application/json", _CLOSE
+            )
+
+    def _too_large(self) -> HttpError:
+        limit = self._limits.max_body_bytes
+        return HttpError(413, "request_too_large", f"the body exceeds {limit} bytes", _CLOSE)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """`receive` that counts bytes and time until the body is complete."""
+        num_bytes = 0
+        is_complete = False
+        deadline_s = self._clock() + self._limits.body_timeout_s
+
+        async def bounded() -> Message:
+            nonlocal num_bytes, is_complete
+            if is_complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(max(0.0, deadline_s - self._clock())):
+                    message = await receive()
+            except TimeoutError:
+                raise HttpError(
+                    408, "body_timeout", "the body arrived too slowly", _CLOSE
+                ) from None
+            if message["type"] != "http.request":
+                return message
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._limits.max_body_bytes:
+                raise self._too_large()
+            is_complete = not message.get("more_body", False)
+            return message
+
+        return bounded
+
+
+def _is_json(content_types: list[str]) -> bool:
+    if len(content_types) != 1:
+        return False
+    kind, *parameters = content_types[0].split(";")
+    if kind.strip().lower() != "application/json":
+        return False
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset" and value.strip(' "').lower() not in _UTF8:
+            return False
+    return True

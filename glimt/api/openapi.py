@@ -1,0 +1,66 @@
+"""The OpenAPI 3.1 document, made from the table of routes and the types that validate requests."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from glimt.api.auth import OPEN_PATHS
+from glimt.api.errors import ErrorAnswer
+from glimt.api.route import ApiRoute
+
+_REF = "#/components/schemas/{name}"
+
+
+def document(routes: Iterable[ApiRoute], *, version: str, has_keys: bool) -> dict[str, Any]:
+    """The whole document as plain JSON values."""
+    routes = tuple(routes)
+    kinds = _kinds(routes)
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
+    by_kind = dict(zip(kinds, schemas, strict=True))
+    paths = {
+        route.path: {
+            method.lower(): _operation(route, method, by_kind, has_keys) for method in route.methods
+        }
+        for route in routes
+    }
+    parts: dict[str, Any] = {"schemas": components}
+    if has_keys:
+        parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Glimt", "version": version},
+        "paths": paths,
+        "components": parts,
+    }
+
+
+def _kinds(routes: tuple[ApiRoute, ...]) -> tuple[Any, ...]:
+    named = [kind for route in routes for kind in (route.body, route.answer, route.event)]
+    return tuple(dict.fromkeys([*(kind for kind in named if kind is not None), ErrorAnswer]))
+
+
+def _operation(
+    route: ApiRoute, method: str, by_kind: dict[Any, dict[str, Any]], has_keys: bool
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        route.answer_type: {} if route.answer is None else {"schema": by_kind[route.answer]}
+    }
+    if route.event is not None:
+        content["text/event-stream"] = {"schema": by_kind[route.event]}
+    failure = {"application/json": {"schema": by_kind[ErrorAnswer]}}
+    operation: dict[str, Any] = {
+        "operationId": f"{method.lower()}{route.path.replace('/', '_').replace('.', '_')}",
+        "summary": route.summary,
+        "responses": {
+            "200": {"description": "The answer", "content": content},
+            "4XX": {"description": "The request has to change", "content": failure},
+            "5XX": {"description": "The server failed, or takes nothing now", "content": failure},
+        },
+    }
+    if route.body is not None:
+        body = {"application/json": {"schema": by_kind[route.body]}}
+        operation["requestBody"] = {"required": True, "content": body}
+    if has_keys and route.path not in OPEN_PATHS:
+        operation["security"] = [{"key": []}]
+    return operation

@@ -1,0 +1,193 @@
+"""Deltas of an answer -> server-sent events, or, folded, the one body of an unstreamed answer.
+
+The order of a stream: the role together with the first text of each choice (never before it, so
+that nobody measures a role as a token), text deltas, a last chunk with an empty delta and the
+finish_reason, one usage chunk without choices if it was asked for, [DONE]. A stream that fails
+after its first byte ends with an error event and [DONE], and has no finish_reason.
+
+An event is put together from ready-made bytes: its text is the only thing encoded per token.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from glimt.api.completion import (
+    AnswerMessage,
+    ChatCompletion,
+    Choice,
+    ChoiceLogprobs,
+    CompletionDetails,
+    LogprobToken,
+    PromptDetails,
+    TokenLogprob,
+    Usage,
+)
+from glimt.frontend.answer import Delta, UsageCounts
+from glimt.frontend.reply import ReplyDelta, fold
+from glimt.wire import TokenLogprobs
+
+DONE = b"data: [DONE]\n\n"
+_LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
+
+_encode = msgspec.json.Encoder().encode
+
+TokenBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerForm:
+    """What the answer to one request looks like."""
+
+    id: str
+    created: int  # seconds since 1970
+    model: str
+    num_choices: int = 1
+    with_logprobs: bool = False
+    with_token_ids: bool = False
+    with_reasoning: bool = True
+    prompt_token_ids: tuple[int, ...] = ()  # shown if with_token_ids
+    tokens_as_ids: bool = False  # token_id:123 in place of a token's text
+    include_usage: bool = False
+    continuous_usage: bool = False
+    cached_tokens: bool = True  # in usage.prompt_tokens_details
+    token_bytes: TokenBytes
+
+
+class EventWriter:
+    """Writes one stream's events. Feed it deltas in order."""
+
+    def __init__(self, form: AnswerForm) -> None:
+        self._form = form
+        head = _encode(
+            {
+                "id": form.id,
+                "object": "chat.completion.chunk",
+                "created": form.created,
+                "model": form.model,
+            }
+        )
+        self._head = b"data: " + head[:-1] + b',"choices":['
+        self._is_new = [True] * form.num_choices
+
+    def events(self, deltas: Iterable[Delta], usage: UsageCounts) -> bytes:
+        """The events of the deltas; `usage` counts up to and with them."""
+        tail = b"]}\n\n"
+        if self._form.continuous_usage:
+            tail = b'],"usage":' + _encode(usage_of(usage, self._form)) + b"}\n\n"
+        parts: list[bytes] = []
+        for delta in deltas:
+            self._add_events(parts, delta, tail)
+        return b"".join(parts)
+
+    def end(self, usage: UsageCounts) -> bytes:
+        """The usage chunk, if asked for, and [DONE]."""
+        if not self._form.include_usage:
+            return DONE
+        return b"".join(
+            (self._head, b'],"usage":', _encode(usage_of(usage, self._form)), b"}\n\n", DONE)
+        )
+
+    def _add_events(self, parts: list[bytes], delta: Delta, tail: bytes) -> None:
+        index = b'{"index":%d,"delta":{' % delta.choice
+        has_text = bool(delta.content or delta.reasoning)
+        shows_tokens = bool(delta.logprobs) or (self._form.with_token_ids and delta.token_ids)
+        is_new = self._is_new[delta.choice]
+        if has_text or shows_tokens or (is_new and delta.finish_reason is not None):
+            self._is_new[delta.choice] = False
+            parts += (self._head, index)
+            if is_new:
+                parts.append(b'"role":"assistant",')
+            self._add_text(parts, delta)
+            parts += (b'},"logprobs":', self._logprobs(delta), b',"finish_reason":null')
+            if self._form.with_token_ids:
+                self._add_token_ids(parts, delta, is_new)
+            parts += (b"}", tail)
+        if delta.finish_reason is not None:
+            parts += (self._head, index, b'},"logprobs":null,"finish_reason":')
+            parts += (_encode(delta.finish_reason), b',"stop_reason":', _encode(delta.stop_reason))
+            parts += (b"}", tail)
+
+    def _add_text(self, parts: list[bytes], delta: Delta) -> None:
+        """Both names of the thinking; clients read either."""
+        if delta.reasoning:
+            text = _encode(delta.reasoning)
+            parts += (b'"reasoning":', text, b',"reasoning_content":', text)
+            if delta.content:
+                parts.append(b",")
+        if delta.content or not delta.reasoning:
+            parts += (b'"content":', _encode(delta.content))
+
+    def _logprobs(self, delta: Delta) -> bytes:
+        if not delta.logprobs:
+            return b"null"
+        return _encode(logprobs_of(delta.logprobs, self._form))
+
+    def _add_token_ids(self, parts: list[bytes], delta: Delta, is_new: bool) -> None:
+        parts += (b',"token_ids":', _encode(delta.token_ids))
+        if is_new:
+            parts += (b',"prompt_token_ids":', _encode(self._form.prompt_token_ids))
+
+
+def whole_answer(form: AnswerForm, deltas: Iterable[Delta], usage: UsageCounts) -> ChatCompletion:
+    """The same deltas folded into one body."""
+    by_choice: list[list[Delta]] = [[] for _ in range(form.num_choices)]
+    for delta in deltas:
+        by_choice[delta.choice].append(delta)
+    return ChatCompletion(
+        id=form.id,
+        created=form.created,
+        model=form.model,
+        choices=[_choice(form, index, folded) for index, folded in enumerate(by_choice)],
+        usage=usage_of(usage, form),
+        prompt_token_ids=form.prompt_token_ids if form.with_token_ids else msgspec.UNSET,
+    )
+
+
+def _choice(form: AnswerForm, index: int, deltas: list[Delta]) -> Choice:
+    reply = fold(
+        ReplyDelta(delta.reasoning, delta.content, was_reasoning=delta.was_reasoning)
+        for delta in deltas
+    )
+    reasoning = reply.reasoning if form.with_reasoning else None
+    logprobs = tuple(each for delta in deltas for each in delta.logprobs)
+    token_ids = tuple(each for delta in deltas for each in delta.token_ids)
+    return Choice(
+        index=index,
+        message=AnswerMessage(
+            content=reply.content, reasoning=reasoning or None, reasoning_content=reasoning or None
+        ),
+        logprobs=logprobs_of(logprobs, form) if form.with_logprobs else None,
+        finish_reason=deltas[-1].finish_reason if deltas else None,
+        stop_reason=deltas[-1].stop_reason if deltas else None,
+        token_ids=token_ids if form.with_token_ids else msgspec.UNSET,
+    )
+
+
+def usage_of(counts: UsageCounts, form: AnswerForm) -> Usage:
+    """The `usage` object."""
+    return Usage(
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
+        total_tokens=counts.prompt_tokens + counts.completion_tokens,
+        prompt_tokens_details=PromptDetails(counts.cached_tokens) if form.cached_tokens else None,
+        completion_tokens_details=CompletionDetails(counts.reasoning_tokens),
+    )
+
+
+def logprobs_of(logprobs: Iterable[TokenLogprobs], form: AnswerForm) -> ChoiceLogprobs:
+    """Log-probabilities with the tokens' texts and bytes."""
+    return ChoiceLogprobs([_token_logprob(each, form) for each in logprobs])
+
+
+def _token_logprob(logprobs: TokenLogprobs, form: AnswerForm) -> TokenLogprob:
+    top = [_logprob_token(token_id, value, form) for token_id, value in logprobs.top]
+    chosen = _logprob_token(logprobs.token_id, logprobs.logprob, form)
+    return TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
+
+
+def _logprob_token(token_id: int, logprob: float, form: AnswerForm) -> LogprobToken:
+    raw = form.token_bytes(token_id)
+    text = f"token_id:{token_id}" if form.tokens_as_ids else raw.decode("utf-8", "replace")
+    return LogprobToken(text, max(logprob, _LOWEST_LOGPROB), list(raw))
