@@ -108,10 +108,8 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step, and count it as computed. None if there is nothing to compute."""
         draft = StepDraft(self._step + 1, self.limits, self.roster.images)
-        num_preemptions = self._num_preemptions
         self._continue_running(draft)
-        if self._num_preemptions == num_preemptions:
-            self._admit_waiting(draft)
+        self._admit_waiting(draft)
         if not draft.work:
             return None
         draft.release_passed_images()

@@ -131,6 +131,7 @@ def test_a_page_hash_depends_on_salt_parent_tokens_images_offsets_and_positions(
         page_hash(one, ids, 4, (span(4, 2, b"a"),)),
         page_hash(one, ids, 4, (span(4, 2, b"a"), span(6, 2, b"a"))),
         page_hash(one, ids, 4, (), moved),
+        page_hash(one, ids, 4, (), moved - 1),
     ]
     assert len(set(hashes)) == len(hashes)
     outside = (span(0, 4, b"a"), span(8, 4, b"b"))

@@ -7,7 +7,7 @@ import pytest
 
 from glimt.engine.admission import read_prompt
 from glimt.engine.plan import StepResult
-from glimt.engine.request import Request
+from glimt.engine.request import Request, RequestState
 from glimt.engine.scheduler import Scheduler
 from glimt.errors import BadSettings
 from glimt.wire import ErrorInfo, ImageSpan, Output, Submit
@@ -202,6 +202,62 @@ def test_64_long_requests_in_a_tiny_pool_all_finish_with_at_most_3_preemptions_e
     rig.assert_answered()
 
 
+def wear_out(rig: Rig, request_id: int) -> None:
+    """Preempt a request three times, as if pages had run out."""
+    request = rig.scheduler.roster.find((0, request_id))
+    assert request is not None
+    for _ in range(3):
+        while request.state is not RequestState.RUNNING:
+            rig.step()
+        rig.settle()
+        rig.scheduler.roster.preempt(request)
+    assert request.is_protected
+
+
+def test_a_request_preempted_three_times_goes_first_and_is_left_alone() -> None:
+    rig = Rig(make_limits(num_pages=8, max_model_len=32, policy="priority"))
+    rig.add(make_submit(0, prompt(12), max_tokens=18, priority=9))
+    wear_out(rig, 0)
+    for request_id in range(1, 9):
+        rig.add(make_submit(request_id, prompt(3, 10 * request_id), max_tokens=24))
+    num_steps = len(rig.plans)
+    rig.run()  # the rig checks that nobody is preempted a fourth time
+    rig.assert_answered()
+    assert rig.scheduler.stats().preemptions > 0
+    seats = [plan for plan in rig.plans if any(new.sampling.seed == 0 for new in plan.new_rows)]
+    assert len(seats) == 4
+    assert seats[-1] is rig.plans[num_steps]
+
+
+def test_protected_requests_run_together_only_if_all_of_them_can_reach_their_ends() -> None:
+    rig = Rig(make_limits(num_pages=8, max_model_len=32))
+    for request_id in range(3):
+        rig.add(make_submit(request_id, prompt(3, 10 * request_id + 2), max_tokens=28))
+        wear_out(rig, request_id)
+    rig.settle()
+    for request in list(rig.scheduler.roster.running.requests):
+        rig.scheduler.roster.preempt(request, counts=False)
+    rig.step()
+    assert len(rig.scheduler.roster.running) == 1
+    rig.run()
+    rig.assert_answered()
+
+
+def test_a_preempted_request_waits_for_its_token_in_flight() -> None:
+    rig = Rig(make_limits())
+    rig.add(make_submit(1, prompt(3)))
+    first = rig.scheduler.schedule()
+    request = rig.scheduler.roster.find((0, 1))
+    assert first is not None
+    assert request is not None
+    rig.scheduler.roster.preempt(request)
+    assert rig.scheduler.schedule() is None
+    rig.scheduler.commit(first, StepResult(first.step, {first.work[0].row: 77}))
+    again = rig.scheduler.schedule()
+    assert again is not None
+    assert again.new_rows[0].token_ids.tolist() == [*prompt(3), 77]
+
+
 # ------------------------------------------------------------------------- prefix cache
 
 
@@ -233,6 +289,18 @@ def test_an_answer_is_cached_for_the_next_turn() -> None:
     rig.add(make_submit(2, [*prompt(6), *rig.tokens(1), 5], max_tokens=2))
     rig.run()
     assert rig.end(2).num_cached_tokens == 16
+    rig.assert_answered()
+
+
+def test_an_answer_about_an_image_is_cached_for_the_next_turn() -> None:
+    rig = Rig(make_limits())
+    tokens = [2, *[1] * 8, 3]
+    rig.add(make_submit(1, tokens, images=[make_image(1, 8, "cat", 1)], max_tokens=11))
+    rig.run()
+    tokens = [*tokens, *rig.tokens(1), 5]
+    rig.add(make_submit(2, tokens, images=[make_image(1, 8, "cat", 2)], max_tokens=2))
+    rig.run()
+    assert rig.end(2).num_cached_tokens == 20
     rig.assert_answered()
 
 
@@ -316,20 +384,57 @@ def test_images_beyond_the_budget_of_a_step_wait_for_the_next() -> None:
     rig.assert_answered()
 
 
-def test_small_images_do_not_keep_a_large_one_waiting_for_ever() -> None:
-    rig = Rig(make_limits(image_budget=16, image_cache_tokens=16, max_num_batched_tokens=10))
-    rig.add(make_submit(0, [1] * 12, images=[make_image(0, 12, "first")], max_tokens=1))
-    rig.step()
-    rig.add(make_submit(1, [1] * 16, images=[make_image(0, 16, "large", 1)], max_tokens=1))
-    for request_id in range(2, 12):
-        image = make_image(0, 4, f"small {request_id}", request_id)
-        rig.add(make_submit(request_id, [1] * 5, images=[image], max_tokens=1))
-    for _ in range(6):
+def test_small_images_do_not_keep_a_large_one_waiting() -> None:
+    rig = Rig(make_limits(image_budget=32, image_cache_tokens=16, max_num_batched_tokens=10))
+    first = make_image(10, 4, "first", 1)
+    large = make_image(3, 16, "large", 2)
+    small = [make_image(3 * n, 3, f"small {n}", 3) for n in range(20)]
+    rig.add(
+        make_submit(1, [*prompt(10), 1, 1, 1, 1, 2], images=[first], max_tokens=20),
+        make_submit(2, [2, 3, 4, *[1] * 16], images=[large], max_tokens=1),
+        make_submit(3, [1] * 61, images=small, max_tokens=1),
+    )
+    for _ in range(4):  # "first" leaves no room for "large" in the second step
         rig.step()
     rig.settle()
-    assert rig.end(1).finish_reason == "length"
+    assert rig.end(2).finish_reason == "length"
     rig.run()
     rig.assert_answered()
+
+
+def test_an_embedding_stays_while_its_image_is_half_computed() -> None:
+    rig = Rig(make_limits(image_cache_tokens=16, max_num_batched_tokens=8, max_num_seqs=2))
+    rig.add(make_submit(1, [2, 3], max_tokens=30))
+    rig.step()
+    rig.add(make_submit(2, [1] * 13, images=[make_image(0, 12, "cat", 2)]))
+    rig.step()
+    rig.scheduler.reset_caches(prefix=False, images=True)
+    rig.run()
+    assert sum(len(plan.encode) for plan in rig.plans) == 1
+    rig.assert_answered()
+
+
+def test_an_embedding_forgotten_in_the_middle_of_its_image_is_made_again() -> None:
+    rig = Rig(make_limits(max_num_batched_tokens=8, max_num_seqs=2, prefix_caching=False))
+    rig.add(make_submit(1, [1] * 6, images=[make_image(0, 5, "cat", 1)], max_tokens=9))
+    rig.add(make_submit(2, [1] * 21, images=[make_image(5, 5, "cat", 2)], max_tokens=3))
+    rig.step()
+    request = rig.scheduler.roster.find((0, 2))
+    assert request is not None
+    assert request.num_computed_tokens == 2
+    rig.step()
+    assert request.num_computed_tokens == 9
+    behind = rig.behind
+    assert behind is not None
+    result = behind.result()
+    failed = {behind.plan.work[0].row: ErrorInfo("numerical_error", "NaN")}
+    rig.scheduler.commit(behind.plan, StepResult(result.step, failed=failed))
+    rig.behind = None
+    plan = rig.step()
+    assert plan is not None
+    assert [span.pixels.offset for span in plan.encode] == [2]
+    rig.run()
+    rig.assert_answered(2)
 
 
 # -------------------------------------------------------------------------------- ends
