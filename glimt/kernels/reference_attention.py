@@ -3,10 +3,10 @@
 Letters: T tokens, N query heads, G key-value heads, Q query heads of a group (N / G), H head dim,
 P pages, S slots of a page, R rows, L context length.
 
-Softmax is in float32. On CPU the result for a token has the same bits whatever else is in the
-step and however its prompt was cut: products are taken with at least four rows, and the sum over
-the context runs in blocks of fixed length (longer ones are split by MKL according to their
-length; measured: up to 152 tokens never).
+Softmax is in float32. On CPU the result for a token does not depend on what else is in the step
+or on how its prompt was cut (see `reference.py`): products are taken with at least four rows, and
+the sum over the context runs in blocks of fixed length (longer ones are split by MKL according to
+their length; measured: up to 152 tokens never).
 """
 
 import torch

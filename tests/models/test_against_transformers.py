@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.configs import SPELLINGS, tiny_config
 from tests.support.oracle import Oracle
 from tests.support.passes import Passes, Work, embed_prompt, greedy
-from tests.support.prompts import Prompt, PromptWriter
+from tests.support.token_prompts import Prompt, PromptWriter
 
 KINDS = ("glm4v_moe", "glm4v")
 TOLERANCE = 1e-4  # of logits with a standard deviation near 3

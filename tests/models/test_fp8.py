@@ -16,7 +16,7 @@ from tests.support.configs import tiny_config
 from tests.support.fp8_oracle import Fp8Oracle
 from tests.support.oracle import Oracle
 from tests.support.passes import Passes, Work
-from tests.support.prompts import Prompt, PromptWriter
+from tests.support.token_prompts import Prompt, PromptWriter
 
 PROMPTS: dict[str, Prompt] = {
     "text": PromptWriter(1).text(40).prompt,

@@ -13,7 +13,7 @@ from glimt.models.glm4v import Glm4v
 from tests.support.configs import tiny_config
 from tests.support.oracle import Oracle
 from tests.support.passes import Passes, Work, embed_prompt
-from tests.support.prompts import PromptWriter
+from tests.support.token_prompts import PromptWriter
 
 KINDS = ("glm4v_moe", "glm4v")
 

@@ -16,7 +16,7 @@ from transformers import (
 from glimt.models.config_json import read_config
 from glimt.models.glm4v import Glm4v
 from glimt.parallel.mesh import Mesh
-from tests.support.prompts import IMAGE, Prompt
+from tests.support.token_prompts import IMAGE, Prompt
 
 CLASSES = {
     "glm4v_moe": (Glm4vMoeConfig, Glm4vMoeForConditionalGeneration),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glimt.layers.attention import KvCache, Step
 from glimt.models.glm4v import Glm4v
-from tests.support.prompts import IMAGE, Prompt
+from tests.support.token_prompts import IMAGE, Prompt
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Passes:
         max_len: int = 512,
         page_size: int = 16,
         dtype: torch.dtype = torch.float32,
+        num_kv_heads: int | None = None,
     ) -> None:
         self.model = model
         text = model.config.text
@@ -36,7 +37,7 @@ class Passes:
         order = torch.randperm(num_rows * per_row, generator=torch.Generator().manual_seed(7))
         self.page_table = order.view(num_rows, per_row).to(torch.int32)
         self.context = [0] * num_rows
-        shape = (order.numel(), 2, text.num_kv_heads, page_size, text.head_dim)
+        shape = (order.numel(), 2, num_kv_heads or text.num_kv_heads, page_size, text.head_dim)
         layers = tuple(torch.full(shape, torch.nan, dtype=dtype) for _ in range(text.num_layers))
         self.cache = KvCache(layers, None, page_size)
 

@@ -18,7 +18,7 @@ from glimt.runner.build import ExecutorSizes, build_executor, kv_layout
 from glimt.runner.executor import ModelExecutor
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
 from tests.support.configs import tiny_config
-from tests.support.prompts import IMAGE, Prompt, PromptWriter
+from tests.support.token_prompts import IMAGE, Prompt, PromptWriter
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,126 @@
+"""Collectives over real gloo groups (ranks are threads here), and a model split over two ranks."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import HashStore, ProcessGroupGloo
+
+from glimt.errors import BadSettings
+from glimt.models.glm4v import Glm4v
+from glimt.parallel.mesh import Mesh
+from tests.support.configs import tiny_config
+from tests.support.oracle import Oracle
+from tests.support.passes import Passes, Work, embed_prompt
+from tests.support.token_prompts import PromptWriter
+
+Result = TypeVar("Result")
+
+
+def on_ranks(size: int, work: Callable[[Mesh], Result], *, experts: bool = False) -> list[Result]:
+    """work(mesh) on `size` ranks at once."""
+    store = HashStore()
+
+    def run(rank: int) -> Result:
+        group = ProcessGroupGloo(store, rank, size, timedelta(seconds=30))
+        ep_size, ep_rank = (size, rank) if experts else (1, 0)
+        return work(Mesh(size, rank, ep_size=ep_size, ep_rank=ep_rank, tp_group=group))
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(run, range(size)))
+
+
+def test_over_one_rank_the_collectives_give_their_argument_back() -> None:
+    x = torch.randn(3, 4)
+    assert Mesh.single().tp_sum(x) is x
+    assert Mesh.single().tp_concat(x) is x
+
+
+def test_a_sum_is_the_same_on_every_rank() -> None:
+    sums = on_ranks(3, lambda mesh: mesh.tp_sum(torch.full((2, 2), float(mesh.tp_rank + 1)).t()))
+    assert all(torch.equal(total, torch.full((2, 2), 6.0)) for total in sums)
+
+
+def test_parts_are_joined_in_the_order_of_the_ranks() -> None:
+    joined = on_ranks(3, lambda mesh: mesh.tp_concat(torch.full((2, 1), float(mesh.tp_rank))))
+    assert all(whole.tolist() == [[0, 1, 2]] * 2 for whole in joined)
+
+
+def test_sizes_that_cannot_be_split_are_refused_by_name() -> None:
+    def split(mesh: Mesh) -> str:
+        with pytest.raises(BadSettings) as caught:
+            mesh.tp_share(7, "num_attention_heads")
+        return caught.value.message
+
+    assert on_ranks(2, split) == ["num_attention_heads (7) cannot be split over 2 GPUs"] * 2
+
+
+def test_a_mesh_without_its_group_is_refused() -> None:
+    with pytest.raises(BadSettings, match="no group"):
+        Mesh(tp_size=2)
+    with pytest.raises(BadSettings, match="experts"):
+        Mesh(ep_size=2)
+
+
+def columns(weight: Tensor, mesh: Mesh) -> Tensor:
+    """This rank's inputs."""
+    return weight.chunk(mesh.tp_size, -1)[mesh.tp_rank]
+
+
+def rows(weight: Tensor, mesh: Mesh, dim: int = 0) -> Tensor:
+    """This rank's outputs."""
+    return weight.chunk(mesh.tp_size, dim)[mesh.tp_rank]
+
+
+def gate_up_rows(weight: Tensor, mesh: Mesh, dim: int = 0) -> Tensor:
+    """This rank's share of gate and of up."""
+    return torch.cat([rows(part, mesh, dim) for part in weight.chunk(2, dim)], dim)
+
+
+def shard(name: str, weight: Tensor, model: Glm4v, mesh: Mesh) -> Tensor:
+    """One rank's part of a parameter of the whole model."""
+    text, ep = model.config.text, mesh.ep_size > 1
+    if name.startswith("vision."):
+        return weight
+    if ".qkv." in name:
+        heads = weight.unflatten(0, (-1, text.head_dim))
+        kinds = heads.split([text.num_heads, text.num_kv_heads, text.num_kv_heads])
+        return torch.cat([rows(kind, mesh) for kind in kinds]).flatten(0, 1)
+    if name.endswith("experts.gate_up"):
+        return rows(weight, mesh) if ep else gate_up_rows(weight, mesh, 1)
+    if name.endswith("experts.down"):
+        return rows(weight, mesh) if ep else columns(weight, mesh)
+    if ".gate_up." in name:
+        return gate_up_rows(weight, mesh)
+    if name.endswith(("attention.o.weight", "down.weight")):
+        return columns(weight, mesh)
+    if name in ("embedding.weight", "lm_head.weight"):
+        return rows(weight, mesh)
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("kind", "experts"), [("glm4v_moe", False), ("glm4v_moe", True), ("glm4v", False)]
+)
+def test_a_model_split_over_two_ranks_gives_the_whole_models_logits(
+    kind: str, experts: bool
+) -> None:
+    whole = Oracle(tiny_config(kind), seed=4).ours()
+    prompt = PromptWriter(2).text(3).image(2, 3).text(5).prompt
+    positions = torch.arange(prompt.length).expand(3, -1)
+    expected = Passes(whole).run([Work(0, embed_prompt(whole, prompt), positions)])[0]
+
+    def run(mesh: Mesh) -> Tensor:
+        with torch.device("meta"):
+            part = Glm4v(whole.config, mesh)
+        state = {n: shard(n, w, whole, mesh).contiguous() for n, w in whole.state_dict().items()}
+        part.load_state_dict(state, assign=True)
+        passes = Passes(part, num_kv_heads=1)
+        return passes.run([Work(0, embed_prompt(part, prompt), positions)])[0]
+
+    for logits in on_ranks(2, run, experts=experts):
+        torch.testing.assert_close(logits, expected, atol=5e-5, rtol=0)
