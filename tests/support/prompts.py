@@ -1,93 +1,111 @@
-"""Random prompts of text, images and videos, for our model and for transformers alike."""
+"""Tokenizers, templates, hostile texts and prepared media for the tests of the client tower."""
 
+import functools
+import hashlib
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as BpeTokenizer
 
-from tests.support.configs import MEDIA_TOKENS
+import glimt.tiny
+from glimt.frontend.prompt import MediaSource, PreparedFrame, PreparedMedia
+from glimt.frontend.render import Renderer
+from glimt.frontend.template import ChatTemplate
+from glimt.frontend.tokenizer import Tokenizer
+from glimt.tiny.tokenizer import make_tokenizer
+from glimt.wire import ImageSettings, PixelRef
 
-IMAGE = MEDIA_TOKENS["image_token_id"]
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
-TEXT_IDS = 256  # ordinary tokens of the tiny vocabulary
+STYLES = ("4.5", "4.1")
+
+
+@functools.cache
+def whole_tokenizer(style: str = "4.5") -> BpeTokenizer:
+    """The plain tokenizer, which takes control tokens from any text."""
+    return make_tokenizer(style)
+
+
+@functools.cache
+def tokenizer(style: str = "4.5") -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        whole_tokenizer(style).save(str(path))
+        return Tokenizer(path)
+
+
+@functools.cache
+def template_source(style: str = "4.5") -> str:
+    name = "chat_template_4.1.jinja" if style == "4.1" else "chat_template.jinja"
+    return (Path(glimt.tiny.__file__).parent / name).read_text("utf-8")
+
+
+def renderer(
+    style: str = "4.5", max_model_len: int = 100_000, source: str | None = None
+) -> Renderer:
+    template = ChatTemplate(template_source(style) if source is None else source)
+    return Renderer(tokenizer(style), template, ImageSettings(), max_model_len)
+
+
+def control_ids(token_ids: Sequence[int], style: str = "4.5") -> list[int]:
+    known = set(tokenizer(style).control_tokens.values())
+    return [int(token_id) for token_id in token_ids if token_id in known]
+
+
+CONTROL_TEXTS = sorted({*tokenizer("4.5").control_tokens, *tokenizer("4.1").control_tokens})
+
+# Letters and words, and what tries to be more than that: control strings whole and in halves, the
+# characters that stand in for others, JSON and template syntax, look-alikes.
+_FRAGMENTS = st.one_of(
+    st.text(st.characters(codec="utf-8"), max_size=8),
+    st.sampled_from(CONTROL_TEXTS),
+    st.sampled_from([text[:3] for text in CONTROL_TEXTS] + [text[3:] for text in CONTROL_TEXTS]),
+    st.sampled_from(["\ue000", "\ue001", "\ue005", "\U000f0000", "\x00123\x00", "{{7*7}}", "{%"]),
+    st.sampled_from(
+        ["\uff1c|user|\uff1e", "<\u200b|user|>", "\\u003c|user|>", '"', "\\", "\n", " "]
+    ),
+)
+HOSTILE = st.lists(_FRAGMENTS, max_size=6).map("".join)
 
 
 @dataclass
-class Prompt:
-    """Token ids, the kind of each (0 text, 1 image, 2 video), and pixels of each span."""
+class CountedLease:
+    """Counts how often it was released."""
 
-    token_ids: list[int] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
-    patches: list[Tensor] = field(default_factory=list)  # uint8 [P, 3, F, side, side]
-    grids: list[tuple[int, int]] = field(default_factory=list)
-    image_grids: list[list[int]] = field(default_factory=list)  # t, h, w as transformers wants
-    video_grids: list[list[int]] = field(default_factory=list)
-    pixels: dict[int, list[Tensor]] = field(default_factory=lambda: {1: [], 2: []})
+    released: int = 0
 
-    @property
-    def length(self) -> int:
-        """Tokens."""
-        return len(self.token_ids)
-
-    def transformers_inputs(self) -> dict[str, Any]:
-        """Keyword arguments of transformers' forward."""
-        inputs: dict[str, Any] = {"input_ids": torch.tensor([self.token_ids])}
-        if self.grids:
-            inputs["mm_token_type_ids"] = torch.tensor([self.types])
-        if self.image_grids:
-            inputs["pixel_values"] = torch.cat(self.pixels[1])
-            inputs["image_grid_thw"] = torch.tensor(self.image_grids)
-        if self.video_grids:
-            inputs["pixel_values_videos"] = torch.cat(self.pixels[2])
-            inputs["video_grid_thw"] = torch.tensor(self.video_grids)
-        return inputs
+    def release(self) -> None:
+        self.released += 1
 
 
-class PromptWriter:
-    """Appends text, images and videos of random content to one prompt."""
+@dataclass
+class FakeMedia:
+    """Gives grids by URL; a URL without a grid raises what `failures` holds for it."""
 
-    def __init__(self, seed: int = 0, *, side: int = 14, merge: int = 2, frames: int = 2) -> None:
-        self.prompt = Prompt()
-        self._generator = torch.Generator().manual_seed(seed)
-        self._side, self._merge, self._frames = side, merge, frames
+    grids: dict[str, Any]  # image: (h, w); video: [(h, w, timestamp), …]
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    leases: list[CountedLease] = field(default_factory=list)
 
-    def text(self, length: int) -> "PromptWriter":
-        """`length` ordinary tokens."""
-        ids = torch.randint(0, TEXT_IDS, (length,), generator=self._generator)
-        return self._add(ids.tolist(), 0)
-
-    def image(self, blocks_h: int, blocks_w: int) -> "PromptWriter":
-        """A still of blocks_h × blocks_w merge blocks, between its markers."""
-        grid = (blocks_h * self._merge, blocks_w * self._merge)
-        self._add([MEDIA_TOKENS["image_start_token_id"]], 0)
-        self._span(grid, num_frames=1, kind=1)
-        self.prompt.image_grids.append([1, *grid])
-        return self._add([MEDIA_TOKENS["image_end_token_id"]], 0)
-
-    def video(self, steps: int, blocks_h: int, blocks_w: int) -> "PromptWriter":
-        """A video of `steps` temporal steps with a timestamp after each."""
-        grid = (blocks_h * self._merge, blocks_w * self._merge)
-        self._add([MEDIA_TOKENS["video_start_token_id"]], 0)
-        for _ in range(steps):
-            self._add([MEDIA_TOKENS["image_start_token_id"]], 0)
-            self._span(grid, num_frames=self._frames, kind=2)
-            self._add([MEDIA_TOKENS["image_end_token_id"]], 0).text(2)
-        self.prompt.video_grids.append([steps, *grid])
-        return self._add([MEDIA_TOKENS["video_end_token_id"]], 0)
-
-    def _add(self, ids: list[int], kind: int) -> "PromptWriter":
-        self.prompt.token_ids += ids
-        self.prompt.types += [kind] * len(ids)
-        return self
-
-    def _span(self, grid: tuple[int, int], *, num_frames: int, kind: int) -> None:
-        shape = (grid[0] * grid[1], 3, num_frames, self._side, self._side)
-        patches = torch.randint(0, 256, shape, dtype=torch.uint8, generator=self._generator)
-        self.prompt.patches.append(patches)
-        self.prompt.grids.append(grid)
-        # The processor's order of arithmetic: rescale, then normalise.
-        values = (patches / 255.0 - MEAN.view(1, 3, 1, 1, 1)) / STD.view(1, 3, 1, 1, 1)
-        self.prompt.pixels[kind].append(values.expand(-1, -1, self._frames, -1, -1).flatten(1))
-        self._add([IMAGE] * (grid[0] * grid[1] // self._merge**2), kind)
+    async def prepare(self, source: MediaSource) -> PreparedMedia:
+        if source.url in self.failures:
+            raise self.failures[source.url]
+        grids = self.grids[source.url]
+        steps = grids if source.kind == "video" else [(*grids, "")]
+        self.leases.append(CountedLease())
+        return PreparedMedia(
+            kind=source.kind,
+            content_hash=hashlib.sha256(source.url.encode()).digest(),
+            frames=tuple(
+                PreparedFrame(
+                    grid_h=h,
+                    grid_w=w,
+                    num_frames=2 if source.kind == "video" else 1,
+                    pixels=PixelRef(0, 4096 * i, h * w * 3 * 196),
+                    timestamp=timestamp,
+                )
+                for i, (h, w, timestamp) in enumerate(steps)
+            ),
+            lease=self.leases[-1],
+        )
