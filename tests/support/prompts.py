@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,12 +37,23 @@ def tokenizer(style: str = "4.5") -> Tokenizer:
         return Tokenizer(path)
 
 
+def tokenizer_without(*texts: str) -> Tokenizer:
+    """A tokenizer that lacks some control tokens."""
+    file = json.loads(whole_tokenizer().to_str())
+    file["added_tokens"] = [t for t in file["added_tokens"] if t["content"] not in texts]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(json.dumps(file))
+        return Tokenizer(path)
+
+
 @functools.cache
 def template_source(style: str = "4.5") -> str:
     name = "chat_template_4.1.jinja" if style == "4.1" else "chat_template.jinja"
     return (Path(glimt.tiny.__file__).parent / name).read_text("utf-8")
 
 
+@functools.cache
 def renderer(
     style: str = "4.5", max_model_len: int = 100_000, source: str | None = None
 ) -> Renderer:
