@@ -6,6 +6,7 @@ keeps nothing for later: addresses carry the incarnation of the process behind t
 meant for a dead engine can never reach its successor.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,8 @@ import zmq
 import zmq.asyncio
 
 Message = TypeVar("Message")
+
+log = logging.getLogger(__name__)
 
 # Bounds a peer that stopped reading: about a minute of outputs, not all memory.
 HIGH_WATER_MARK = 100_000
@@ -54,7 +57,12 @@ class Inbox(Generic[Message]):
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return messages
-            messages.append(self._decoder.decode(frame))
+            try:
+                messages.append(self._decoder.decode(frame))
+            except msgspec.MsgspecError as error:
+                # Only our own processes can reach the socket, so this is a bug, not an attack;
+                # the other messages and the engine must not pay for it.
+                log.error("a message could not be decoded and is dropped: %s", error)
 
     def close(self) -> None:
         """Unbind and drop what was not received."""

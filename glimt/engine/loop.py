@@ -54,6 +54,8 @@ class EngineLoop:
 
     `servers` get statistics at least once a second, work or not. `progress` is called in every
     turn, for a watchdog: a turn takes as long as the longest step, or half a second when idle.
+    `overlap` False commits each step in the turn that launched it: right where a launch returns
+    only when the step is done (a CPU), since there is nothing to overlap with.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class EngineLoop:
         mailbox: Mailbox,
         *,
         servers: Sequence[int] = (0,),
+        overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
         progress: Callable[[], None] = lambda: None,
         max_failed_steps: int = 8,
@@ -72,11 +75,13 @@ class EngineLoop:
         self._executor = executor
         self._mailbox = mailbox
         self._servers = tuple(servers)
+        self._overlap = overlap
         self._clock = clock
         self._progress = progress
         self._max_failed_steps = max_failed_steps
         self._num_failed_steps = 0  # one after the other
         self._behind: InFlight | None = None
+        self._is_busy = False  # the last turn launched a step
         self._is_stopping = False
         self._is_checked = True
         self._stats_due_s = clock()
@@ -101,14 +106,18 @@ class EngineLoop:
             self._outputs += self._take(message)
         plan = self._scheduler.schedule()
         behind, self._behind = self._behind, None if plan is None else self._launch(plan)
+        self._is_busy = plan is not None
         if behind is not None:
             self._outputs += self._commit(behind)
+        if self._behind is not None and not self._overlap:
+            ahead, self._behind = self._behind, None
+            self._outputs += self._commit(ahead)
         self._send()
         if self._num_failed_steps >= self._max_failed_steps:
             raise EngineFailed(f"{self._num_failed_steps} steps failed one after the other.")
 
     def _receive(self) -> list[EngineInbound]:
-        if self._behind is not None:
+        if self._is_busy:
             self._is_checked = False
             return self._mailbox.receive(0.0)
         messages = self._mailbox.receive(max(0.0, self._stats_due_s - self._clock()))

@@ -26,6 +26,7 @@ WALL_CLOCK_FILES = {
     "glimt/api/app.py",
     "glimt/log.py",
     "glimt/frontend/template.py",
+    "glimt/processes/server.py",
 }
 
 

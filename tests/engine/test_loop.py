@@ -69,6 +69,7 @@ def make_loop(
     executor: Executor | None = None,
     num_turns: int = 60,
     progress: Callable[[], None] = lambda: None,
+    overlap: bool = True,
     **changes: object,
 ) -> tuple[EngineLoop, Post, Scheduler]:
     limits = make_limits(**changes)
@@ -78,6 +79,7 @@ def make_loop(
         scheduler,
         executor or simulated(limits),
         post,
+        overlap=overlap,
         clock=post.clock,
         progress=progress,
     )
@@ -109,6 +111,15 @@ def test_the_outputs_of_one_step_travel_in_one_message_per_server() -> None:
     loop.run()
     messages = [(server, m) for server, m in post.sent if m.outputs]
     assert [(server, len(message.outputs)) for server, message in messages] == [(0, 2), (1, 2)]
+
+
+def test_without_overlap_a_token_is_sent_in_the_turn_that_drew_it() -> None:
+    submit = make_submit(1, [2, 3, 4], max_tokens=5)
+    loop, post, _ = make_loop([submit], overlap=False)
+    loop.turn()
+    assert [len(output.token_ids) for output in post.outputs(1)] == [1]
+    loop.run()
+    assert_answered(post, submit)
 
 
 class Recorder:

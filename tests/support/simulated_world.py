@@ -58,6 +58,7 @@ class World:
             self.executor,
             self,
             servers=(0, 1),
+            overlap=rng.random() < 0.8,
             clock=lambda: self.now_s,
             progress=self._on_turn,
             max_failed_steps=1000,

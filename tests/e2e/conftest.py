@@ -1,0 +1,35 @@
+"""One server for all tests of a module that do not break it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from glimt.tiny.checkpoint import make_tiny_checkpoint
+from tests.support.serving import Serving
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "moe")
+
+
+@pytest.fixture(scope="module")
+def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="module")
+def serving(
+    checkpoint: Path, media_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    with Serving(checkpoint, "--allowed-local-media-path", str(media_folder), log=log) as serving:
+        yield serving
+
+
+@pytest.fixture
+def client(serving: Serving) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
