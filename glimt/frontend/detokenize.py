@@ -8,13 +8,13 @@ linear in the text.
 
 import codecs
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from glimt.frontend.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """New text; `stopped` is the stop string that ended it, and nothing follows then."""
 
     text: str
@@ -48,8 +48,10 @@ class Detokenizer:
 
         Without `may_stop` (before min_tokens) stop strings that these tokens complete are text.
         """
-        parts = [self._tokenizer.token_bytes(i) for i in token_ids if i not in self._skip_ids]
-        return self._add(self._decoder.decode(b"".join(parts)), may_stop)
+        token_bytes, skip_ids = self._tokenizer.token_bytes, self._skip_ids
+        parts = [token_bytes(token_id) for token_id in token_ids if token_id not in skip_ids]
+        text = self._decoder.decode(parts[0] if len(parts) == 1 else b"".join(parts))
+        return self._add(text, may_stop)
 
     def finish(self, *, may_stop: bool = True) -> TextDelta:
         """The rest: what was held back; an unfinished character becomes U+FFFD."""

@@ -6,8 +6,9 @@ Deltas do not depend on how the tokens came: put together they are the same repl
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from glimt.frontend.detokenize import Detokenizer, TextDelta
 from glimt.frontend.prompt import IntArray
@@ -15,8 +16,7 @@ from glimt.frontend.reasoning import Channel, Piece, ReasoningSplitter, Reasonin
 from glimt.frontend.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyDelta:
+class ReplyDelta(msgspec.Struct, frozen=True, gc=False):
     """New text of a reply: thoughts, then content.
 
     `was_reasoning`: all content before this delta turned out to be thought. A stream has already
@@ -89,6 +89,14 @@ class ReplyReader:
 
     def push(self, token_ids: Sequence[int]) -> ReplyDelta:
         """The text that these tokens add for certain; none after a stop string."""
+        if self._is_plain(token_ids):
+            self._num_tokens += len(token_ids)
+            new = self._text.push(token_ids)
+            if new.stopped is None:
+                shown = self._trim.push(new.text)
+                is_thought = self._channel == "reasoning"
+                return ReplyDelta(shown) if is_thought else ReplyDelta("", shown)
+            return merge(self._delta(new))
         early = max(0, self._min_tokens - self._num_tokens)
         deltas: list[ReplyDelta] = []
         for part, may_stop in ((token_ids[:early], False), (token_ids[early:], True)):
@@ -104,6 +112,12 @@ class ReplyReader:
             self._is_over = True
             deltas += self._shown(self._trim.finish())
         return merge(deltas)
+
+    def _is_plain(self, token_ids: Sequence[int]) -> bool:
+        """Nearly all pushes are: neither marks nor a boundary in them, text and nothing else."""
+        if self._is_over or self._num_tokens < self._min_tokens:
+            return False
+        return self._splitter is None or self._splitter.pass_plain(token_ids)
 
     def _pieces(self, token_ids: Sequence[int]) -> Iterable[Piece]:
         if not token_ids or self._is_over:
