@@ -6,15 +6,14 @@ needs and vLLM does not count has the prefix `glimt:`. Label values come from fi
 nothing a client writes can add a series.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from glimt.metric_series import EngineSeries, FastCounter, FastHistogram
 from glimt.wire import EngineInfo, EngineStats
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
@@ -65,7 +64,7 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._who = {"model_name": model_name, "engine": "0"}
-        self._engines = _EngineSeries(model_name)
+        self._engines = EngineSeries(model_name)
         self.registry.register(self._engines)
         self._tokens = _one_two_five(max_model_len)
         self._recent_tokens = {"prompt_tokens": 0, "generated_tokens": 0}
@@ -78,7 +77,9 @@ class Metrics:
         self._cached_tokens = self._counter(
             "vllm:prompt_tokens_cached", "Prompt tokens found in the prefix cache"
         )
-        self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
+        self._generation_tokens = FastCounter(
+            "vllm:generation_tokens", "Tokens generated", self._who, self.registry
+        )
         self.rejections = self._counter("vllm:admission_rejections", "Requests answered with 429")
         self._finished = self._by_label(
             Counter, "vllm:request_success", "Finished generations", "finished_reason"
@@ -107,7 +108,9 @@ class Metrics:
     def _make_times(self) -> None:
         make = self._histogram
         self.time_to_first_token = make("vllm:time_to_first_token_seconds", "TTFT", _TTFT_S)
-        self.inter_token_latency = make("vllm:inter_token_latency_seconds", "ITL", _ITL_S)
+        self.inter_token_latency = FastHistogram(
+            "vllm:inter_token_latency_seconds", "ITL", self._who, self.registry, _ITL_S
+        )
         self._time_per_token = (
             make("vllm:request_time_per_output_token_seconds", "Mean of a request", _ITL_S),
             make("vllm:time_per_output_token_seconds", "Older name of the former", _ITL_S),
@@ -231,96 +234,3 @@ def _one_two_five(highest: int) -> tuple[float, ...]:
     """1, 2, 5, 10, … up to `highest`."""
     steps = (factor * 10.0**power for power in range(12) for factor in (1, 2, 5))
     return tuple(step for step in steps if step <= highest)
-
-
-# (name, older names, help, field of EngineStats). Counters only grow within one incarnation of
-# an engine, so what earlier incarnations counted is kept and added.
-_COUNTERS = (
-    ("vllm:prefix_cache_queries", ("vllm:gpu_prefix_cache_queries",), "prefix_query_tokens"),
-    ("vllm:prefix_cache_hits", ("vllm:gpu_prefix_cache_hits",), "prefix_hit_tokens"),
-    ("vllm:num_preemptions", (), "preemptions"),
-    ("glimt:encoder_cache_queries", (), "image_queries"),
-    ("glimt:encoder_cache_hits", (), "image_hits"),
-)
-
-
-class _EngineSeries(Collector):
-    """The series that come from `EngineStats`, computed when they are scraped."""
-
-    def __init__(self, model_name: str) -> None:
-        self._model_name = model_name
-        self._infos: dict[int, EngineInfo] = {}
-        self._stats: dict[int, EngineStats] = {}
-        self._before: dict[tuple[int, str], int] = {}
-
-    def add(self, index: int, info: EngineInfo) -> None:
-        self.remove(index)
-        self._infos[index] = info
-
-    def remove(self, index: int) -> None:
-        last = self._stats.pop(index, EngineStats())
-        for _, _, field in _COUNTERS:
-            key = index, field
-            self._before[key] = self._before.get(key, 0) + getattr(last, field)
-        # An engine that is gone still has a row, with zeros: a series that vanishes alarms nobody.
-        self._stats[index] = EngineStats()
-
-    def update(self, index: int, stats: EngineStats) -> bool:
-        """False if these stats were seen before."""
-        is_new = self._stats.get(index, EngineStats()).step != stats.step
-        self._stats[index] = stats
-        return is_new
-
-    def summary(self) -> dict[str, float]:
-        """Over all engines, in a few numbers."""
-        stats = self._stats.values()
-        num_pages = max(1, sum(each.num_pages for each in stats))
-        return {
-            "running": sum(each.num_running for each in stats),
-            "waiting": sum(each.num_waiting for each in stats),
-            "kv_usage": sum(each.num_used_pages for each in stats) / num_pages,
-        }
-
-    def collect(self) -> Iterator[Metric]:
-        """All families; one sample per engine."""
-        yield from self._gauges()
-        for name, older_names, field in _COUNTERS:
-            for each in (name, *older_names):
-                family = CounterMetricFamily(each, field, labels=("model_name", "engine"))
-                for index, stats in self._stats.items():
-                    count = getattr(stats, field) + self._before.get((index, field), 0)
-                    family.add_metric((self._model_name, str(index)), count)
-                yield family
-        config = GaugeMetricFamily(
-            "vllm:cache_config_info",
-            "Settings of the KV cache as labels",
-            labels=("model_name", "engine", "block_size", "num_gpu_blocks", "cache_dtype"),
-        )
-        for index, info in self._infos.items():
-            sizes = (str(info.page_size), str(info.num_pages), info.kv_cache_dtype)
-            config.add_metric((self._model_name, str(index), *sizes), 1)
-        yield config
-
-    def _gauges(self) -> Iterator[Metric]:
-        usage = {i: s.num_used_pages / max(1, s.num_pages) for i, s in self._stats.items()}
-        hit_rate = {
-            i: s.prefix_hit_tokens / max(1, s.prefix_query_tokens) for i, s in self._stats.items()
-        }
-        none = dict.fromkeys(self._stats, 0)
-        for name, text, values in (
-            ("vllm:num_requests_running", "Running", _each(self._stats, "num_running")),
-            ("vllm:num_requests_waiting", "Waiting", _each(self._stats, "num_waiting")),
-            ("vllm:kv_cache_usage_perc", "KV cache in use, 0 to 1", usage),
-            ("vllm:gpu_cache_usage_perc", "Older name of the former", usage),
-            ("vllm:gpu_prefix_cache_hit_rate", "Older; hits by queries", hit_rate),
-            ("vllm:num_requests_swapped", "Older; always 0", none),
-            ("vllm:cpu_cache_usage_perc", "Older; always 0", none),
-        ):
-            family = GaugeMetricFamily(name, text, labels=("model_name", "engine"))
-            for index, value in values.items():
-                family.add_metric((self._model_name, str(index)), value)
-            yield family
-
-
-def _each(stats: dict[int, EngineStats], field: str) -> dict[int, float]:
-    return {index: getattr(each, field) for index, each in stats.items()}

@@ -208,10 +208,10 @@ async def _stream(
     await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *headers]})
     try:
         while not answer.is_complete:
-            if events := writer.events(deltas, answer.usage):
+            if events := writer.events(deltas, answer):
                 await departure.send(events)
             deltas = await answer.receive()
-        end = writer.events(deltas, answer.usage) + writer.end(answer.usage)
+        end = writer.events(deltas, answer) + writer.end(answer.usage)
     except Exception as error:
         log_failure(error, call)
         end = error_event(error, call.id) + DONE

@@ -24,7 +24,7 @@ from glimt.api.completion import (
     TokenLogprob,
     Usage,
 )
-from glimt.frontend.answer import Delta, UsageCounts
+from glimt.frontend.answer import Answer, Delta, UsageCounts
 from glimt.frontend.reply import ReplyDelta, fold
 from glimt.wire import TokenLogprobs
 
@@ -71,11 +71,11 @@ class EventWriter:
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._is_new = [True] * form.num_choices
 
-    def events(self, deltas: Iterable[Delta], usage: UsageCounts) -> bytes:
-        """The events of the deltas; `usage` counts up to and with them."""
+    def events(self, deltas: Iterable[Delta], answer: Answer) -> bytes:
+        """The events of the deltas, which are the newest of `answer`."""
         tail = b"]}\n\n"
         if self._form.continuous_usage:
-            tail = b'],"usage":' + _encode(usage_of(usage, self._form)) + b"}\n\n"
+            tail = b'],"usage":' + _encode(usage_of(answer.usage, self._form)) + b"}\n\n"
         parts: list[bytes] = []
         for delta in deltas:
             self._add_events(parts, delta, tail)
