@@ -13,6 +13,7 @@ import bisect
 import io
 import time
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from types import TracebackType
 from typing import Any
 
@@ -48,11 +49,12 @@ class Video:
         """
         self._limits = limits
         self._deadline_s = deadline_s
+        self.num_fed_packets = 0  # what decoding has cost
         self._container = _open(data)
         try:
             self._stream = self._pick_stream()
             self._read_packets()
-            self.fps = self._rate()
+            self.fps = frame_rate(self._stream.average_rate)
             self._check_duration()
         except BaseException:
             self.close()
@@ -153,14 +155,6 @@ class Video:
                 if packet.is_keyframe and packet.pts is not None
             ] or self._entries
 
-    def _rate(self) -> float:
-        rate = self._stream.average_rate
-        if rate is None or rate == 0:
-            return UNKNOWN_FPS
-        if not 0 < rate <= _MAX_FPS:
-            raise BadMedia("the video's frame rate makes no sense")
-        return float(rate)
-
     def _check_duration(self) -> None:
         seconds = self.num_frames / self.fps
         if self._is_timed and self._stream.time_base is not None:
@@ -203,6 +197,7 @@ class Video:
 
     def _feed(self, codec: Any, packet: Any) -> list[Any]:
         self._check_deadline()
+        self.num_fed_packets += 1
         try:
             frames: list[Any] = codec.decode(packet)
         except (av.FFmpegError, EOFError):
@@ -214,6 +209,15 @@ class Video:
     def _check_deadline(self) -> None:
         if time.monotonic() > self._deadline_s:
             raise BadMedia("the video takes too long to decode; send a shorter or smaller one")
+
+
+def frame_rate(declared: Fraction | None) -> float:
+    """Frames a second; 24 where the file does not say. Raises BadMedia for nonsense."""
+    if declared is None or declared == 0:
+        return UNKNOWN_FPS
+    if not 0 < declared <= _MAX_FPS:
+        raise BadMedia("the video's frame rate makes no sense")
+    return float(declared)
 
 
 def _open(data: memoryview) -> Any:

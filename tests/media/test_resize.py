@@ -1,6 +1,7 @@
 """Sizes by the family's formula, pixels by torch's uint8 bicubic, rows in the processor's order."""
 
 import contextlib
+import hashlib
 import io
 
 import numpy as np
@@ -77,6 +78,31 @@ def test_sizes_are_those_of_transformers(num_steps: int, height: int, width: int
 def test_extreme_shapes_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(BadMedia, match="200 times"):
         smart_resize(2, *size, SETTINGS)
+
+
+# SHA-256 of what transformers' torchvision processor makes of the picture `squares(h, w)`, taken
+# once from its `pixel_values` (transformers 5.17.0, torchvision 0.28.0, torch 2.13.0).
+TORCHVISION = {
+    (100, 150): "e30fafb5d329089b1643eba75a032a1e",
+    (20, 60): "e32e8b4d00a120060f12a9061ee8e422",
+    (333, 500): "75d578ad9c863ea44b52bbdc09198f7a",
+    (480, 640): "2eece9381c4bc9967a978473a6a35232",
+    (1300, 900): "59cdef0e6e680bcb1760d67aced225b6",
+}
+
+
+@pytest.mark.parametrize("size", list(TORCHVISION))
+def test_resized_patches_are_bit_equal_to_torchvisions(size: tuple[int, int]) -> None:
+    prepared = prepare(job(), encoded(squares(*size)))
+    assert hashlib.sha256(prepared.buffer.data).hexdigest()[:32] == TORCHVISION[size]
+
+
+def squares(height: int, width: int) -> Pixels:
+    """Edges, ramps and noise of plain arithmetic."""
+    y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
+    return ((x * 7 + y * 13 + c * 31 + x * y // 5 * (c + 1) + x // 9 % 2 * 90) % 256).astype(
+        np.uint8
+    )
 
 
 def test_memory_layout_does_not_change_the_resized_pixels() -> None:

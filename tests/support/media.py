@@ -1,6 +1,7 @@
 """Encoded pictures and clips for tests, made on the spot."""
 
 import io
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,8 +41,22 @@ def clip(
     **options: str,
 ) -> bytes:
     """A video of these frames [H, W, 3]."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, options=container_options or {}) as output:
+    with tempfile.NamedTemporaryFile() as file:  # not memory: faststart reads what it wrote
+        _write_clip(file.name, frames, container, codec, rate, pix_fmt, container_options, options)
+        return file.read()
+
+
+def _write_clip(
+    path: str,
+    frames: Sequence[Pixels],
+    container: str,
+    codec: str,
+    rate: int,
+    pix_fmt: str,
+    container_options: dict[str, str] | None,
+    options: dict[str, str],
+) -> None:
+    with av.open(path, "w", format=container, options=container_options or {}) as output:
         stream: Any = output.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
@@ -52,7 +67,6 @@ def clip(
                 output.mux(packet)
         for packet in stream.encode():
             output.mux(packet)
-    return buffer.getvalue()
 
 
 def grey_clip(num_frames: int, height: int = 48, width: int = 64, **options: Any) -> bytes:
