@@ -38,14 +38,15 @@ def decode_body(
     try:
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _named(error) from None
+        raise named(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The texts of these speak of bytes and buffers; lone surrogates end here as well.
         raise InvalidRequest("the body is not valid JSON in UTF-8", code="invalid_json") from None
     return decoded, tuple(sorted(top_keys - known))
 
 
-def _named(error: msgspec.ValidationError) -> InvalidRequest:
+def named(error: msgspec.ValidationError) -> InvalidRequest:
+    """The error of a wrong type or range, with the path of the field."""
     match = _PATH.match(str(error))
     if match is None:
         return InvalidRequest("the body does not have the expected form")

@@ -33,6 +33,14 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
         say(f"  note: {note}")
     remove_stale_folders()
     listener = bind(settings)
+    plan = resolve(settings, say)
+    for line in describe(settings):
+        say(f"  {line}")
+    return asyncio.run(_supervise(plan, listener, say))
+
+
+def resolve(settings: Settings, say: Callable[[str], None]) -> Plan:
+    """Find or download the checkpoint and plan. `settings` are checked. Raises StartupError."""
     models = settings.models
     path = locate(
         settings.model,
@@ -43,10 +51,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     checkpoint = read_checkpoint(path, overrides=parse_object(models.hf_overrides))
     for note in checkpoint.notes:
         say(f"  note: {note}")
-    plan = make_plan(settings, checkpoint)
-    for line in describe(settings):
-        say(f"  {line}")
-    return asyncio.run(_supervise(plan, listener, say))
+    return make_plan(settings, checkpoint)
 
 
 async def _supervise(plan: Plan, listener: socket.socket, say: Callable[[str], None]) -> int:
