@@ -8,7 +8,7 @@ from starlette.types import Receive, Send
 
 from glimt.api.errors import ClientLeft
 
-_LOOK_EVERY_S = 5.0
+_LOOKS = 12  # at the reader, in the time it may take nothing
 
 
 class Departure:
@@ -63,7 +63,7 @@ class Departure:
 
     async def _is_gone(self) -> bool:
         try:
-            async with asyncio.timeout(_LOOK_EVERY_S):
+            async with asyncio.timeout(self._max_stalled_s / _LOOKS):
                 return bool((await self._receive())["type"] == "http.disconnect")
         except TimeoutError:
             since_s = self._sending_since_s
