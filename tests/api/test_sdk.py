@@ -1,0 +1,144 @@
+"""The official client, and bare sockets, against a real server on a loopback port."""
+
+import asyncio
+import json
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from tests.support.http_half import INFO, MODEL, Serving, chat_body, spoken
+
+QUESTION: list[Any] = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is it?"},
+            {"type": "image_url", "image_url": {"url": "data:a"}},
+        ],
+    }
+]
+
+
+def sdk(address: str, **options: Any) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{address}/v1", api_key="none", **options)
+
+
+async def test_the_official_client_streams_an_image_question() -> None:
+    serving = Serving(spoken("<think>hm</think>A cat 😀"), parse_reasoning=True)
+    async with serving.listening() as address, sdk(address) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            stream=True,
+            max_tokens=50,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    assert "".join(delta.content or "" for delta in deltas) == "A cat 😀"
+    assert "".join(getattr(delta, "reasoning", "") for delta in deltas) == "hm"
+    assert deltas[0].role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.prompt_tokens == len(serving.engine.submits[0].token_ids) // 4
+    assert usage.completion_tokens == len(serving.answers[0])
+
+
+async def test_the_official_client_reads_a_whole_answer_and_the_models() -> None:
+    serving = Serving(spoken("yes"), api_keys=("none",))
+    async with serving.listening() as address, sdk(address) as client:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=QUESTION, max_tokens=50, n=2, logprobs=True, top_logprobs=2
+        )
+        models = await client.models.list()
+    assert [choice.message.content for choice in answer.choices] == ["yes", "yes"]
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content[0].top_logprobs) == 2
+    assert [model.id for model in models.data] == [MODEL, "alias"]
+
+
+async def test_the_official_client_raises_its_own_classes() -> None:
+    serving = Serving(api_keys=("other",))
+    async with serving.listening() as address, sdk(address, max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError):
+            await client.models.list()
+    serving = Serving()
+    async with serving.listening() as address, sdk(address, max_retries=0) as client:
+        ask = client.chat.completions.create
+        with pytest.raises(openai.NotFoundError):
+            await ask(model="other", messages=QUESTION)
+        with pytest.raises(openai.BadRequestError) as refused:
+            await ask(model=MODEL, messages=QUESTION, max_tokens=10**6)
+        assert refused.value.code == "context_length_exceeded"
+        serving.engine.die()
+        with pytest.raises(openai.InternalServerError):
+            await ask(model=MODEL, messages=QUESTION)
+
+
+async def test_a_connection_that_closes_aborts_and_one_that_stays_is_used_again() -> None:
+    serving = Serving(spoken("word " * 100))
+    async with serving.listening() as address:
+        port = int(address.rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):  # the same connection twice
+            writer.write(post(chat_body(max_tokens=2)))
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            assert json.loads(await reader.readexactly(length))["usage"]["completion_tokens"] == 2
+        writer.write(post(chat_body(stream=True, max_tokens=400)))
+        await reader.readuntil(b"data: ")
+        writer.close()
+        while serving.client.num_open:
+            await asyncio.sleep(0.001)
+    assert serving.engine.aborts == [serving.engine.submits[-1].request_id]
+
+
+async def test_broken_http_never_reaches_the_application() -> None:
+    serving = Serving()
+    async with serving.listening() as address:
+        port = int(address.rsplit(":", 1)[1])
+        for garbage in (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + b"F" * 17
+            + b"\r\n",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(garbage)
+            writer.write_eof()
+            answer = await reader.read()
+            assert answer == b"" or answer.split()[1][:1] in (b"4",)
+            writer.close()
+        reply = await serving.call("GET", "/health")
+        assert reply.status == 200
+
+
+async def test_many_streams_at_once_each_get_their_own_text() -> None:
+    texts = [f"answer number {i}" for i in range(INFO.max_num_seqs * 3)]
+    serving = Serving(*map(spoken, texts))
+
+    async def ask(client: AsyncOpenAI) -> str:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=QUESTION, stream=True, max_tokens=50
+        )
+        return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+    async with serving.listening() as address, sdk(address) as client:
+        answers = await asyncio.gather(*(ask(client) for _ in texts))
+    assert sorted(answers) == sorted(texts)
+
+
+def post(body: bytes) -> bytes:
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
