@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,7 @@ from glimt.metrics import Metrics
 from glimt.offline.admission import Admission
 from glimt.offline.messages import Picture
 from glimt.offline.outputs import RequestOutput, completion_of
-from glimt.offline.pictures import PictureMedia
 from glimt.processes.control import ServerStart
-from glimt.wire import MediaLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class Job:
 
     request: ChatRequest  # with a seed
     prompt: str | list[int] | None
-    pictures: Mapping[str, Picture]  # by the addresses they have in the messages
+    pictures: Mapping[str, Picture]  # by the addresses that the messages have for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,6 @@ class OfflineFrontend:
         client: EngineClient,
         metrics: Metrics,
         media: MediaPreparer,
-        limits: MediaLimits,
     ) -> None:
         self._settings = start
         self._tokenizer = language.tokenizer
@@ -75,8 +71,6 @@ class OfflineFrontend:
         self._client = client
         self._metrics = metrics
         self._media = media
-        self._limits = limits
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="glimt-pictures")
         self._admission = Admission()
 
     async def answer(self, job: Job) -> RequestOutput:
@@ -103,10 +97,6 @@ class OfflineFrontend:
             ],
             usage=answer.usage,
         )
-
-    def close(self) -> None:
-        """End the thread that encodes pictures."""
-        self._encoder.shutdown(cancel_futures=True)
 
     async def _begin(self, job: Job) -> Answer:
         request = job.request
@@ -155,8 +145,7 @@ class OfflineFrontend:
             add_generation_prompt=request.add_generation_prompt,
         )
         check_media_counts(conversation, max_images=start.max_images, max_videos=start.max_videos)
-        media = PictureMedia(self._media, job.pictures, self._limits, self._encoder)
-        return await self._renderer.render(conversation, media)
+        return await self._renderer.render(conversation, self._media)
 
     def _text_options(self, job: Job) -> TextOptions:
         request = job.request

@@ -2,17 +2,17 @@
 
 import asyncio
 import io
-from collections.abc import Mapping
-from concurrent.futures import Executor
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-import pybase64
 from PIL import Image, PngImagePlugin
 
 from glimt.errors import BadMedia
-from glimt.frontend.prompt import MediaPreparer, MediaSource, PreparedMedia
+from glimt.frontend.fetch import FetchPolicy, MediaFetcher, Payload
+from glimt.frontend.prompt import MediaSource
 from glimt.offline.messages import Picture
 from glimt.wire import MediaLimits
 
@@ -30,49 +30,54 @@ def room_for_pictures(limits: MediaLimits) -> MediaLimits:
     return msgspec.structs.replace(limits, max_image_bytes=max(limits.max_image_bytes, raw_bytes))
 
 
-class PictureMedia:
-    """The media of one conversation: `pictures` by their address, the rest through `others`.
+class PictureFetcher(MediaFetcher):
+    """Fetches what the server's fetcher fetches, and pictures that the program holds."""
 
-    `encoder` has one thread: Pillow loads images on first use, which two threads must not do to
-    the same one.
-    """
+    def __init__(self, policy: FetchPolicy, limits: MediaLimits) -> None:
+        """`limits` of pictures; those of `policy` are for all that has a real address."""
+        super().__init__(policy)
+        self._picture_limits = limits
+        self._pictures: dict[str, Picture] = {}
+        # One thread: Pillow loads images on first use, which two must not do to the same one.
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="glimt-pictures")
 
-    def __init__(
-        self,
-        others: MediaPreparer,
-        pictures: Mapping[str, Picture],
-        limits: MediaLimits,
-        encoder: Executor,
-    ) -> None:
-        self._others = others
-        self._pictures = pictures
-        self._limits = limits
-        self._encoder = encoder
-
-    async def prepare(self, source: MediaSource) -> PreparedMedia:
-        """As `MediaPreparer` says; BadMedia also for pictures that cannot be read."""
-        picture = self._pictures.get(source.url)
-        if picture is not None:
-            loop = asyncio.get_running_loop()
-            url = await loop.run_in_executor(self._encoder, self._data_url, picture, source)
-            source = replace(source, url=url)
-        return await self._others.prepare(source)
-
-    def _data_url(self, picture: Picture, source: MediaSource) -> str:
+    @contextmanager
+    def showing(self, pictures: Mapping[str, Picture]) -> Iterator[None]:
+        """Within this, `pictures` can be fetched by the addresses they are given under."""
+        self._pictures.update(pictures)
         try:
-            data = self._read(picture, source) if isinstance(picture, Path) else _png(picture)
+            yield
+        finally:
+            for url in pictures:
+                del self._pictures[url]
+
+    async def fetch(self, source: MediaSource) -> Payload:
+        """As MediaFetcher; BadMedia also for pictures that cannot be read or encoded."""
+        picture = self._pictures.get(source.url)
+        if picture is None:
+            return await super().fetch(source)
+        loop = asyncio.get_running_loop()
+        try:
+            return Payload(await loop.run_in_executor(self._encoder, self._bytes, picture, source))
         except BadMedia as error:
             raise BadMedia(error.message, param=source.param) from None
         except Exception as error:  # Pillow raises anything at all on damaged files
-            raise BadMedia(
-                f"{source.param}: cannot be read: {error}", param=source.param
-            ) from error
-        kind = f"{source.kind}/*" if isinstance(picture, Path) else "image/png"
-        return f"data:{kind};base64,{pybase64.b64encode_as_string(data)}"
+            text = f"the {source.kind} cannot be read: {error}"
+            raise BadMedia(text, param=source.param) from error
+
+    async def close(self) -> None:
+        """As MediaFetcher."""
+        await super().close()
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    def _bytes(self, picture: Picture, source: MediaSource) -> bytes:
+        return self._read(picture, source) if isinstance(picture, Path) else _png(picture)
 
     def _read(self, path: Path, source: MediaSource) -> bytes:
-        limits = self._limits
+        limits = self._picture_limits
         limit = limits.max_video_bytes if source.kind == "video" else limits.max_image_bytes
+        if not path.is_file():
+            raise BadMedia(f"there is no file {path}")
         if path.stat().st_size > limit:
             raise BadMedia(f"the {source.kind} {path} is larger than {limit:,} bytes")
         return path.read_bytes()

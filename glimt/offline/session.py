@@ -21,14 +21,14 @@ from glimt.config import Settings, check
 from glimt.errors import EngineDied, GlimtError
 from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient
-from glimt.frontend.fetch import FetchPolicy, MediaFetcher
+from glimt.frontend.fetch import FetchPolicy
 from glimt.frontend.media_pool import MediaPool
 from glimt.metrics import Metrics
 from glimt.offline.engine_thread import EngineThread
 from glimt.offline.frontend import Job, Language, OfflineFrontend, read_language
 from glimt.offline.media_threads import MediaThreads
 from glimt.offline.outputs import RequestOutput
-from glimt.offline.pictures import room_for_pictures
+from glimt.offline.pictures import PictureFetcher, room_for_pictures
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import resolve
 from glimt.processes.supervisor import Plan
@@ -79,13 +79,12 @@ class Session:
         client = EngineClient(
             clock=time.monotonic, metrics=metrics, max_waiting=start.max_num_queued_reqs
         )
-        self._fetcher = MediaFetcher(
-            FetchPolicy(
-                allowed_domains=start.allowed_media_domains,
-                local_root=start.allowed_local_media_path,
-                limits=limits,
-            )
+        policy = FetchPolicy(
+            allowed_domains=start.allowed_media_domains,
+            local_root=start.allowed_local_media_path,
+            limits=start.limits,
         )
+        self._fetcher = PictureFetcher(policy, limits)
         self._media_threads = MediaThreads(self._arena, plan.num_media_workers)
         media = MediaPool(
             self._media_threads,
@@ -95,7 +94,7 @@ class Session:
             video=start.video,
             limits=limits,
         )
-        self._frontend = OfflineFrontend(start, language, client, metrics, media, limits)
+        self._frontend = OfflineFrontend(start, language, client, metrics, media)
         self._media_task = asyncio.create_task(media.run())
         self._media_task.add_done_callback(self._on_media_end)
         self._client = client
@@ -127,7 +126,8 @@ class Session:
         async def work() -> None:
             for index, job in waiting:
                 try:
-                    answers[index] = await self._frontend.answer(job)
+                    with self._fetcher.showing(job.pictures):
+                        answers[index] = await self._frontend.answer(job)
                 except GlimtError as error:
                     if len(jobs) > 1:
                         error.add_note(f"It was prompt number {index} of {len(jobs)}, from 0.")
@@ -172,7 +172,6 @@ class Session:
         asyncio.run_coroutine_threadsafe(self._stop_parts(), self._loop)
         self._end_loop()
         self._media_threads.close()
-        self._frontend.close()
         self._threads.shutdown()
         self._arena.close()
         del self._engine  # with it the weights
