@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: from bytes to a running generation, and its answer back."""
 
 import asyncio
+import logging
 from contextlib import closing
 from typing import Any
 
@@ -21,8 +22,11 @@ from glimt.errors import InvalidRequest, ModelNotFound, RequestError
 from glimt.frontend.answer import Answer, Delta, TextOptions
 from glimt.frontend.prompt import Prompt
 from glimt.frontend.reasoning import ReasoningTokens
+from glimt.wire import SamplingParams
 
 Headers = list[tuple[bytes, bytes]]
+
+logger = logging.getLogger("glimt.api")
 
 # Bodies above this are decoded in a thread: 4 MB of base64 take about 2 ms.
 _INLINE_BYTES = 256 * 2**10
@@ -142,6 +146,8 @@ async def _start(state: ApiState, request: ChatRequest, call: Call, salt: bytes)
         prompt_tokens=prompt.num_tokens, max_tokens=sampling.max_tokens, n=n
     )
     call.facts["media"] = len(conversation.media)
+    if state.log_requests:
+        _log_start(call, request, prompt, sampling)
     return Answer(
         generation,
         prompt,
@@ -153,6 +159,21 @@ async def _start(state: ApiState, request: ChatRequest, call: Call, salt: bytes)
         arrival_s=call.arrival_s,
         metrics=state.metrics,
     )
+
+
+def _log_start(call: Call, request: ChatRequest, prompt: Prompt, sampling: SamplingParams) -> None:
+    """What was asked for, without a word of what was said (stop strings are the client's text)."""
+    fields = {
+        "id": call.id,
+        "label": call.label,
+        "stream": bool(request.stream),
+        "n": request.n or 1,
+        "messages": len(request.messages),
+        "prompt_tokens": prompt.num_tokens,
+        "media_tokens": prompt.num_media_tokens,
+        "sampling": msgspec.json.encode(sampling).decode(),
+    }
+    logger.info("request started", extra={"fields": fields})
 
 
 def _template_kwargs(state: ApiState, request: ChatRequest) -> dict[str, Any]:

@@ -178,6 +178,15 @@ async def test_each_request_is_one_line_without_its_text(stream: io.StringIO) ->
     assert "secret" not in line
 
 
+async def test_a_request_that_starts_is_logged_when_asked_for(stream: io.StringIO) -> None:
+    set_up("info", as_json=True, stream=stream)
+    await Serving(log_requests=True).chat(seed=7, stop="secret")
+    started, finished = map(json.loads, stream.getvalue().splitlines())
+    assert started["id"] == finished["id"]
+    assert json.loads(started["sampling"])["seed"] == 7
+    assert "secret" not in stream.getvalue()
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_no_client_forges_a_log_line(stream: io.StringIO, as_json: bool) -> None:
     set_up("info", as_json=as_json, stream=stream)
