@@ -44,7 +44,7 @@ class ModelSettings:
     ] = None
     """Names that requests may use; the first is the one in answers. Default: the model as given."""
     seed: int = 0
-    """Seeds dummy weights and the seeds of requests that bring none."""
+    """Seeds the random weights of --load-format dummy; requests bring their own seeds."""
     generation_config: str = "auto"
     """Sampling defaults: auto (the checkpoint's file), vllm (none), or a folder."""
     override_generation_config: str | None = None

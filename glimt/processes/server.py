@@ -90,6 +90,7 @@ class ServerProcess:
             image=start.image,
             video=start.video,
             limits=start.limits,
+            metrics=self._metrics,
         )
         self._http = self._make_http()
         self._tasks: list[asyncio.Task[Any]] = []

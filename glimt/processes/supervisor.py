@@ -42,6 +42,7 @@ from glimt.processes.control import (
     ServerStart,
     Stop,
 )
+from glimt.wire import EngineInfo
 
 ENGINE_STALL_LIMIT_S = 120.0  # a step that takes longer than this is a hang
 FORGET_LIMIT_S = 30.0  # for an engine to end the requests of a server that died
@@ -163,10 +164,11 @@ class Supervisor:
             case _:
                 pass
 
-    def _on_ready(self, child: Child, info: object) -> None:
+    def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
-        if isinstance(child.start, EngineStart):
-            self._engine_up = EngineUp(index=0, address=child.start.inbox, info=info)  # type: ignore[arg-type]
+        if isinstance(child.start, EngineStart) and info is not None:
+            self._engine_up = EngineUp(index=0, address=child.start.inbox, info=info)
+            self._say(f"  {child.name:<9} resolved: {_resolved(info)}")
             if (server := self._children.get("server-0")) is not None:
                 server.line.send(self._engine_up)
         everything = all(other.ready for other in self._children.values())
@@ -290,6 +292,25 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _resolved(info: EngineInfo) -> str:
+    """What the wishes became."""
+    return ", ".join(
+        f"{name}={getattr(info, name)}"
+        for name in (
+            "device",
+            "dtype",
+            "weights_format",
+            "kv_cache_dtype",
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "num_pages",
+            "page_size",
+            "max_image_tokens",
+        )
+    )
 
 
 def remove_stale_folders() -> None:
