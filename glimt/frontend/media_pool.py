@@ -23,16 +23,14 @@ import msgspec
 from glimt.errors import BadMedia, MediaFetchFailed, Overloaded, RequestError
 from glimt.frontend.arena_pool import ArenaLease, ArenaPool
 from glimt.frontend.fetch import MediaFetcher, Payload
-from glimt.frontend.media_workers import MediaWorker, MediaWorkers
+from glimt.frontend.media_workers import MediaHub, MediaWorker, MediaWorkers
 from glimt.frontend.prompt import MediaSource, PreparedFrame, PreparedMedia
 from glimt.metrics import Metrics
-from glimt.transport import AsyncHub
 from glimt.wire import (
     ImageSettings,
     MediaFrame,
     MediaJob,
     MediaLimits,
-    MediaOutbound,
     PixelRef,
 )
 
@@ -75,7 +73,7 @@ class MediaPool:
 
     def __init__(
         self,
-        hub: AsyncHub[MediaOutbound],
+        hub: MediaHub,
         arena: ArenaPool[Frames],
         fetcher: MediaFetcher,
         *,

@@ -5,16 +5,17 @@ start(job) ──▶ MediaPrepared ──▶ finish(place) ──▶ MediaDone �
 
 import asyncio
 import logging
+from typing import Protocol
 
 import msgspec
 
 from glimt.errors import BadMedia, RequestError
-from glimt.transport import AsyncHub
 from glimt.wire import (
     ErrorInfo,
     MediaDone,
     MediaGrant,
     MediaHello,
+    MediaInbound,
     MediaJob,
     MediaOutbound,
     MediaPrepared,
@@ -24,6 +25,18 @@ from glimt.wire import (
 log = logging.getLogger(__name__)
 
 _GRACE_S = 15.0  # beyond the worker's own deadline
+
+
+class MediaHub(Protocol):
+    """Where the workers are connected: `transport.AsyncHub`, or threads of this process."""
+
+    async def receive(self) -> tuple[str, MediaOutbound]:
+        """(worker's name, message) of the next message."""
+        ...
+
+    async def send(self, peer: str, message: MediaInbound, *payload: bytes | memoryview) -> bool:
+        """Send to one worker, with raw bytes behind the message. False if it is not there."""
+        ...
 
 
 class MediaWorker:
@@ -40,7 +53,7 @@ class MediaWorker:
 class MediaWorkers:
     """All workers that are connected to the hub. Lives on one event loop."""
 
-    def __init__(self, hub: AsyncHub[MediaOutbound]) -> None:
+    def __init__(self, hub: MediaHub) -> None:
         self._hub = hub
         self._workers: dict[str, MediaWorker] = {}
         self._idle: asyncio.Queue[MediaWorker] = asyncio.Queue()

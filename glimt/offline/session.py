@@ -9,6 +9,7 @@ caller ◀─answers─ (frontend) ◀───Outputs────── (schedu
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -22,7 +23,7 @@ from glimt.errors import EngineDied, GlimtError
 from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy
-from glimt.frontend.media_pool import MediaPool
+from glimt.frontend.media_pool import MediaPool, PoolLimits
 from glimt.metrics import Metrics
 from glimt.offline.engine_thread import EngineThread
 from glimt.offline.frontend import Job, Language, OfflineFrontend, read_language
@@ -38,6 +39,7 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
+_ROOM_TIMEOUT_S = 1.0  # for a place in the arena
 _CLOSED = "this LLM is closed"
 _FAILED = "the engine failed; the log says why, and another LLM has to be made"
 
@@ -70,7 +72,12 @@ class Session:
         self._loop.set_default_executor(self._threads)
         self._thread = threading.Thread(target=self._run_loop, name="glimt-frontend", daemon=True)
         self._thread.start()
-        self._call(lambda: self._start_parts(plan, language, engine))
+        try:
+            self._call(lambda: self._start_parts(plan, language, engine))
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._end_loop()
+            raise
 
     async def _start_parts(self, plan: Plan, language: Language, engine: Engine) -> None:
         start = plan.server
@@ -93,12 +100,16 @@ class Session:
             image=start.image,
             video=start.video,
             limits=limits,
+            metrics=metrics,
+            # Who waits longer lets go of what it holds, so that nobody waits for each other.
+            pool_limits=PoolLimits(room_timeout_s=_ROOM_TIMEOUT_S, queue_timeout_s=math.inf),
         )
         self._frontend = OfflineFrontend(start, language, client, metrics, media)
         self._media_task = asyncio.create_task(media.run())
         self._media_task.add_done_callback(self._on_media_end)
         self._client = client
-        self._engine = EngineThread(engine, self._deliver, self._on_engine_death)
+        overlap = plan.engine.overlap and not engine.info.device.startswith("cpu")
+        self._engine = EngineThread(engine, overlap, self._deliver, self._on_engine_death)
         client.add_engine(0, self._engine.post, engine.info)
         # Twice what can run: the next prompts are made while the device is busy.
         self._window = 2 * engine.info.max_num_seqs
@@ -174,15 +185,18 @@ class Session:
         self._media_threads.close()
         self._threads.shutdown()
         self._arena.close()
-        del self._engine  # with it the weights
+        del self._engine
 
     async def _stop_parts(self) -> None:
-        tasks = [*self._tasks, self._media_task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._fetcher.close()
-        self._loop.stop()
+        try:
+            self._client.remove_engine(0, _CLOSED)  # holds the engine, and with it the weights
+            tasks = [*self._tasks, self._media_task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._fetcher.close()
+        finally:
+            self._loop.stop()
 
     # ------------------------------------------------------------------------------ the loop
 

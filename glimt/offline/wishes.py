@@ -57,8 +57,8 @@ def _group_of(name: str) -> str:
 
 
 def _as_flag(name: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
     if isinstance(value, Path) or (name in _TEXTS and isinstance(value, int)):
         return str(value)
     return value
