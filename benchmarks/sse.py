@@ -181,6 +181,14 @@ def pin(core: int) -> None:
     os.sched_setaffinity(0, {cores[core % len(cores)]})
 
 
+def loop_ns() -> float:
+    """How fast the core is just now: on a busy machine all numbers are worse by as much."""
+    before_s, total = time.process_time(), 0
+    for i in range(1_000_000):
+        total += i
+    return (time.process_time() - before_s) * 1e3
+
+
 def wait_until_ready(port: int) -> None:
     while True:
         with contextlib.suppress(OSError):
@@ -207,6 +215,7 @@ def main() -> None:
     pin(1)
     try:
         wait_until_ready(port)
+        print(f"this core takes {loop_ns():.0f} ns for a turn of an empty loop (idle: 30 to 60)")
         print(f"{'streams':>8} {'tokens/s':>10} {'server us/token':>16} {'tokens/event':>13}")
         for num_streams in options.streams:
             before_s = cpu_seconds(server.pid)

@@ -32,7 +32,9 @@ class Auth:
         """ASGI."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         _check_host([value for name, value in headers if name == b"host"])
-        if self._digests and scope["path"] not in OPEN_PATHS:
+        # Servers put the prefix of --root-path before every path; the router takes it off again.
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        if self._digests and path not in OPEN_PATHS:
             key = self._check_key([value for name, value in headers if name == b"authorization"])
             if len(self._digests) > 1:  # clients with different keys share no caches
                 scope["glimt.tenant"] = key

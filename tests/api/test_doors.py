@@ -71,6 +71,17 @@ async def test_each_of_several_keys_opens_and_their_caches_are_apart() -> None:
     assert serving.engine.submits[0].cache_salt == b""
 
 
+async def test_a_prefix_of_the_operator_changes_nothing() -> None:
+    serving = Serving(api_keys=(KEY,))
+    for path, headers, status in (
+        ("/health", HEADERS, 200),
+        ("/version", HEADERS, 401),
+        ("/version", with_key(b"Bearer s3cret-key"), 200),
+    ):
+        reply = await serving.call("GET", f"/glm{path}", headers=headers, root_path="/glm")
+        assert reply.status == status
+
+
 async def test_two_authorization_headers_are_none() -> None:
     headers = [*with_key(b"Bearer s3cret-key"), (b"authorization", b"Bearer s3cret-key")]
     assert (await Serving(api_keys=(KEY,)).ask(body=chat_body(), headers=headers)).status == 401

@@ -141,6 +141,7 @@ class Serving:
         body: bytes = b"",
         headers: Sequence[tuple[bytes, bytes]] = HEADERS,
         leave: asyncio.Event | None = None,
+        root_path: str = "",
     ) -> Reply:
         """As `ask`, without moving the engine. The client leaves when `leave` is set."""
         reply = Reply()
@@ -168,7 +169,7 @@ class Serving:
             "method": method,
             "path": path,
             "raw_path": path.encode(),
-            "root_path": "",
+            "root_path": root_path,
             "query_string": query.encode(),
             "headers": [*headers, *length],
             "client": ("127.0.0.1", 5000),
