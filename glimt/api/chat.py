@@ -60,7 +60,7 @@ async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send
                 if request.stream:
                     await _stream(answer, form, headers, departure, send, call)
                 else:
-                    await _send_whole(answer, form, headers, send)
+                    await _send_whole(answer, form, headers, departure, send)
             finally:
                 call.facts.update(answer.facts())
 
@@ -236,10 +236,12 @@ async def _stream(
     except Exception as error:
         log_failure(error, call)
         end = error_event(error, call.id) + DONE
-    await send({"type": "http.response.body", "body": end})
+    await departure.send(end, is_last=True)
 
 
-async def _send_whole(answer: Answer, form: AnswerForm, headers: Headers, send: Send) -> None:
+async def _send_whole(
+    answer: Answer, form: AnswerForm, headers: Headers, departure: Departure, send: Send
+) -> None:
     deltas: list[Delta] = []
     while new := await answer.receive():
         deltas += new
@@ -247,4 +249,4 @@ async def _send_whole(answer: Answer, form: AnswerForm, headers: Headers, send: 
     length = (b"content-length", str(len(body)).encode())
     head = [(b"content-type", b"application/json"), length, *headers]
     await send({"type": "http.response.start", "status": 200, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    await departure.send(body, is_last=True)

@@ -49,10 +49,10 @@ class Departure:
         if is_ours and kind is asyncio.CancelledError:
             raise ClientLeft("the client closed the connection") from error
 
-    async def send(self, body: bytes) -> None:
-        """Send a piece of the answer's body, more to follow."""
+    async def send(self, body: bytes, *, is_last: bool = False) -> None:
+        """Send a piece of the answer's body. The last one waits for the client like any other."""
         self._sending_since_s = self._clock()
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
         self._sending_since_s = None
 
     async def _watch_client(self) -> None:
