@@ -18,7 +18,6 @@ Anything else (32-bit integers, floats, Lab) is refused. A truncated file is an 
 
 import io
 import logging
-import warnings
 from typing import Any
 
 import numpy as np
@@ -57,16 +56,12 @@ def decode_image(data: memoryview, settings: ImageSettings, limits: MediaLimits)
     """
     name = image_format(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data, name, settings, limits)
+        return _decode(data, name, settings, limits)
     except BadMedia:
         raise
     except MemoryError:
         raise BadMedia("the image needs more memory than is allowed") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        # Pillow's own limit stays in force above ours.
         raise BadMedia("the image has more pixels than are accepted") from None
     except Exception as error:  # Pillow's plug-ins raise anything at all on damaged files
         log.debug("undecodable %s: %r", name, error)
@@ -95,10 +90,11 @@ def _decode(data: memoryview, name: str, settings: ImageSettings, limits: MediaL
 def _check_size(width: int, height: int, settings: ImageSettings, limits: MediaLimits) -> None:
     if width < 1 or height < 1:
         raise BadMedia("the image has no pixels")
-    if width * height > limits.max_image_pixels:
+    # Pillow's own limit, at which it only warns, stays in force above ours.
+    max_pixels = min(limits.max_image_pixels, Image.MAX_IMAGE_PIXELS or limits.max_image_pixels)
+    if width * height > max_pixels:
         raise BadMedia(
-            f"the image has {width} x {height} pixels; "
-            f"at most {limits.max_image_pixels:,} in all are accepted"
+            f"the image has {width} x {height} pixels; at most {max_pixels:,} in all are accepted"
         )
     smart_resize(settings.temporal_patch_size, height, width, settings)
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 
 import torch
 
@@ -25,6 +26,7 @@ from glimt.wire import MediaInbound
 
 def run(start: MediaWorkerStart, line: ControlLine[ToChild]) -> None:
     """Work until the supervisor says stop or is gone."""
+    warnings.simplefilter("ignore")  # Pillow's opinions on strangers' files
     torch.set_num_threads(1)  # one worker, one core; there are several workers
     arenas = {start.arena: SharedArena(start.arena_fd, start.arena)}
     spoke: Spoke[MediaInbound] = Spoke(start.hub, start.name, MediaInbound)

@@ -16,6 +16,9 @@ from glimt.media.decode import Pixels, decode_image, over_white
 from glimt.wire import ImageSettings, MediaLimits
 from tests.support.media import encoded, pattern
 
+# Pillow warns of what is odd in a file; only what comes out of it matters here.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 SETTINGS = ImageSettings()
 RED, CLEAR = (255, 0, 0, 255), (0, 0, 255, 0)
 
@@ -201,6 +204,12 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         decode(png_header(60_000, 60_000))
     with pytest.raises(BadMedia, match="8000 x 7000"):
         decode(png_header(8_000, 7_000))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pillows_own_limit_cannot_be_raised() -> None:
+    with pytest.raises(BadMedia, match="at most 89,478,485"):
+        decode(png_header(9_500, 9_500), max_image_pixels=10**9)
 
 
 def test_a_webp_bomb_is_refused_by_its_header() -> None:
