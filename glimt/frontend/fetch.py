@@ -17,7 +17,6 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from glimt import __version__
 from glimt.errors import BadMedia, MediaBlocked, MediaFetchFailed, RequestError
 from glimt.frontend.local_media import read_local_media
 from glimt.frontend.media_url import WebAddress, data_start, parse_redirect, parse_web_address
@@ -203,7 +202,7 @@ class MediaFetcher:
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept-Encoding": "identity", "User-Agent": f"glimt/{__version__}"},
+                headers={"Accept-Encoding": "identity", "User-Agent": "glimt"},
                 timeout=aiohttp.ClientTimeout(total=self._policy.timeout_s),
                 auto_decompress=False,
                 trust_env=False,  # a proxy would resolve and connect for us
