@@ -1,7 +1,9 @@
 """The KV tensors and what they cost: pages of tokens, for each layer keys and values together."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from glimt.layers.attention import KvCache
@@ -41,8 +43,7 @@ class KvLayout:
         """The cache, zeroed: what kernels read beyond a row's end must at least be finite."""
         shape = (num_pages, 2, self.num_kv_heads, self.page_size)
         layers = tuple(
-            torch.zeros(*shape, self.head_dim, dtype=self.dtype, device=device)
-            for _ in range(self.num_layers)
+            _zeros((*shape, self.head_dim), self.dtype, device) for _ in range(self.num_layers)
         )
         scales = None
         if self.has_scales:
@@ -51,3 +52,13 @@ class KvLayout:
                 for _ in range(self.num_layers)
             )
         return KvCache(layers=layers, scales=scales, page_size=self.page_size)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU from the kernel's zero pages, so that memory is taken page by page as it is
+    used (torch writes its zeros at once, which costs a second for each gigabyte).
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
