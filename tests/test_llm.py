@@ -8,6 +8,7 @@ import runpy
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ from glimt.errors import (
     InvalidRequest,
     MediaBlocked,
     PromptTooLong,
+    StepFailed,
 )
 from glimt.models.glm4v import Glm4v
+from glimt.runner.executor import ModelExecutor
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 from tests.support.media import Pixels, encoded, grey_clip, pattern
 from tests.support.token_prompts import MEAN, STD
 
-GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_num_seqs": 4}
 
 
@@ -128,7 +131,7 @@ def test_usage_counts_what_is_there(llm: LLM) -> None:
     assert output.usage.prompt_tokens == len(output.prompt_token_ids)
     image_token = max(set(output.prompt_token_ids), key=output.prompt_token_ids.count)
     assert output.prompt_token_ids.count(image_token) == (112 // 28) * (140 // 28)
-    assert output.usage.completion_tokens == len(output.outputs[0].token_ids) == 12
+    assert output.usage.completion_tokens == len(output.outputs[0].token_ids) == 8
     assert output.outputs[0].finish_reason == "length"
     again = ask(llm, user(picture(Image.fromarray(pattern(112, 140))), "Once more, please"))
     assert again.num_cached_tokens >= 16
@@ -138,12 +141,12 @@ def test_usage_counts_what_is_there(llm: LLM) -> None:
 def test_several_conversations_get_the_answers_they_get_alone(llm: LLM) -> None:
     conversations = [
         user(f"Number {i}", *([picture(Image.fromarray(pattern(112, 112 + 28 * i, i)))] * (i % 3)))
-        for i in range(10)
+        for i in range(7)
     ]
     alone = [tokens(llm, conversation) for conversation in conversations]
     together = llm.chat(conversations, GREEDY, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in together] == alone
-    assert len({tuple(answer) for answer in alone}) > 5
+    assert len({tuple(answer) for answer in alone}) > 3
 
 
 def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
@@ -183,11 +186,11 @@ def test_n_answers_differ_and_a_seed_repeats_them(llm: LLM) -> None:
 def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
     whole = ask(llm, user("Go on")).outputs[0].text
     stop = whole[5:8]
-    stopped = ask(llm, user("Go on"), SamplingParams(temperature=0, max_tokens=12, stop=stop))
+    stopped = ask(llm, user("Go on"), SamplingParams(temperature=0, max_tokens=8, stop=stop))
     assert stopped.outputs[0].text == whole[: whole.index(stop)]
     assert stopped.outputs[0].finish_reason == "stop"
     assert stopped.outputs[0].stop_reason == stop
-    assert len(stopped.outputs[0].token_ids) < 12
+    assert len(stopped.outputs[0].token_ids) < 8
 
 
 def test_logprobs_hold_the_chosen_and_the_likeliest_tokens(llm: LLM) -> None:
@@ -366,7 +369,7 @@ def test_an_error_says_which_prompt_it_was_and_ends_the_others(llm: LLM) -> None
     with pytest.raises(BadMedia) as caught:
         llm.chat([user("a"), user(data_url(b"no image"), "b")], long, use_tqdm=False)
     assert "number 1 of 2" in caught.value.__notes__[0]
-    assert len(tokens(llm, user("still there"))) == 12
+    assert len(tokens(llm, user("still there"))) == 8
 
 
 @pytest.mark.parametrize(
@@ -414,9 +417,8 @@ def glimt_threads() -> list[str]:
     return [name for name in names if name.startswith(("glimt", "fetch", "asyncio"))]
 
 
-def count_models() -> int:
-    gc.collect()
-    return sum(type(each) is Glm4v for each in gc.get_objects())
+def models() -> list[weakref.ref[Glm4v]]:
+    return [weakref.ref(each) for each in gc.get_objects() if type(each) is Glm4v]
 
 
 def wait_for_no_threads(before: list[str]) -> None:
@@ -428,16 +430,16 @@ def wait_for_no_threads(before: list[str]) -> None:
 
 def test_closing_ends_all_threads_and_later_calls(checkpoint: Path) -> None:
     before, descriptors = glimt_threads(), len(os.listdir("/proc/self/fd"))
-    num_models = count_models()
     llm = LLM(checkpoint, **OPTIONS)
-    assert count_models() == num_models + 1
+    with_weights = models()
     ask(llm, user(picture(Image.fromarray(pattern(112, 112))), "x"))
     assert len(glimt_threads()) > len(before)
     llm.close()
     llm.close()
     wait_for_no_threads(before)
     assert len(os.listdir("/proc/self/fd")) <= descriptors
-    assert count_models() == num_models
+    gc.collect()
+    assert sum(model() is None for model in with_weights) == 1
     with pytest.raises(EngineDied, match="closed"):
         llm.generate("x")
 
@@ -490,6 +492,23 @@ def test_an_interrupt_ends_the_call_and_leaves_the_engine_usable(llm: LLM) -> No
     with pytest.raises(KeyboardInterrupt):
         call()
     assert tokens(llm, user("steady")) == before
+
+
+def test_an_engine_that_fails_for_good_says_so(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(executor: ModelExecutor, plan: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    with LLM(checkpoint, **OPTIONS) as llm:
+        monkeypatch.setattr(ModelExecutor, "launch", launch)
+        for _ in range(8):
+            with pytest.raises(StepFailed):
+                llm.generate("x", GREEDY, use_tqdm=False)
+        with pytest.raises(EngineDied):
+            llm.generate("x", GREEDY, use_tqdm=False)
+        with pytest.raises(EngineDied, match="another LLM"):
+            llm.generate("x", GREEDY, use_tqdm=False)
 
 
 def test_several_threads_may_ask_at_once(llm: LLM) -> None:

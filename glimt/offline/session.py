@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
-_ROOM_TIMEOUT_S = 1.0  # for a place in the arena
+_ROOM_TIMEOUT_S = 0.5  # for a place in the arena
 _CLOSED = "this LLM is closed"
 _FAILED = "the engine failed; the log says why, and another LLM has to be made"
 
