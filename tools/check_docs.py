@@ -22,6 +22,9 @@ MEMBER = re.compile(r"`([\w./-]+\.py): ([\w.]+)`")
 TARGET = re.compile(r"`make ([a-z-]+)`")
 
 
+TREE_START, TREE_END = "<!-- tree: made by tools/check_docs.py -->", "<!-- end of tree -->"
+
+
 def exists(name: str) -> bool:
     """A named file may be given from the root, from the package, or from docs/."""
     return any((folder / name).exists() for folder in SEARCHED)
@@ -65,12 +68,42 @@ def check_document(document: Path) -> Iterator[str]:
 CHECKPOINT_FILES = {"chat_template.jinja", "METADATA.txt", "my_template.jinja", "glimt.toml"}
 
 
+def first_sentence(file: Path) -> str:
+    """What a module says of itself in its first sentence."""
+    text = ast.get_docstring(ast.parse(file.read_text())) or ""
+    sentence = re.split(r"(?<=[.;])\s", " ".join(text.partition("\n\n")[0].split()), maxsplit=1)[0]
+    return sentence.rstrip(".:;")
+
+
+def tree() -> str:
+    """The package as a list: one line per file, in its own words."""
+    lines = ["```"]
+    packages = [ROOT / "glimt", *sorted(p for p in (ROOT / "glimt").iterdir() if p.is_dir())]
+    for package in packages:
+        if not (package / "__init__.py").exists():
+            continue
+        name = f"{package.relative_to(ROOT)}/"
+        lines.append(f"{name:<27}{first_sentence(package / '__init__.py')}")
+        lines += [
+            f"    {file.name:<22} {first_sentence(file)}"
+            for file in sorted(package.glob("*.py"))
+            if file.name != "__init__.py"
+        ]
+    return "\n".join([*lines, "```"])
+
+
+def with_tree(text: str) -> str:
+    """README with the tree as it is now."""
+    head, _, rest = text.partition(TREE_START)
+    _, _, tail = rest.partition(TREE_END)
+    return f"{head}{TREE_START}\n{tree()}\n{TREE_END}{tail}"
+
+
 def check_tree() -> Iterator[str]:
     """README's tree against the package."""
     text = (ROOT / "README.md").read_text()
-    for file in sorted((ROOT / "glimt").rglob("*.py")):
-        if file.name != "__init__.py" and file.name not in text:
-            yield f"the tree lacks {file.relative_to(ROOT)}"
+    if TREE_START not in text or with_tree(text) != text:
+        yield "the tree is not the package's; run `python tools/check_docs.py --write`"
 
 
 def check_errors() -> Iterator[str]:
@@ -82,7 +115,10 @@ def check_errors() -> Iterator[str]:
 
 
 def main() -> int:
-    """Print every lie; 1 if there is one."""
+    """Print every lie; 1 if there is one. `--write` brings README's tree up to date first."""
+    if "--write" in sys.argv:
+        readme = ROOT / "README.md"
+        readme.write_text(with_tree(readme.read_text()))
     lies = [
         f"{document.relative_to(ROOT)}: {lie}"
         for document in DOCUMENTS
