@@ -69,7 +69,8 @@ _STOPS = st.lists(st.text(st.sampled_from("abé"), min_size=1, max_size=5), max_
 
 @given(_LETTERS, _STOPS, st.booleans(), _CUTS)
 @example("aab", ["aab", "ab"], False, [1, 2])
-@example("abababc", ["ababc"], False, list(range(7)))
+@example("abababé", ["ababé"], False, list(range(7)))
+@example("aabaaabaaaé", ["aabaaaé"], False, [])
 def test_the_first_complete_stop_string_ends_the_text(text, stop, include, cuts) -> None:
     token_ids = tokenizer().encode_text(text)
     detokenizer = Detokenizer(tokenizer(), stop=stop, include_stop=include)
