@@ -161,7 +161,8 @@ class EngineClient:
 
     async def drain(self) -> None:
         """Wait until nothing is open or in preparation. Refusing new work is the caller's duty."""
-        await self._idle.wait()
+        while self._open or self._num_preparing:  # between the two, a request counts as neither
+            await self._idle.wait()
 
     def end_all(self, reason: str) -> None:
         """End every open request with EngineDied(reason), when a shutdown waits no longer."""

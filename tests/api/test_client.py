@@ -262,6 +262,20 @@ async def test_drain_waits_for_the_last_request() -> None:
         await drained
 
 
+async def test_drain_waits_for_a_request_that_was_being_prepared() -> None:
+    client, (engine,) = make_client()
+    with client.preparing():
+        drained = asyncio.create_task(client.drain())
+        await asyncio.sleep(0)
+    generation = client.generate(make_prompt()[0], GREEDY)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not drained.done()
+    async with Running(engine):
+        await read(generation)
+        await drained
+
+
 async def test_ending_all_gives_every_reader_an_error() -> None:
     client, (engine,) = make_client()
     generations = [client.generate(make_prompt()[0], GREEDY) for _ in range(3)]
