@@ -33,6 +33,7 @@ class Connection:
         self.has_left = False  # the client, before it had everything
         self.is_closed = False  # by the server
         self.may_be_unready = False  # an engine was missing, or the server was leaving
+        self.uploaded_s = 0.0  # when the application last took a part of the request
         self.problems: list[str] = []
         self._loop = loop
         self._rng = rng
@@ -88,6 +89,7 @@ class Connection:
         """ASGI."""
         while not (self.has_left or self.is_answered):
             if self._uploaded:
+                self.uploaded_s = self._loop.time()
                 return self._uploaded.popleft()
             self._changed.clear()
             await self._changed.wait()

@@ -82,7 +82,7 @@ class Story:
         self.keys = KEYS[: rng.choice([0, 0, 1, 2])]
         self.faults = self._draw_faults(seed)
         self.full_media = rng.choice([0.0, 0.0, 0.0, 0.2])
-        self.media_s = rng.choice([0.0, 0.01, 0.2])
+        self.media_s = rng.choice([0.0, 0.01, 0.3])
         self.full_line = rng.choice([0.0] * 5 + [0.1])  # probability that a send is refused
         self.max_waiting = rng.choice([0, 1, 64, 64, 64, 64, 64])
         self.scrapes = rng.random() < 0.08

@@ -135,7 +135,8 @@ class ServerWorld:
         if story.scrapes:
             await self._scrape()
         for engine in self._current.values():
-            engine.end()
+            if engine.is_alive:
+                engine.end()
         await asyncio.sleep(1.0)
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         self.problems += [f"a task is left: {task}" for task in left]
@@ -197,6 +198,11 @@ class ServerWorld:
         except TimeoutError:
             self._unsettle()
             self.client.end_all("the server is shutting down")
+            return
+        # Who was still writing the request when the drain began may have begun just now.
+        is_news = any(self.loop.time() - c.uploaded_s < 0.02 for c in self._open.values())
+        if not is_news and (self.client.num_open or self.client.num_preparing):
+            self.problems.append("the server leaves while requests are open")
 
     def _unsettle(self) -> None:
         """Those who ask now may be told that there is no engine for them."""
