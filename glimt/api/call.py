@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,14 +61,15 @@ class Boundary:
         scope["app"] = self  # makes the router raise for unknown paths and methods
         status: int | None = None
 
-        async def send_marked(message: Message) -> None:
+        # Not a coroutine of its own: it is called for every event of every stream.
+        def send_marked(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if self._echo_labels and call.label is not None:
                     header = (b"x-request-id", call.label.encode("ascii"))
                     message = {**message, "headers": [*message.get("headers", ()), header]}
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_marked)

@@ -29,6 +29,7 @@ from glimt.frontend.reply import ReplyDelta, fold
 from glimt.wire import TokenLogprobs
 
 DONE = b"data: [DONE]\n\n"
+_NO_MORE = b'},"logprobs":null,"finish_reason":null}'
 _LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
 
 _encode = msgspec.json.Encoder().encode
@@ -70,6 +71,10 @@ class EventWriter:
         )
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._is_new = [True] * form.num_choices
+        self._content_heads = [
+            self._head + b'{"index":%d,"delta":{"content":' % choice
+            for choice in range(form.num_choices)
+        ]
 
     def events(self, deltas: Iterable[Delta], answer: Answer) -> bytes:
         """The events of the deltas, which are the newest of `answer`."""
@@ -78,8 +83,20 @@ class EventWriter:
             tail = b'],"usage":' + _encode(usage_of(answer.usage, self._form)) + b"}\n\n"
         parts: list[bytes] = []
         for delta in deltas:
-            self._add_events(parts, delta, tail)
+            if self._is_only_content(delta):
+                parts += (self._content_heads[delta.choice], _encode(delta.content), _NO_MORE, tail)
+            else:
+                self._add_events(parts, delta, tail)
         return b"".join(parts)
+
+    def _is_only_content(self, delta: Delta) -> bool:
+        """Nearly all deltas are."""
+        return (
+            delta.finish_reason is None
+            and delta.content != ""
+            and not (delta.reasoning or delta.logprobs or self._form.with_token_ids)
+            and not self._is_new[delta.choice]
+        )
 
     def end(self, usage: UsageCounts) -> bytes:
         """The usage chunk, if asked for, and [DONE]."""

@@ -235,6 +235,8 @@ class _Choice:
         """The text of the output's tokens, and how many of them were read: none after a stop
         string, whose place would be lost if several tokens were read at once."""
         token_ids = output.token_ids
+        if output.finish_reason is None and not self._has_stop:
+            return self.reader.push(token_ids), len(token_ids)
         # The token that ends an answer belongs to it but is not text.
         is_hidden = output.stop_token_id is not None and not self._include_stop
         visible = token_ids[:-1] if is_hidden else token_ids
