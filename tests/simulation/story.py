@@ -267,7 +267,7 @@ class Story:
         ask.read_s = rng.choice([0.0, 0.01, 0.1, 1.0])
         habit = rng.random()
         if habit < 0.1:
-            ask.leave_after_s = rng.random() * 0.3
+            ask.leave_after_s = rng.random() * rng.choice([0.03, 0.3])
         elif habit < 0.18:
             ask.leave_after_reads = rng.randint(1, 6)
         elif habit < 0.23:
