@@ -170,7 +170,7 @@ def _image_settings(
     changes: dict[str, Any] = {}
     for theirs, ours in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
         if theirs in size:
-            changes[ours] = int(size.pop(theirs))
+            changes[ours] = size.pop(theirs)
     io_kwargs = parse_object(settings.media.media_io_kwargs)
     of_video = dict(io_kwargs.pop("video", {}))
     video_changes = {name: of_video.pop(name) for name in ("fps", "max_frames") if name in of_video}
@@ -270,11 +270,12 @@ def _chat_template(settings: Settings, checkpoint: Checkpoint) -> str:
 def _generation_defaults(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
     """generation_config.json as the user wants it: the checkpoint's, none, or another folder's.
 
-    The eos ids are not a matter of taste and stay.
+    The eos ids are not a matter of taste: all that the checkpoint's two files name end an answer.
     """
     models = settings.models
     defaults = dict(checkpoint.generation_config)
-    eos = defaults.get("eos_token_id")
+    config = read_config(checkpoint.config, checkpoint.preprocessor_config)
+    eos = {*_ids(defaults.get("eos_token_id")), *config.eos_token_ids}
     if models.generation_config == "vllm":
         defaults = {}
     elif models.generation_config != "auto":
@@ -283,18 +284,24 @@ def _generation_defaults(settings: Settings, checkpoint: Checkpoint) -> dict[str
             defaults = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError) as error:
             raise BadSettings(f"--generation-config: {file}: {error}") from None
-    if eos is not None:
-        defaults.setdefault("eos_token_id", eos)
+    defaults["eos_token_id"] = sorted({*eos, *_ids(defaults.get("eos_token_id"))})
     return {**defaults, **parse_object(models.override_generation_config)}
+
+
+def _ids(value: Any) -> list[int]:
+    """An id or a list of ids, as configuration files write them."""
+    ids = value if isinstance(value, list) else [value]
+    return [token_id for token_id in ids if isinstance(token_id, int)]
 
 
 def _api_keys(settings: Settings) -> tuple[str, ...]:
     keys = list(settings.server.api_key or ())
     if settings.server.api_key_file is not None:
         try:
-            keys += Path(settings.server.api_key_file).read_text("utf-8").split()
+            in_file = Path(settings.server.api_key_file).read_text("utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
             raise BadSettings(f"--api-key-file: {error}") from None
-        if not keys:
+        if not in_file:
             raise BadSettings(f"--api-key-file {settings.server.api_key_file} holds no key")
+        keys += in_file
     return tuple(keys)
