@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from openai import OpenAI
 
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 from tests.support.serving import Serving
@@ -30,6 +30,7 @@ def serving(
 
 
 @pytest.fixture
-def client(serving: Serving) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:
+def client(serving: Serving) -> Iterator[Any]:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:
         yield client
