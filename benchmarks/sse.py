@@ -2,10 +2,11 @@
 
     python benchmarks/sse.py [--streams 64 256] [--tokens 400]
 
-The application runs under uvicorn in a process of its own, pinned to one core; in its loop a
-simulated engine gives every stream one token per step, as fast as the loop turns, through msgpack
-as on the wire. The client, on another core, reads raw sockets and counts events. Printed: tokens
-per second of wall time, and microseconds of the server's CPU per token.
+The application runs under uvicorn in a process of its own, pinned to one core. The engine is a
+real loop and scheduler over an executor that draws without computing, in a second process, as fast
+as it can; it shares the other core with the client, which reads raw sockets and counts events.
+Where the server falls behind, several tokens travel in one event. Printed: tokens per second of
+wall time, microseconds of the server's CPU per token, tokens per event.
 """
 
 import argparse
@@ -23,7 +24,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import uvicorn
 import uvloop
 
@@ -31,6 +31,10 @@ import glimt.tiny
 from glimt.api.app import create_app
 from glimt.api.params import SamplingDefaults
 from glimt.api.state import ApiState, Lifecycle
+from glimt.engine.limits import SchedulerLimits
+from glimt.engine.loop import EngineLoop
+from glimt.engine.scheduler import Scheduler
+from glimt.engine.simulated import InstantExecutor
 from glimt.frontend.client import EngineClient
 from glimt.frontend.render import Renderer
 from glimt.frontend.template import ChatTemplate
@@ -38,7 +42,8 @@ from glimt.frontend.tokenizer import Tokenizer
 from glimt.log import set_up
 from glimt.metrics import Metrics
 from glimt.tiny.tokenizer import make_tokenizer
-from glimt.wire import Abort, EngineInfo, ImageSettings, Output, Outputs, Submit
+from glimt.transport import AsyncInbox, Inbox, Outbox
+from glimt.wire import EngineInbound, EngineInfo, ImageSettings, Outputs
 
 # Were the client asleep in select, each event would also pay for waking it, which on virtual
 # machines costs more than everything else; a network card would collect packets, too.
@@ -55,41 +60,42 @@ INFO = EngineInfo(
 )
 
 
-class FreeEngine:
-    """One token per step for each request, until max_tokens."""
+class EnginePost:
+    """The engine loop's mailbox: the sockets that a real engine has."""
 
-    def __init__(self, client: EngineClient, token_ids: list[int]) -> None:
-        self._client = client
-        self._token_ids = token_ids
-        self._left: dict[int, int] = {}
-        self._work = asyncio.Event()
+    def __init__(self, folder: str, tokens_per_s: float) -> None:
+        self._inbox: Inbox[EngineInbound] = Inbox(f"ipc://{folder}/engine", EngineInbound)
+        self._outbox = Outbox(f"ipc://{folder}/server")
+        self._token_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        self._due_s = 0.0
 
-    def send(self, message: msgspec.Struct) -> bool:
-        """Take a message of the client."""
-        if isinstance(message, Submit):
-            self._left[message.request_id] = message.sampling.max_tokens
-        elif isinstance(message, Abort):
-            self._left.pop(message.request_id, None)
-        self._work.set()
-        return True
+    def receive(self, timeout_s: float) -> list[EngineInbound]:
+        """Messages of the server."""
+        return self._inbox.receive(timeout_s)
 
-    async def run(self) -> None:
-        """Step for ever, resting while there is nothing to do."""
-        decode = msgspec.msgpack.Decoder(Outputs).decode
-        while True:
-            if not self._left:
-                self._work.clear()
-                await self._work.wait()
-            outputs = [self._next(request_id) for request_id in list(self._left)]
-            self._client.deliver(0, decode(msgspec.msgpack.encode(Outputs(tuple(outputs)))))
-            await asyncio.sleep(0)
+    def send(self, server: int, outputs: Outputs) -> None:
+        """Outputs of a step; waits as long as a device of the wanted speed would compute."""
+        now_s = time.perf_counter()
+        self._due_s = max(self._due_s, now_s - 0.05) + self._token_s * len(outputs.outputs)
+        time.sleep(max(0.0, self._due_s - now_s))
+        self._outbox.send(outputs)
 
-    def _next(self, request_id: int) -> Output:
-        left = self._left[request_id] = self._left[request_id] - 1
-        if not left:
-            del self._left[request_id]
-        token_id = self._token_ids[left % len(self._token_ids)]
-        return Output(request_id, (token_id,), None if left else "length", scheduled_s=1.0)
+
+def run_engine(folder: str, tokens_per_s: float) -> None:
+    """A real loop and scheduler over an executor that draws without computing."""
+    limits = SchedulerLimits(
+        num_pages=INFO.num_pages,
+        page_size=INFO.page_size,
+        max_num_seqs=INFO.max_num_seqs,
+        max_num_batched_tokens=INFO.max_num_batched_tokens,
+        max_model_len=INFO.max_model_len,
+        image_budget=0,
+        image_cache_tokens=0,
+        vocab_size=INFO.vocab_size,
+    )
+    EngineLoop(
+        Scheduler(limits), InstantExecutor(vocab_size=256), EnginePost(folder, tokens_per_s)
+    ).run()
 
 
 class NoMedia:
@@ -124,17 +130,22 @@ def make_state(folder: Path) -> ApiState:
     )
 
 
-async def serve(listener: socket.socket) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        state = make_state(Path(folder))
-    engine = FreeEngine(state.client, state.tokenizer.encode_text(TEXT))
-    state.client.add_engine(0, engine.send, INFO)
+async def serve(listener: socket.socket, folder: str) -> None:
+    state = make_state(Path(folder))
+    inbox: AsyncInbox[Outputs] = AsyncInbox(f"ipc://{folder}/server", Outputs)
+    state.client.add_engine(0, Outbox(f"ipc://{folder}/engine").send, INFO)
+
+    async def receive() -> None:
+        while True:
+            for outputs in await inbox.receive():
+                state.client.deliver(0, outputs)
+
     config = uvicorn.Config(
         create_app(state), http="httptools", lifespan="off", log_config=None, access_log=False
     )
-    stepping = asyncio.create_task(engine.run())
+    receiving = asyncio.create_task(receive())
     await uvicorn.Server(config).serve(sockets=[listener])
-    stepping.cancel()
+    receiving.cancel()
 
 
 def cpu_seconds(pid: int) -> float:
@@ -204,34 +215,52 @@ def wait_until_ready(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--tokens", type=int, default=400, help="tokens of each answer")
+    parser.add_argument("--tokens", type=int, default=600, help="tokens of each answer")
+    parser.add_argument("--pace", type=float, default=40_000, help="the engine's tokens/s")
     parser.add_argument("--serve-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--engine", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve_fd is not None:
         pin(0)
         set_up("warning", as_json=False)
-        uvloop.run(serve(socket.socket(fileno=options.serve_fd)))
+        uvloop.run(serve(socket.socket(fileno=options.serve_fd), options.folder))
         return
+    if options.engine is not None:
+        pin(1)
+        run_engine(options.engine, options.pace)
+        return
+    print(f"this core takes {loop_ns():.0f} ns for a turn of an empty loop (idle: 30 to 60)")
+    for pace in (options.pace, 0.0):
+        with tempfile.TemporaryDirectory() as folder:
+            measure(options.streams, options.tokens, folder, pace)
+
+
+def measure(streams: list[int], tokens: int, folder: str, pace: float) -> None:
+    """Start engine and server, drive them, print a line for each number of streams."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     port = listener.getsockname()[1]
-    command = [sys.executable, __file__, "--serve-fd", str(listener.fileno())]
+    engine = subprocess.Popen([sys.executable, __file__, "--engine", folder, "--pace", str(pace)])
+    command = [sys.executable, __file__, "--serve-fd", str(listener.fileno()), "--folder", folder]
     server = subprocess.Popen(command, pass_fds=[listener.fileno()])
     pin(1)
     try:
         wait_until_ready(port)
-        print(f"this core takes {loop_ns():.0f} ns for a turn of an empty loop (idle: 30 to 60)")
+        print(f"engine of {pace:,.0f} tokens/s:" if pace else "engine without a limit:")
         print(f"{'streams':>8} {'tokens/s':>10} {'server us/token':>16} {'tokens/event':>13}")
-        for num_streams in options.streams:
+        for num_streams in streams:
             before_s = cpu_seconds(server.pid)
-            seconds, num_events = drive(port, num_streams, options.tokens)
-            num_tokens = num_streams * options.tokens
+            seconds, num_events = drive(port, num_streams, tokens)
+            num_tokens = num_streams * tokens
             cpu_us = (cpu_seconds(server.pid) - before_s) / num_tokens * 1e6
             # Each stream has two more events: its end and its usage.
             per_event = num_tokens / (num_events - 2 * num_streams)
             print(f"{num_streams:8} {num_tokens / seconds:10,.0f} {cpu_us:16.1f} {per_event:13.2f}")
     finally:
         server.terminate()
+        engine.terminate()
         server.wait()
+        engine.wait()
 
 
 if __name__ == "__main__":

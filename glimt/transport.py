@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # Bounds a peer that stopped reading: about a minute of outputs, not all memory.
 HIGH_WATER_MARK = 100_000
+# Enough to catch up, few enough that one reading does not hold up the loop.
+MAX_AT_ONCE = 32
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -100,10 +102,20 @@ class AsyncInbox(Generic[Message]):
         self._context = zmq.asyncio.Context()
         self._socket = _socket(self._context, zmq.PULL)
         self._socket.bind(address)
+        self._at_once: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
 
-    async def receive(self) -> Message:
-        """The next message."""
-        return self._decoder.decode(await self._socket.recv())
+    async def receive(self) -> list[Message]:
+        """All messages that wait, up to a bound; waits for the first.
+
+        A reader that has fallen behind then deals with several at once, which costs it less.
+        """
+        frames = [await self._socket.recv()]
+        while len(frames) < MAX_AT_ONCE:
+            try:
+                frames.append(self._at_once.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+        return [self._decoder.decode(frame) for frame in frames]
 
     def close(self) -> None:
         """Unbind and drop what was not received."""

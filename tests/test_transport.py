@@ -75,12 +75,18 @@ def test_a_message_that_cannot_be_decoded_costs_no_other(
     inbox.close()
 
 
-async def test_outputs_reach_a_server(address: str) -> None:
+async def test_outputs_reach_a_server_in_order_and_several_at_once(address: str) -> None:
     inbox: AsyncInbox[Outputs] = AsyncInbox(address, Outputs)
     outbox = Outbox(address)
-    sent = Outputs((Output(1, (5, 6), "stop", 6),))
-    outbox.send(sent)
-    assert await asyncio.wait_for(inbox.receive(), 5) == sent
+    sent = [Outputs((Output(1, (number,)),)) for number in range(100)]
+    for outputs in sent:
+        outbox.send(outputs)
+    received: list[Outputs] = []
+    while len(received) < len(sent):
+        together = await asyncio.wait_for(inbox.receive(), 5)
+        assert 1 <= len(together) <= 32
+        received += together
+    assert received == sent
     outbox.close()
     inbox.close()
 

@@ -172,7 +172,8 @@ class ServerProcess:
 
     async def _receive_outputs(self) -> None:
         while True:
-            self._client.deliver(0, await self._inbox.receive())
+            for outputs in await self._inbox.receive():
+                self._client.deliver(0, outputs)
 
     async def _log_stats(self) -> None:
         """One line every ten seconds while there is something to say."""
