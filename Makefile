@@ -26,10 +26,10 @@ demo: $(STAMP) ## start a server on a tiny model and ask it about a picture
 	@$(BIN)/python tools/demo.py --folder $(DEMO)
 
 test: $(STAMP) ## the CPU test suite (under five minutes on two cores)
-	@$(BIN)/python -m pytest -n auto -m 'not slow and not gpu and not gpu2'
+	@$(BIN)/python -m pytest -n auto --dist loadscope -m 'not slow and not gpu and not gpu2'
 
 test-all: $(STAMP) ## also the slow tests
-	@$(BIN)/python -m pytest -n auto -m 'not gpu and not gpu2'
+	@$(BIN)/python -m pytest -n auto --dist loadscope -m 'not gpu and not gpu2'
 
 lint: $(STAMP) ## format, lint, types, import contracts, docs
 	$(BIN)/ruff format --check .
