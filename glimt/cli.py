@@ -62,6 +62,59 @@ def serve(
     return launch.serve(settings, _say)
 
 
+@app.command
+def quantize(
+    src: str,
+    dst: str,
+    /,
+    *,
+    overwrite: bool = False,
+    verify: bool = False,
+    verify_only: bool = False,
+    json: str | None = None,
+    revision: str | None = None,
+    download_dir: str | None = None,
+) -> int:
+    """Make an FP8 checkpoint DST of the BF16 checkpoint SRC, in the published layout.
+
+    Works through one weight file at a time, in slices: about 0.6 GB of memory whatever the model's
+    size. Everything is written to DST.partial, which becomes DST at the end. After an interruption
+    the same command goes on where it was.
+
+    Parameters
+    ----------
+    src
+        Folder of a BF16 checkpoint, or a repository of the hub, e.g. zai-org/GLM-4.6V-Flash.
+    dst
+        Folder to make.
+    overwrite
+        Replace DST if it exists (at the end), and a DST.partial begun from something else.
+    verify
+        Read everything back before DST appears; the error of each module, worst first.
+    verify_only
+        Only compare an existing DST with SRC.
+    json
+        File for the report of --verify or --verify-only, with all modules.
+    revision
+        Branch, tag or commit of the hub repository.
+    download_dir
+        Folder for downloads; default: the hub's cache (HF_HOME).
+    """
+    from glimt.quantization import command
+
+    wishes = command.Wishes(
+        source=src,
+        target=dst,
+        overwrite=overwrite,
+        verify=verify,
+        verify_only=verify_only,
+        json=json,
+        revision=revision,
+        download_dir=download_dir,
+    )
+    return command.quantize(wishes, _say)
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

@@ -1,0 +1,1 @@
+"""`glimt quantize`: BF16 checkpoints on disk become FP8 checkpoints in the published layout."""
