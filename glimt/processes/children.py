@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -51,6 +52,7 @@ class Child:
         self.name = name
         self.start = start
         self.ready = False
+        self.progress_s = time.monotonic()  # of an engine: when its loop last made a turn
         ours, theirs = pair()
         self.line: ControlLine[ToParent] = parent_line(ours)
         self._process = subprocess.Popen(

@@ -44,7 +44,6 @@ from glimt.processes.control import (
 )
 from glimt.wire import EngineInfo
 
-ENGINE_STALL_LIMIT_S = 120.0  # a step that takes longer than this is a hang
 FORGET_LIMIT_S = 30.0  # for an engine to end the requests of a server that died
 STOP_LIMIT_S = 5.0
 
@@ -57,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     num_media_workers: int
     arena_bytes: int
     shutdown_timeout_s: float
+    engine_stall_limit_s: float = 120.0  # a step that takes longer than this is a hang
 
 
 class Supervisor:
@@ -90,6 +90,7 @@ class Supervisor:
             self._start_server()
             for number in range(self._plan.num_media_workers):
                 self._start_media_worker(number)
+            self._spawn(self._watch_engine())
             return await self._ended
         finally:
             self._end_all()
@@ -154,18 +155,29 @@ class Supervisor:
                     self._say(f"  {child.name:<9} {name:<28} {seconds:7.2f} s  {detail}".rstrip())
             case Ready(info):
                 self._on_ready(child, info)
-            case Alive(stalled_s) if stalled_s > ENGINE_STALL_LIMIT_S:
-                self._say(f"{child.name} made no progress for {stalled_s:.0f} s: ending it")
-                child.kill()
+            case Alive(stalled_s):
+                child.progress_s = time.monotonic() - stalled_s
             case ServerForgotten():
                 self._forgotten.set()
             case Refused(text):
                 self._finish(2, text)
-            case _:
-                pass
+
+    async def _watch_engine(self) -> None:
+        """End an engine whose loop stands still: stuck in a step, or the whole process stopped."""
+        while True:
+            await asyncio.sleep(1.0)
+            engine = self._children.get("engine-0")
+            if engine is None or not engine.ready:
+                continue
+            stalled_s = time.monotonic() - engine.progress_s
+            if stalled_s > self._plan.engine_stall_limit_s:
+                self._say(f"{engine.name} made no progress for {stalled_s:.0f} s: ending it")
+                engine.ready = False
+                engine.kill()
 
     def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
+        child.progress_s = time.monotonic()
         if isinstance(child.start, EngineStart) and info is not None:
             self._engine_up = EngineUp(index=0, address=child.start.inbox, info=info)
             self._say(f"  {child.name:<9} resolved: {_resolved(info)}")

@@ -1,0 +1,45 @@
+"""The supervisor itself, in this process, with children that are real."""
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from glimt.checkpoint import read_checkpoint
+from glimt.config import MediaSettings, Settings
+from glimt.processes.launch import make_plan
+from glimt.processes.supervisor import Supervisor
+
+
+async def until(lines: list[str], text: str, seconds: float = 60.0) -> None:
+    async def look() -> None:
+        while not any(text in line for line in lines):
+            await asyncio.sleep(0.05)
+
+    await asyncio.wait_for(look(), seconds)
+
+
+async def test_an_engine_that_stands_still_is_ended_and_replaced(checkpoint: Path) -> None:
+    settings = Settings(model=str(checkpoint), media=MediaSettings(media_workers=1))
+    plan = msgspec.structs.replace(
+        make_plan(settings, read_checkpoint(checkpoint)), engine_stall_limit_s=3.0
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    lines: list[str] = []
+    running = asyncio.create_task(Supervisor(plan, listener, lines.append).run())
+    await until(lines, "ready after")
+    engine = next(
+        child
+        for child in psutil.Process().children()
+        if "glimt.processes.engine" in child.cmdline()
+    )
+    engine.suspend()
+    await until(lines, "engine-0 made no progress")
+    await until(lines, "engine-0 is back")
+    assert not engine.is_running()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 30) == 0
