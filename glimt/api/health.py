@@ -5,6 +5,12 @@ from starlette.responses import Response
 
 from glimt.api.state import ApiState
 
+# An engine speaks after each step, and twice a second when idle. A long step is no hang, so
+# traffic is led elsewhere first; the supervisor ends an engine that makes no progress by itself,
+# and liveness fails only when that did not help.
+MAX_READY_SILENCE_S = 30.0
+MAX_LIVE_SILENCE_S = 180.0
+
 
 class Health(msgspec.Struct, frozen=True):
     """Body of GET /livez and /readyz: `ok`, or the reason."""
@@ -13,9 +19,10 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def reason_not_live(state: ApiState) -> str | None:
-    """Why this process should be restarted; None = it should not."""
-    if state.lifecycle.has_given_up:
-        return "the engine died too often and is not started again"
+    """Why the whole server should be restarted; None = it should not."""
+    silence_s = state.client.silence_s
+    if silence_s > MAX_LIVE_SILENCE_S:
+        return f"the engine has said nothing for {silence_s:.0f} s"
     return None
 
 
@@ -24,7 +31,10 @@ def reason_not_ready(state: ApiState) -> str | None:
     if state.lifecycle.is_draining:
         return "draining"
     if state.client.num_engines == 0:
-        return reason_not_live(state) or "the engine is not ready"
+        return "the engine is not ready"
+    silence_s = state.client.silence_s
+    if silence_s > MAX_READY_SILENCE_S:
+        return f"the engine has said nothing for {silence_s:.0f} s"
     return None
 
 

@@ -19,7 +19,6 @@ class Lifecycle:
     """Where the server is in its life; its owner is the server process."""
 
     is_draining: bool = False  # takes nothing new
-    has_given_up: bool = False  # the engine died too often and is not started again
 
 
 @dataclass(frozen=True, kw_only=True)

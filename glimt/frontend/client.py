@@ -43,6 +43,7 @@ class _Engine:
     send: Send
     info: EngineInfo
     stats: EngineStats
+    heard_s: float  # when it last said anything; an idle engine speaks twice a second
     num_open: int = 0
     outstanding_tokens: int = 0
     waiting_tokens: int = 0  # of prompts that have had no output yet
@@ -95,7 +96,7 @@ class EngineClient:
         `send` gives False when the engine does not take the message.
         """
         self.remove_engine(index, "the engine was replaced")
-        self._engines[index] = _Engine(index, send, info, EngineStats())
+        self._engines[index] = _Engine(index, send, info, EngineStats(), self._clock())
         self._metrics.add_engine(index, info)
 
     def remove_engine(self, index: int, reason: str) -> None:
@@ -114,6 +115,7 @@ class EngineClient:
         engine = self._engines.get(index)
         if engine is None:
             return
+        engine.heard_s = self._clock()
         if outputs.stats is not None:
             engine.stats = outputs.stats
             self._metrics.observe_engine(index, outputs.stats)
@@ -148,6 +150,12 @@ class EngineClient:
     def num_engines(self) -> int:
         """Engines that take requests."""
         return len(self._engines)
+
+    @property
+    def silence_s(self) -> float:
+        """How long the engine that spoke last has said nothing; without an engine, 0."""
+        now_s = self._clock()
+        return min((now_s - engine.heard_s for engine in self._engines.values()), default=0.0)
 
     @property
     def num_open(self) -> int:

@@ -211,13 +211,14 @@ async def test_a_shutdown_that_waits_no_longer_ends_streams_with_an_error() -> N
     assert task.result().events[-2]["error"]["message"] == "the server is shutting down"
 
 
-async def test_giving_up_turns_liveness_red() -> None:
+async def test_an_engine_that_says_nothing_turns_readiness_red_and_much_later_liveness() -> None:
     serving = Serving()
-    serving.lifecycle.has_given_up = True
-    serving.engine.die()
-    reply = await serving.ask("GET", "/livez")
-    assert reply.status == 503
-    assert "not started again" in reply.json()["status"]
+    statuses = []
+    for silence_s in (20.0, 40.0, 200.0):
+        serving.clock.now_s = 1000.0 + silence_s
+        statuses.append([(await serving.ask("GET", path)).status for path in ("/readyz", "/livez")])
+    assert statuses == [[200, 200], [503, 200], [503, 503]]
+    assert "said nothing for 200 s" in (await serving.ask("GET", "/livez")).json()["status"]
 
 
 @pytest.mark.parametrize("kind", [BadMedia, MediaFetchFailed])
