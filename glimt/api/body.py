@@ -26,6 +26,8 @@ _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b"{}[]:")
 _BACKSLASH, _QUOTE = b"\x00\x01", b"\x00\x02"
 _PATH = re.compile(r"^(?P<text>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
+_MISSING = re.compile(r"missing required field `(\w+)`")
+
 
 def decode_body(
     body: bytes, decoder: "msgspec.json.Decoder[T]", known: frozenset[str]
@@ -51,6 +53,8 @@ def named(error: msgspec.ValidationError) -> InvalidRequest:
     if match is None:
         return InvalidRequest("the body does not have the expected form")
     text, path = match["text"][:_MAX_ERROR_CHARS], match["path"] or None
+    if missing := _MISSING.search(text):
+        path = f"{path}.{missing[1]}" if path else missing[1]
     return InvalidRequest(f"{path}: {text}" if path else text, param=path)
 
 

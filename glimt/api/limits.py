@@ -71,7 +71,8 @@ class BodyLimits:
         await self._app(scope, self._bounded(receive), send)
 
     def _check_content(self, headers: dict[bytes, list[str]], length: str) -> None:
-        if any(each.strip().lower() != "identity" for each in headers.get(b"content-encoding", [])):
+        codings = [*headers.get(b"content-encoding", []), *headers.get(b"transfer-encoding", [])]
+        if any(each.strip().lower() not in ("identity", "chunked") for each in codings):
             raise HttpError(
                 415, "unsupported_encoding", "compressed bodies are not read here", _CLOSE
             )

@@ -34,6 +34,7 @@ from glimt.frontend.template import ChatTemplate
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.log import set_up
 from glimt.metrics import Metrics
+from glimt.processes.connection import KEEP_ALIVE_S, Connection
 from glimt.processes.control import (
     ControlLine,
     Drain,
@@ -52,8 +53,6 @@ from glimt.wire import MediaOutbound, Outputs
 
 log = logging.getLogger(__name__)
 
-# Longer than what clients and balancers keep idle connections for, or they race with our close.
-KEEP_ALIVE_S = 75
 STATS_INTERVAL_S = 10.0
 
 
@@ -130,7 +129,7 @@ class ServerProcess:
         config = uvicorn.Config(
             create_app(state),
             loop="none",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

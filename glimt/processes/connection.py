@@ -1,0 +1,188 @@
+"""One client's connection: uvicorn's HTTP/1.1, with bounds on what comes before the application.
+
+The application bounds bodies and complete heads (`glimt.api.limits`). What it never sees is
+bounded here: heads that do not end or arrive too slowly, and bytes that are not HTTP. A refused
+client may still be sending; closing at once would reset the connection and lose the answer, so
+what it sends is thrown away for a while first.
+"""
+
+import asyncio
+from http import HTTPStatus
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from glimt.api.errors import HttpError, body_of
+
+HEAD_TIMEOUT_S = 10.0  # from a request's first byte to its body
+# Longer than what clients and balancers keep idle connections for, or they race with our close.
+KEEP_ALIVE_S = 75
+MAX_HEAD_BYTES = 128 * 2**10  # what the parser may hold; the application allows less
+LINGER_S = 30.0  # for a refused client to finish its sentence and read the answer
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that always answers in JSON, and of which each state ends in bounded time."""
+
+    url = b""
+    _num_head_bytes = 0
+    _is_in_head = True  # from the begin of the connection or a request to the end of its head
+    _is_in_message = False  # of which the body is not complete
+    _is_upgrading = False
+    _is_lingering = False
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """asyncio.Protocol."""
+        super().connection_made(transport)
+        self._set_deadline(KEEP_ALIVE_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio.Protocol."""
+        self._clear_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio.Protocol."""
+        if self._is_lingering:
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            if len(self.url) > MAX_HEAD_BYTES // 2:  # more than the parser splits
+                self._refuse(HttpError(414, "uri_too_long", "the address is too long"))
+            else:
+                self._refuse(HttpError(400, "bad_http", "this is not a valid HTTP/1.1 request"))
+            return
+        if self._is_in_head:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(HttpError(431, "headers_too_large", "the headers are too large"))
+
+    def on_message_begin(self) -> None:
+        """A first byte."""
+        self._is_in_head = self._is_in_message = True
+        self._set_deadline(HEAD_TIMEOUT_S)
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The end of a head."""
+        self._is_upgrading = self.parser.should_upgrade()
+        if self._is_upgrading:
+            return  # and comes again without the wish, see `_feed`
+        self._is_in_head = False
+        self._num_head_bytes = 0
+        self._clear_deadline()
+        super().on_headers_complete()
+        self.cycle.transport = _CycleTransport(self)  # type: ignore[assignment]
+
+    def on_message_complete(self) -> None:
+        """The end of a body."""
+        if not self._is_upgrading:
+            self._is_in_message = False
+            super().on_message_complete()
+
+    def close_gently(self) -> None:
+        """Close after the answer, and after what the client is still sending."""
+        if not self._is_in_message or self._waits_for_continue():
+            self.transport.close()
+            return
+        self._is_lingering = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._set_deadline(LINGER_S)
+
+    def _waits_for_continue(self) -> bool:
+        """Whether the client sends its body only once it is told to."""
+        return self.expect_100_continue and not self.cycle.body
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. Raises httptools.HttpParserError.
+
+        A wish for another protocol (Java's client wants h2c) is not granted, which means going on
+        as if it had not been uttered; the parser has stopped there, so a new one reads the rest.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self._is_upgrading = False
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("this is no proxy")
+        lines = [b"%s %s HTTP/1.1" % (method, self.url)]
+        for name, value in self.headers:
+            if name == b"connection":
+                wishes = [each.strip() for each in value.split(b",")]
+                value = b", ".join(each for each in wishes if each.lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer what never became a request."""
+        cycle = self.cycle
+        self.expect_100_continue = False
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:  # junk after a good request, which gets its answer
+                cycle.keep_alive = False
+                self._is_lingering = True
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        body = msgspec.json.encode(body_of(error, ""))
+        head = (
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            self.transport.write(head.encode() + body)
+        self._is_in_message = True  # there may be more of it
+        self.close_gently()
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._clear_deadline()
+        self._deadline = self.loop.call_later(seconds, self._on_deadline)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _on_deadline(self) -> None:
+        self._deadline = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._set_deadline(HEAD_TIMEOUT_S)  # the next request's head waits for this answer
+        elif self._is_lingering or not self._is_in_message:
+            self.transport.close()
+        else:
+            self._refuse(HttpError(408, "head_timeout", "the headers arrived too slowly"))
+
+
+class _CycleTransport:
+    """What an answer in progress may do with its connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for the client."""
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed or about to be."""
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        """Close, without losing the answer."""
+        self._connection.close_gently()
