@@ -54,13 +54,14 @@ class EngineThread:
     def __init__(
         self,
         engine: Engine,
-        overlap: bool,
         deliver: Callable[[Outputs], None],
         on_death: Callable[[], None],
     ) -> None:
         self.info = engine.info
         self._mailbox = QueueMailbox(deliver)
-        self._loop = EngineLoop(engine.scheduler, engine.executor, self._mailbox, overlap=overlap)
+        self._loop = EngineLoop(
+            engine.scheduler, engine.executor, self._mailbox, overlap=engine.overlap
+        )
         self._on_death = on_death
         self._thread = threading.Thread(target=self._run, name="glimt-engine", daemon=True)
         self._thread.start()

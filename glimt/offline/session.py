@@ -108,8 +108,7 @@ class Session:
         self._media_task = asyncio.create_task(media.run())
         self._media_task.add_done_callback(self._on_media_end)
         self._client = client
-        overlap = plan.engine.overlap and not engine.info.device.startswith("cpu")
-        self._engine = EngineThread(engine, overlap, self._deliver, self._on_engine_death)
+        self._engine = EngineThread(engine, self._deliver, self._on_engine_death)
         client.add_engine(0, self._engine.post, engine.info)
         # Twice what can run: the next prompts are made while the device is busy.
         self._window = 2 * engine.info.max_num_seqs

@@ -39,6 +39,7 @@ class Engine:
     scheduler: Scheduler
     executor: ModelExecutor
     info: EngineInfo
+    overlap: bool  # plan the next step while one runs; a CPU has nothing to overlap with
 
 
 class _Phases:
@@ -111,7 +112,8 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
         weights_format=weights_format,
         phases_s=phases.seconds,
     )
-    return Engine(Scheduler(limits), executor, info)
+    overlap = start.overlap and device.type != "cpu"
+    return Engine(Scheduler(limits), executor, info, overlap)
 
 
 def _policy(name: str) -> SchedulingPolicy:

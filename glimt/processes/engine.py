@@ -124,7 +124,7 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
         engine.scheduler,
         engine.executor,
         mailbox,
-        overlap=start.overlap and not engine.info.device.startswith("cpu"),
+        overlap=engine.overlap,
         progress=heartbeat.progress,
     )
 
