@@ -137,7 +137,8 @@ class Answer:
         """For the log line: counts, times, ends; no text."""
         usage = self.usage
         firsts = [choice.first_s for choice in self._choices if choice.first_s is not None]
-        ends = ",".join(choice.finish_reason or "abort" for choice in self._choices)
+        missing = "error" if self._has_failed else "abort"
+        ends = ",".join(choice.finish_reason or missing for choice in self._choices)
         return {
             "prompt_tokens": usage.prompt_tokens,
             "media_tokens": self.prompt.num_media_tokens,
