@@ -125,6 +125,7 @@ def make_state(folder: Path) -> ApiState:
         clock=time.monotonic,
         wall_clock=time.time,
         random=random.SystemRandom(),
+        seeds=random.SystemRandom(),
         started_at=0,
         parse_reasoning=True,
     )

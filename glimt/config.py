@@ -43,8 +43,9 @@ class ModelSettings:
         list[str] | None, Parameter(consume_multiple=True, negative="")
     ] = None
     """Names that requests may use; the first is the one in answers. Default: the model as given."""
-    seed: int = 0
-    """Seeds the random weights of --load-format dummy; requests bring their own seeds."""
+    seed: int | None = None
+    """Makes requests without a `seed` of their own repeatable from start to start, in the order
+    of their arrival, and chooses the weights of --load-format dummy. Default: drawn afresh."""
     generation_config: str = "auto"
     """Sampling defaults: auto (the checkpoint's file), vllm (none), or a folder."""
     override_generation_config: str | None = None
@@ -295,8 +296,16 @@ def _ranges(settings: Settings) -> Iterator[str]:
         yield "--max-num-batched-tokens must be at least --max-num-seqs"
     if not 0 <= server.port <= 65535:
         yield f"--port {server.port}: must be 0 to 65535"
-    if media.mm_processor_cache_gb <= 0:
+    if not 0 < media.mm_processor_cache_gb < math.inf:
         yield "--mm-processor-cache-gb: must be above 0 (images pass through this memory)"
+    if server.max_logprobs < 0:
+        yield f"--max-logprobs {server.max_logprobs}: must be at least 0"
+    if not 0 <= server.shutdown_timeout < math.inf:
+        yield f"--shutdown-timeout {server.shutdown_timeout}: must be 0 or more seconds"
+    if not -(2**63) <= (settings.models.seed or 0) < 2**63:
+        yield f"--seed {settings.models.seed}: must fit 64 bits"
+    if not all(settings.models.served_model_name or ["-"]):
+        yield "--served-model-name: a name must not be empty"
     yield from _unreadable(settings)
 
 
@@ -335,6 +344,10 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield "--enable-expert-parallel has no effect on one GPU"
     if settings.media.mm_encoder_tp_mode == "data":
         yield "--mm-encoder-tp-mode data has no effect on one GPU"
+    if parallel.disable_custom_all_reduce:
+        yield "--disable-custom-all-reduce has no effect on one GPU"
+    if settings.models.enforce_eager:
+        yield "--enforce-eager has no effect: this version captures no CUDA graphs"
     if settings.models.trust_remote_code:
         yield "--trust-remote-code has no effect: no code from a checkpoint is ever run"
     if settings.media.allowed_local_media_path == "/":

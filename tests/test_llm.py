@@ -305,7 +305,8 @@ def test_a_video_can_be_a_file(llm: LLM, tmp_path: Path) -> None:
 
 
 def test_more_pictures_than_the_arena_holds_wait_for_each_other(checkpoint: Path) -> None:
-    with LLM(checkpoint, mm_processor_cache_gb=0.5 / 1024, **OPTIONS) as llm:
+    small = {"mm_processor_cache_gb": 0.5 / 1024, "limit_mm_per_prompt": {"image": 2, "video": 0}}
+    with LLM(checkpoint, **OPTIONS, **small) as llm:
         pictures = [Image.fromarray(pattern(224, 224, seed)) for seed in range(12)]
         conversations = [
             user(picture(one), picture(two), "Both?")

@@ -118,7 +118,7 @@ async def _start(state: ApiState, request: ChatRequest, call: Call, salt: bytes)
             request,
             state.defaults,
             info,
-            fresh_seed=lambda: state.random.getrandbits(63),
+            fresh_seed=lambda: state.seeds.getrandbits(63),
             encode=state.tokenizer.encode_text,
         )
         conversation = conversation_of(

@@ -37,7 +37,8 @@ class ApiState:
     defaults: SamplingDefaults
     clock: Callable[[], float]  # monotonic seconds
     wall_clock: Callable[[], float]  # seconds since 1970, only shown
-    random: random.Random  # ids and seeds
+    seeds: random.Random  # of requests that bring none
+    random: random.Random  # ids
     started_at: int  # seconds since 1970
     api_keys: tuple[str, ...] = ()
     limits: HttpLimits = field(default_factory=HttpLimits)

@@ -74,6 +74,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     allowed_local_media_path: str | None
     allowed_media_domains: tuple[str, ...] | None
     api_keys: tuple[str, ...]
+    seed: int | None  # of the seeds of requests that bring none; None = drawn afresh
     priority_policy: bool
     root_path: str
     allowed_origins: tuple[str, ...]

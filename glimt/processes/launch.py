@@ -4,7 +4,6 @@ Everything that can be refused is refused here, before any child starts and any 
 """
 
 import asyncio
-import math
 import os
 import socket
 from collections.abc import Callable
@@ -19,11 +18,17 @@ from glimt.config import Settings, check, parse_count, parse_object
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
 from glimt.processes.control import EngineStart, ServerStart
+from glimt.processes.media_plan import (
+    arena_bytes,
+    counts_per_prompt,
+    local_media_root,
+    max_tokens,
+    pixel_settings,
+)
 from glimt.processes.supervisor import Plan, Supervisor, remove_stale_folders
 from glimt.wire import ImageSettings, MediaLimits
 
 DTYPES = {"half": "float16", "float": "float32"}
-DEFAULT_LIMITS = {"image": 32, "video": 2}
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
@@ -34,7 +39,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     remove_stale_folders()
     listener = bind(settings)
     plan = resolve(settings, say)
-    for line in describe(settings):
+    for line in (*describe(settings), f"resolved: {resolved(plan)}"):
         say(f"  {line}")
     return asyncio.run(_supervise(plan, listener, say))
 
@@ -61,17 +66,19 @@ async def _supervise(plan: Plan, listener: socket.socket, say: Callable[[str], N
 def bind(settings: Settings) -> socket.socket:
     """The listening socket, taken before anything slow happens. Raises BadSettings."""
     server = settings.server
+    if server.uds is not None:
+        family = socket.AF_UNIX
+        if Path(server.uds).is_socket():  # of a server that was killed; never any other file
+            Path(server.uds).unlink()
+    else:
+        family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    listener = socket.socket(family)
     try:
-        if server.uds is not None:
-            listener = socket.socket(socket.AF_UNIX)
-            Path(server.uds).unlink(missing_ok=True)
-            listener.bind(server.uds)
-        else:
-            family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-            listener = socket.socket(family)
+        if server.uds is None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((server.host, server.port))
+        listener.bind(server.uds or (server.host, server.port))
     except OSError as error:
+        listener.close()
         where = server.uds or f"{server.host}:{server.port}"
         raise BadSettings(f"cannot listen on {where}: {error.strerror}") from None
     listener.listen(2048)
@@ -94,25 +101,54 @@ def describe(settings: Settings) -> list[str]:
     return lines
 
 
+def resolved(plan: Plan) -> str:
+    """What the server half made of wishes and checkpoint. The engine says its own half."""
+    server = plan.server
+    sampling = " ".join(
+        f"{name}={value}" for name, value in sorted(server.generation_defaults.items())
+    )
+    fields = {
+        "model_path": server.model_path,
+        "media_workers": plan.num_media_workers,
+        "media_cache": f"{plan.arena_bytes / 2**30:.2f} GiB",
+        "images": f"{server.max_images} of at most {max_tokens(server.image)} tokens",
+        "videos": f"{server.max_videos} of at most {max_tokens(server.video)} tokens",
+        "frames": f"{server.video.sampler}, {server.video.fps:g} fps",
+        "api_keys": len(server.api_keys),
+        "sampling defaults": sampling,
+    }
+    return ", ".join(f"{name}={value}" for name, value in fields.items())
+
+
 def _shown(field: str, value: Any) -> str:
     return "(hidden)" if field == "api_key" else str(value)
 
 
 def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     """What to start, from wishes and checkpoint. Raises BadSettings, BadCheckpoint."""
+    if settings.models.quantization == "compressed-tensors" and not (
+        checkpoint.config.get("quantization_config")
+    ):
+        raise BadSettings(
+            "--quantization compressed-tensors: this checkpoint is not quantised; leave the flag "
+            "out, or use --quantization fp8 to make FP8 of it while loading"
+        )
     media = settings.media
-    image, video = _image_settings(settings, checkpoint)
+    image, video = pixel_settings(media, checkpoint)
+    server = _server_start(settings, checkpoint, image, video)
     return Plan(
         engine=_engine_start(settings, checkpoint, image, video),
-        server=_server_start(settings, checkpoint, image, video),
+        server=server,
         num_media_workers=media.media_workers or max(1, min(8, (os.cpu_count() or 2) // 2)),
-        arena_bytes=_page_multiple(media.mm_processor_cache_gb * 2**30),
+        arena_bytes=arena_bytes(
+            media,
+            image,
+            video,
+            {"image": server.max_images, "video": server.max_videos},
+            server.max_model_len,
+        ),
         shutdown_timeout_s=settings.server.shutdown_timeout,
     )
-
-
-def _page_multiple(nbytes: float) -> int:
-    return max(1, math.ceil(nbytes / 4096)) * 4096
 
 
 def _engine_start(
@@ -140,9 +176,9 @@ def _engine_start(
         prefix_caching=cache.enable_prefix_caching,
         policy=cache.scheduling_policy,
         overlap=cache.async_scheduling,
-        seed=models.seed,
+        seed=models.seed or 0,
         max_logprobs=server.max_logprobs,
-        image_max_tokens=max(_max_tokens(image), _max_tokens(video)),
+        image_max_tokens=max(max_tokens(image), max_tokens(video)),
         log_level=server.log_level,
         log_json=server.log_json,
     )
@@ -154,47 +190,12 @@ def _max_model_len(text: str | None) -> int | None:
     return 0 if text in ("auto", "-1") else parse_count(text)
 
 
-def _max_tokens(settings: ImageSettings) -> int:
-    """Tokens of the largest span: limits are volumes, and a still counts two frames."""
-    frames = settings.temporal_patch_size
-    return settings.max_pixels // (frames * (settings.patch_size * settings.merge_size) ** 2)
-
-
-def _image_settings(
-    settings: Settings, checkpoint: Checkpoint
-) -> tuple[ImageSettings, ImageSettings]:
-    """The checkpoint's preprocessing with the operator's changes. Raises BadSettings."""
-    image, video = checkpoint.image, checkpoint.video
-    kwargs = parse_object(settings.media.mm_processor_kwargs)
-    size = kwargs.pop("size", {})
-    changes: dict[str, Any] = {}
-    for theirs, ours in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
-        if theirs in size:
-            changes[ours] = size.pop(theirs)
-    io_kwargs = parse_object(settings.media.media_io_kwargs)
-    of_video = dict(io_kwargs.pop("video", {}))
-    video_changes = {name: of_video.pop(name) for name in ("fps", "max_frames") if name in of_video}
-    if of_video.pop("num_frames", -1) != -1:
-        raise BadSettings('--media-io-kwargs: "num_frames" is not supported; use "max_frames"')
-    unknown = [*kwargs, *size, *io_kwargs, *of_video]
-    if unknown:
-        raise BadSettings(
-            "--mm-processor-kwargs and --media-io-kwargs: unknown " + ", ".join(map(repr, unknown))
-        )
-    try:
-        image = msgspec.convert({**msgspec.to_builtins(image), **changes}, ImageSettings)
-        video = msgspec.convert({**msgspec.to_builtins(video), **video_changes}, ImageSettings)
-    except msgspec.ValidationError as error:
-        raise BadSettings(f"--mm-processor-kwargs or --media-io-kwargs: {error}") from None
-    return image, video
-
-
 def _server_start(
     settings: Settings, checkpoint: Checkpoint, image: ImageSettings, video: ImageSettings
 ) -> ServerStart:
     models, media, server = settings.models, settings.media, settings.server
     config = read_config(checkpoint.config, checkpoint.preprocessor_config)
-    counts = {**DEFAULT_LIMITS, **_counts(parse_object(media.limit_mm_per_prompt))}
+    counts = counts_per_prompt(media)
     return ServerStart(
         index=0,
         inbox="",
@@ -212,11 +213,12 @@ def _server_start(
         limits=MediaLimits(max_image_pixels=media.max_image_pixels),
         max_images=counts["image"],
         max_videos=counts["video"],
-        allowed_local_media_path=_local_media(media.allowed_local_media_path),
+        allowed_local_media_path=local_media_root(media.allowed_local_media_path),
         allowed_media_domains=(
             None if media.allowed_media_domains is None else tuple(media.allowed_media_domains)
         ),
         api_keys=_api_keys(settings),
+        seed=models.seed,
         priority_policy=settings.cache.scheduling_policy == "priority",
         root_path=server.root_path,
         allowed_origins=tuple(server.allowed_origins or ()),
@@ -231,28 +233,6 @@ def _server_start(
         log_requests=server.enable_log_requests,
         log_stats=not server.disable_log_stats,
     )
-
-
-def _counts(given: dict[str, Any]) -> dict[str, int]:
-    """--limit-mm-per-prompt: a number, or vLLM's {"count": n, …}, for each modality."""
-    counts = {}
-    for modality, value in given.items():
-        count = value.get("count") if isinstance(value, dict) else value
-        if modality not in DEFAULT_LIMITS or not isinstance(count, int) or count < 0:
-            raise BadSettings(
-                f"--limit-mm-per-prompt: {modality!r}: {value!r} is not understood; "
-                'write {"image": 8, "video": 1}'
-            )
-        counts[modality] = count
-    return counts
-
-
-def _local_media(path: str | None) -> str | None:
-    if path is None or path == "":
-        return None
-    if not Path(path).is_dir():
-        raise BadSettings(f"--allowed-local-media-path {path}: there is no such folder")
-    return str(Path(path).resolve())
 
 
 def _chat_template(settings: Settings, checkpoint: Checkpoint) -> str:

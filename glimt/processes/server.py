@@ -114,6 +114,7 @@ class ServerProcess:
             clock=time.monotonic,
             wall_clock=time.time,
             random=random.SystemRandom(),
+            seeds=random.SystemRandom() if start.seed is None else random.Random(start.seed),
             started_at=int(time.time()),
             api_keys=start.api_keys,
             max_images=start.max_images,

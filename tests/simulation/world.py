@@ -93,6 +93,7 @@ class ServerWorld:
             clock=self.loop.time,
             wall_clock=self.loop.time,
             random=self._rng,
+            seeds=self._rng,
             started_at=0,
             api_keys=story.keys,
             limits=HttpLimits(body_timeout_s=BODY_TIMEOUT_S, max_stalled_s=MAX_STALLED_S),

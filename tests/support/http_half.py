@@ -106,6 +106,7 @@ class Serving:
                 "clock": self.clock,
                 "wall_clock": lambda: 1_700_000_000.5,
                 "random": random.Random(0),
+                "seeds": random.Random(0),
                 "started_at": 1_600_000_000,
                 **state,
             }

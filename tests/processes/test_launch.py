@@ -1,0 +1,159 @@
+"""Settings and a checkpoint become a plan, or a message that says what to change."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glimt.checkpoint import read_checkpoint
+from glimt.config import (
+    CacheSettings,
+    MediaSettings,
+    ModelSettings,
+    ParallelSettings,
+    ServerSettings,
+    Settings,
+    check,
+)
+from glimt.errors import BadSettings
+from glimt.processes.launch import bind, make_plan, resolved
+from glimt.processes.supervisor import Plan
+from glimt.tiny.checkpoint import make_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("launch") / "tiny")
+
+
+def plan(checkpoint: Path, **groups: Any) -> Plan:
+    settings = Settings(model=str(checkpoint), **groups)
+    check(settings)
+    return make_plan(settings, read_checkpoint(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"mm_processor_kwargs": '{"size": 5}'},
+        {"mm_processor_kwargs": '{"size": {"longest_edge": "much"}}'},
+        {"mm_processor_kwargs": '{"size": {"longest_edge": 10}}'},
+        {"mm_processor_kwargs": '{"size": {"shortest_edge": 90000, "longest_edge": 80000}}'},
+        {"mm_processor_kwargs": '{"size": {"shortest_edge": 0}}'},
+        {"mm_processor_kwargs": '{"sharpen": true}'},
+        {"media_io_kwargs": '{"video": 3}'},
+        {"media_io_kwargs": '{"video": {"fps": 0}}'},
+        {"media_io_kwargs": '{"video": {"max_frames": 0}}'},
+        {"media_io_kwargs": '{"video": {"num_frames": 8}}'},
+        {"media_io_kwargs": '{"audio": {}}'},
+        {"limit_mm_per_prompt": '{"image": true}'},
+        {"limit_mm_per_prompt": '{"audio": 1}'},
+        {"mm_processor_cache_gb": float("nan")},
+        {"allowed_local_media_path": "/no/such/folder"},
+    ],
+    ids=str,
+)
+def test_media_wishes_that_cannot_be_are_refused_by_the_flags_name(
+    checkpoint: Path, wish: dict[str, Any]
+) -> None:
+    with pytest.raises(BadSettings) as caught:
+        plan(checkpoint, media=MediaSettings(**wish))
+    [flag] = wish
+    assert f"--{flag.replace('_', '-')}" in str(caught.value)
+
+
+def test_media_wishes_change_the_checkpoints_numbers(checkpoint: Path) -> None:
+    media = MediaSettings(
+        mm_processor_kwargs='{"size": {"longest_edge": 200704}}',
+        media_io_kwargs='{"video": {"fps": 1, "max_frames": 8}}',
+        limit_mm_per_prompt='{"image": {"count": 3}}',
+    )
+    server = plan(checkpoint, media=media).server
+    assert server.image.max_pixels == 200_704
+    assert (server.video.fps, server.video.max_frames) == (1.0, 8)
+    assert (server.max_images, server.max_videos) == (3, 2)
+
+
+def test_memory_for_pixels_must_hold_what_one_request_may_bring(checkpoint: Path) -> None:
+    """As large as can be: two videos of 401,408 pixels and 32 stills of half 100,352, by threes."""
+    needed = (2 * 401_408 + 32 * 50_176) * 3 / 2**30
+    with pytest.raises(BadSettings, match="--mm-processor-cache-gb"):
+        plan(checkpoint, media=MediaSettings(mm_processor_cache_gb=needed * 0.9))
+    enough = plan(checkpoint, media=MediaSettings(mm_processor_cache_gb=needed * 1.1))
+    assert enough.arena_bytes >= needed * 2**30
+    fewer = '{"image": 1, "video": 0}'
+    small = MediaSettings(mm_processor_cache_gb=needed / 10, limit_mm_per_prompt=fewer)
+    assert plan(checkpoint, media=small).arena_bytes < needed * 2**30
+
+
+def test_a_short_context_needs_less_memory_for_pixels(checkpoint: Path) -> None:
+    """256 tokens of video are 256 times 28 × 28 pixels in two frames."""
+    media = MediaSettings(mm_processor_cache_gb=3 * 2**20 / 2**30)
+    with pytest.raises(BadSettings):
+        plan(checkpoint, media=media)
+    plan(checkpoint, media=media, models=ModelSettings(max_model_len="256"))
+
+
+def test_quantization_that_the_checkpoint_lacks_is_refused(tmp_path: Path) -> None:
+    plain = make_tiny_checkpoint(tmp_path / "plain")
+    models = ModelSettings(quantization="compressed-tensors")
+    with pytest.raises(BadSettings, match="--quantization fp8"):
+        plan(plain, models=models)
+    assert plan(make_tiny_checkpoint(tmp_path / "fp8", fp8=True), models=models)
+
+
+def test_a_socket_of_a_dead_server_is_replaced_and_no_other_file(tmp_path: Path) -> None:
+    path = tmp_path / "glimt.sock"
+    settings = Settings(model="m", server=ServerSettings(uds=str(path)))
+    bind(settings).close()
+    bind(settings).close()
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(BadSettings, match="cannot listen"):
+        bind(settings)
+    assert path.read_text() == "precious"
+
+
+def test_what_was_resolved_is_said_in_one_line(checkpoint: Path) -> None:
+    text = resolved(plan(checkpoint, server=ServerSettings(api_key=["secret"])))
+    for part in ("media_workers=", "media_cache=4.00 GiB", "temperature=1.0", "eos_token_id=["):
+        assert part in text
+    assert "secret" not in text
+
+
+def test_seeds_reach_the_half_that_draws_them(checkpoint: Path) -> None:
+    drawn = plan(checkpoint)
+    assert (drawn.server.seed, drawn.engine.seed) == (None, 0)
+    given = plan(checkpoint, models=ModelSettings(seed=7))
+    assert (given.server.seed, given.engine.seed) == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("groups", "flag"),
+    [
+        ({"models": ModelSettings(enforce_eager=True)}, "--enforce-eager"),
+        ({"parallel": ParallelSettings(disable_custom_all_reduce=True)}, "--disable-custom"),
+        ({"parallel": ParallelSettings(enable_expert_parallel=True)}, "--enable-expert-parallel"),
+        ({"models": ModelSettings(trust_remote_code=True)}, "--trust-remote-code"),
+        ({"media": MediaSettings(mm_encoder_tp_mode="data")}, "--mm-encoder-tp-mode"),
+    ],
+)
+def test_a_flag_without_effect_says_so(groups: dict[str, Any], flag: str) -> None:
+    [note] = check(Settings(model="m", **groups))
+    assert note.startswith(flag)
+    assert "no effect" in note
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"server": ServerSettings(max_logprobs=-1)},
+        {"server": ServerSettings(shutdown_timeout=-1)},
+        {"models": ModelSettings(served_model_name=["tiny", ""])},
+        {"models": ModelSettings(seed=2**63)},
+        {"cache": CacheSettings(gpu_memory_utilization=0)},
+    ],
+)
+def test_numbers_out_of_range_are_refused(groups: dict[str, Any]) -> None:
+    with pytest.raises(BadSettings):
+        check(Settings(model="m", **groups))
