@@ -180,9 +180,9 @@ class ServerSettings:
     reasoning_parser: Literal["glm45"] | None = None
     """glm45: thinking goes to `reasoning`, apart from `content`."""
     tool_call_parser: str | None = None
-    """Not in this version; see `check`."""
+    """Refused: this version does not parse tool calls."""
     enable_auto_tool_choice: bool = False
-    """Not in this version; see `check`."""
+    """Refused: this version does not parse tool calls."""
     max_logprobs: int = 20
     """Most alternatives a request may ask for with top_logprobs."""
     max_num_queued_reqs: int = 1024

@@ -131,7 +131,8 @@ class EngineSeries(Collector):
         yield from self._gauges()
         for name, older_names, field in _COUNTERS:
             for each in (name, *older_names):
-                family = CounterMetricFamily(each, field, labels=("model_name", "engine"))
+                text = field.replace("_", " ").capitalize()
+                family = CounterMetricFamily(each, text, labels=("model_name", "engine"))
                 for index, stats in self._stats.items():
                     count = getattr(stats, field) + self._before.get((index, field), 0)
                     family.add_metric((self._model_name, str(index)), count)
@@ -153,11 +154,15 @@ class EngineSeries(Collector):
         }
         none = dict.fromkeys(self._stats, 0)
         for name, text, values in (
-            ("vllm:num_requests_running", "Running", _each(self._stats, "num_running")),
-            ("vllm:num_requests_waiting", "Waiting", _each(self._stats, "num_waiting")),
+            ("vllm:num_requests_running", "Requests that run", _each(self._stats, "num_running")),
+            (
+                "vllm:num_requests_waiting",
+                "Requests that wait in the engine",
+                _each(self._stats, "num_waiting"),
+            ),
             ("vllm:kv_cache_usage_perc", "KV cache in use, 0 to 1", usage),
-            ("vllm:gpu_cache_usage_perc", "Older name of the former", usage),
-            ("vllm:gpu_prefix_cache_hit_rate", "Older; hits by queries", hit_rate),
+            ("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc", usage),
+            ("vllm:gpu_prefix_cache_hit_rate", "Older; hits per query, 0 to 1", hit_rate),
             ("vllm:num_requests_swapped", "Older; always 0", none),
             ("vllm:cpu_cache_usage_perc", "Older; always 0", none),
         ):

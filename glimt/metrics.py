@@ -87,43 +87,69 @@ class Metrics:
         self._responses = self._by_label(
             Counter, "glimt:http_responses", "Answers; 499: the client left", "status"
         )
-        self._prompt_size = self._histogram("vllm:request_prompt_tokens", "Prompt", self._tokens)
+        self._prompt_size = self._histogram(
+            "vllm:request_prompt_tokens", "Tokens of a prompt", self._tokens
+        )
         self._computed_size = self._histogram(
-            "vllm:request_prefill_kv_computed_tokens", "Prompt without cached", self._tokens
+            "vllm:request_prefill_kv_computed_tokens",
+            "Prompt tokens that were not cached",
+            self._tokens,
         )
         self._answer_size = self._histogram(
-            "vllm:request_generation_tokens", "Answer", self._tokens
+            "vllm:request_generation_tokens", "Tokens of an answer", self._tokens
         )
         self._longest_size = self._histogram(
             "vllm:request_max_num_generation_tokens", "Longest of n answers", self._tokens
         )
         self._max_tokens = self._histogram(
-            "vllm:request_params_max_tokens", "max_tokens", self._tokens
+            "vllm:request_params_max_tokens", "max_tokens of a request", self._tokens
         )
-        self._num_choices = self._histogram("vllm:request_params_n", "n", (1, 2, 5, 10, 20))
+        self._num_choices = self._histogram(
+            "vllm:request_params_n", "n of a request", (1, 2, 5, 10, 20)
+        )
         self._step_tokens = self._histogram(
             "vllm:iteration_tokens_total", "Tokens per step", _STEP_TOKENS
         )
 
     def _make_times(self) -> None:
         make = self._histogram
-        self.time_to_first_token = make("vllm:time_to_first_token_seconds", "TTFT", _TTFT_S)
+        self.time_to_first_token = make(
+            "vllm:time_to_first_token_seconds", "Arrival to first token", _TTFT_S
+        )
         self.inter_token_latency = FastHistogram(
-            "vllm:inter_token_latency_seconds", "ITL", self._who, self.registry, _ITL_S
+            "vllm:inter_token_latency_seconds",
+            "Between two tokens of an answer",
+            self._who,
+            self.registry,
+            _ITL_S,
         )
         self._time_per_token = (
-            make("vllm:request_time_per_output_token_seconds", "Mean of a request", _ITL_S),
-            make("vllm:time_per_output_token_seconds", "Older name of the former", _ITL_S),
+            make(
+                "vllm:request_time_per_output_token_seconds",
+                "Mean between two tokens of a request",
+                _ITL_S,
+            ),
+            make(
+                "vllm:time_per_output_token_seconds", "Older name of the mean of a request", _ITL_S
+            ),
         )
         self._e2e = make("vllm:e2e_request_latency_seconds", "Arrival to end", _LONG_S)
-        self._queue = make("vllm:request_queue_time_seconds", "Arrival to start", _LONG_S)
-        self._prefill = make("vllm:request_prefill_time_seconds", "Start to token 1", _LONG_S)
-        self._decode = make("vllm:request_decode_time_seconds", "Token 1 to last", _LONG_S)
-        self._inference = make("vllm:request_inference_time_seconds", "Start to end", _LONG_S)
+        self._queue = make("vllm:request_queue_time_seconds", "Arrival to first scheduled", _LONG_S)
+        self._prefill = make(
+            "vllm:request_prefill_time_seconds", "First scheduled to first token", _LONG_S
+        )
+        self._decode = make("vllm:request_decode_time_seconds", "First to last token", _LONG_S)
+        self._inference = make(
+            "vllm:request_inference_time_seconds", "First scheduled to end", _LONG_S
+        )
 
     def _make_media(self) -> None:
         self._media_seconds = self._by_label(
-            Histogram, "glimt:media_seconds", "Fetch to pixels", "kind", buckets=_MEDIA_S
+            Histogram,
+            "glimt:media_seconds",
+            "Fetch to pixels of one medium",
+            "kind",
+            buckets=_MEDIA_S,
         )
         self.media_waiting = self._gauge("glimt:num_media_waiting", "Media not yet prepared")
         self.preparing = self._gauge(

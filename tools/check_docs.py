@@ -2,7 +2,8 @@
 
 Checked: relative links lead to files; files named in backticks exist; `file.py: name` pairs (as in
 docs/life-of-a-request.md) name a function, class or method of that file; README's tree has one
-line for each module of the package; make targets named in backticks exist; each error code of
+line for each module of the package; the tables of docs/serving.md are those that
+tools/doc_tables.py makes from the code; make targets named in backticks exist; each error code of
 glimt/errors.py is in docs/errors.md. Exit status 1 and one line per lie.
 """
 
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import doc_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 SEARCHED = (ROOT, ROOT / "glimt", ROOT / "docs")
@@ -20,9 +23,6 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FILE = re.compile(r"`([\w./-]+\.(?:py|md|toml|txt|yaml|jinja))`")
 MEMBER = re.compile(r"`([\w./-]+\.py): ([\w.]+)`")
 TARGET = re.compile(r"`make ([a-z-]+)`")
-
-
-TREE_START, TREE_END = "<!-- tree: made by tools/check_docs.py -->", "<!-- end of tree -->"
 
 
 def exists(name: str) -> bool:
@@ -92,18 +92,28 @@ def tree() -> str:
     return "\n".join([*lines, "```"])
 
 
-def with_tree(text: str) -> str:
-    """README with the tree as it is now."""
-    head, _, rest = text.partition(TREE_START)
-    _, _, tail = rest.partition(TREE_END)
-    return f"{head}{TREE_START}\n{tree()}\n{TREE_END}{tail}"
+# What is made from the code, by document: each stands between two comments that name it.
+MADE = {"README.md": {"tree": tree}, "docs/serving.md": doc_tables.TABLES}
 
 
-def check_tree() -> Iterator[str]:
-    """README's tree against the package."""
-    text = (ROOT / "README.md").read_text()
-    if TREE_START not in text or with_tree(text) != text:
-        yield "the tree is not the package's; run `python tools/check_docs.py --write`"
+def with_made(document: str) -> str:
+    """A document with its made parts as they are now. Raises ValueError if a place is missing."""
+    text = (ROOT / document).read_text()
+    for name, make in MADE[document].items():
+        start, end = f"<!-- {name}: made by tools/check_docs.py -->", f"<!-- end of {name} -->"
+        head, _, rest = text.partition(start)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise ValueError(f"{document}: there is no place for {name}")
+        text = f"{head}{start}\n{make()}\n{end}{tail}"
+    return text
+
+
+def check_made() -> Iterator[str]:
+    """Trees and tables against the code."""
+    for document in MADE:
+        if with_made(document) != (ROOT / document).read_text():
+            yield f"{document} is not what the code says; run `python tools/check_docs.py --write`"
 
 
 def check_errors() -> Iterator[str]:
@@ -115,16 +125,16 @@ def check_errors() -> Iterator[str]:
 
 
 def main() -> int:
-    """Print every lie; 1 if there is one. `--write` brings README's tree up to date first."""
+    """Print every lie; 1 if there is one. `--write` brings trees and tables up to date first."""
     if "--write" in sys.argv:
-        readme = ROOT / "README.md"
-        readme.write_text(with_tree(readme.read_text()))
+        for document in MADE:
+            (ROOT / document).write_text(with_made(document))
     lies = [
         f"{document.relative_to(ROOT)}: {lie}"
         for document in DOCUMENTS
         for lie in check_document(document)
     ]
-    lies += [f"README.md: {lie}" for lie in check_tree()]
+    lies += check_made()
     lies += [f"docs/errors.md: {lie}" for lie in check_errors()]
     for lie in lies:
         print(lie, file=sys.stderr)
