@@ -124,7 +124,7 @@ class _Comparison:
         scale = self._made.rows(scale_at, count, SCALE_BYTES, SCALE)[:, 0]
         if not _as_quantised(weight, made, scale):
             self._note_changed(tensor.name)
-        self._note_error(piece, weight.double(), made.double() * scale[:, None])
+        self._note_error(piece, weight.float(), made.float().mul_(scale[:, None]))
 
     def _note_changed(self, name: str) -> None:
         with self._lock:
@@ -133,9 +133,10 @@ class _Comparison:
     def _note_error(self, piece: Slice, weight: Tensor, dequantised: Tensor) -> None:
         if not dequantised.isfinite().all():
             return  # it is noted as changed; a number would say nothing
-        error = dequantised - weight
-        max_error, max_weight = float(error.abs().max()), float(weight.abs().max())
-        error_square, square = float(error.square().sum()), float(weight.square().sum())
+        error = dequantised.sub_(weight).flatten()
+        weight = weight.flatten()
+        max_error, max_weight = (float(t.abs().max()) for t in (error, weight))
+        error_square, square = float(error.dot(error)), float(weight.dot(weight))
         with self._lock:
             total = self._sums.setdefault(piece.tensor.module, _Sums(piece.tensor.stored.file.name))
             total.error_squares.append(error_square)

@@ -42,8 +42,10 @@ def test_the_report_holds_each_modules_error_worst_first(
         name = f"{module['module']}.weight"
         weight = was[name].double()
         error = made[name].double() * made[f"{name}_scale"].double() - weight
-        assert module["max_error"] == pytest.approx(float(error.abs().max()))
-        assert module["relative_rms_error"] == pytest.approx(float(error.norm() / weight.norm()))
+        assert module["max_error"] == pytest.approx(float(error.abs().max()), rel=1e-4)
+        assert module["relative_rms_error"] == pytest.approx(
+            float(error.norm() / weight.norm()), rel=1e-4
+        )
         assert 0.01 < module["relative_rms_error"] < 0.04  # of e4m3: three bits behind the point
     assert report["modules"][0]["module"] in text
     assert text.index(report["modules"][0]["module"]) < text.index(report["modules"][9]["module"])
