@@ -1,42 +1,35 @@
 """POST /v1/chat/completions: from bytes to a running generation, and its answer back."""
 
-import asyncio
 import logging
-from contextlib import closing
 from typing import Any
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from glimt.api.body import decode_body
-from glimt.api.call import Call, log_failure
+from glimt.api.answering import (
+    check_form,
+    check_model,
+    ignored_header,
+    read_request,
+    refuse_if_draining,
+    salt_of,
+    send_answer,
+)
+from glimt.api.call import Call
 from glimt.api.departure import Departure
-from glimt.api.errors import ClientLeft, Draining, error_event
+from glimt.api.fields import StreamOptions
 from glimt.api.messages import check_media_counts, conversation_of
 from glimt.api.params import sampling_params, with_length
-from glimt.api.schema import KNOWN_FIELDS, ChatRequest, StreamOptions, check_supported
+from glimt.api.schema import KNOWN_FIELDS, ChatRequest, check_supported
 from glimt.api.state import ApiState
-from glimt.api.stream import DONE, AnswerForm, EventWriter, whole_answer
-from glimt.errors import InvalidRequest, ModelNotFound, RequestError
-from glimt.frontend.answer import Answer, Delta, TextOptions
-from glimt.frontend.prompt import Prompt
+from glimt.api.stream import AnswerForm, ChatWriter
+from glimt.errors import GlimtError
+from glimt.frontend.answer import Answer, TextOptions
+from glimt.frontend.prompt import Conversation, Prompt
 from glimt.frontend.reasoning import ReasoningTokens
 from glimt.wire import SamplingParams
 
-Headers = list[tuple[bytes, bytes]]
-
 logger = logging.getLogger("glimt.api")
-
-# Bodies above this are decoded in a thread: 4 MB of base64 take about 2 ms.
-_INLINE_BYTES = 256 * 2**10
-_MAX_SHOWN_FIELDS = 16
-
-_SSE = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # proxies would collect events
-]
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 
@@ -44,99 +37,82 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one chat request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
-    if state.lifecycle.is_draining:
-        raise Draining
-    request, unknown = await _read(scope, receive)
-    check_supported(request)
-    _check_form(request)
-    if request.model and request.model not in state.served_names:
-        raise ModelNotFound(f"the model {request.model[:128]!r} is not served here", param="model")
-    headers = _headers(state, request, unknown, call)
+    refuse_if_draining(state)
+    request, unknown = await read_request(scope, receive, _decoder, KNOWN_FIELDS)
+    check_chat(state, request)
+    headers = ignored_header([*unknown, *without_effect(state, request)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
-        with closing(await _start(state, request, call, _salt(scope, request))) as answer:
-            form = _form(state, request, call, answer.prompt)
-            try:
-                if request.stream:
-                    await _stream(answer, form, headers, departure, send, call)
-                else:
-                    await _send_whole(answer, form, headers, departure, send)
-            finally:
-                call.facts.update(answer.facts())
+        answer = await start_chat(state, request, call, salt_of(scope, request.cache_salt))
+        writer = ChatWriter(answer_form(state, request, call, answer.prompt))
+        stream = bool(request.stream)
+        await send_answer(answer, writer, headers, departure, send, call, stream=stream)
 
 
-async def _read(scope: Scope, receive: Receive) -> tuple[ChatRequest, tuple[str, ...]]:
-    try:
-        body = await Request(scope, receive).body()
-    except ClientDisconnect:
-        raise ClientLeft("the client left before its request was complete") from None
-    if len(body) > _INLINE_BYTES:
-        return await asyncio.to_thread(decode_body, body, _decoder, KNOWN_FIELDS)
-    return decode_body(body, _decoder, KNOWN_FIELDS)
+def check_chat(state: ApiState, request: ChatRequest) -> None:
+    """Raises a RequestError for what can be refused by looking at the request alone."""
+    check_supported(request)
+    check_form(request)
+    check_model(state, request.model)
 
 
-def _check_form(request: ChatRequest) -> None:
-    """Fields that contradict each other."""
-    options = request.stream_options
-    if options is not None and not request.stream:
-        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
-    if options is not None and options.continuous_usage_stats and not options.include_usage:
-        raise InvalidRequest(
-            "continuous_usage_stats needs include_usage to be true",
-            param="stream_options.continuous_usage_stats",
-        )
+def without_effect(state: ApiState, request: ChatRequest) -> list[str]:
+    """Known fields that do nothing under this server's settings."""
+    return ["priority"] if request.priority and not state.priority_policy else []
 
 
-def _headers(
-    state: ApiState, request: ChatRequest, unknown: tuple[str, ...], call: Call
-) -> Headers:
-    """Fields without effect are named in a header and in the log, never dropped in silence."""
-    ignored = list(unknown)
-    if request.priority and not state.priority_policy:
-        ignored.append("priority")
-    if not ignored:
-        return []
-    shown = [name[:64] for name in ignored[:_MAX_SHOWN_FIELDS]]
-    call.facts["ignored_fields"] = ",".join(shown)
-    value = ",".join(name.encode("ascii", "backslashreplace").decode() for name in shown)
-    safe = "".join(char if " " < char < "\x7f" else "?" for char in value)
-    return [(b"x-glimt-ignored-fields", safe.encode())]
-
-
-def _salt(scope: Scope, request: ChatRequest) -> bytes:
-    """Separates caches: by the request's own wish, and clients with different keys in any case."""
-    tenant: bytes = scope.get("glimt.tenant", b"")
-    return tenant + (request.cache_salt or "").encode("utf-8", "surrogatepass")
-
-
-async def _start(state: ApiState, request: ChatRequest, call: Call, salt: bytes) -> Answer:
+async def start_chat(state: ApiState, request: ChatRequest, call: Call, salt: bytes) -> Answer:
     """Make the prompt and submit it; all that can be refused without media is refused before."""
     n = request.n or 1
     with state.client.preparing(n):
-        info = state.client.info
-        sampling = sampling_params(
-            request,
-            state.defaults,
-            info,
-            fresh_seed=lambda: state.seeds.getrandbits(63),
-            encode=state.tokenizer.encode_text,
-        )
-        conversation = conversation_of(
-            request.messages,
-            template_kwargs=_template_kwargs(state, request),
-            add_generation_prompt=request.add_generation_prompt,
-        )
-        check_media_counts(conversation, max_images=state.max_images, max_videos=state.max_videos)
+        sampling = sampling_of(state, request)
+        conversation = conversation_in(state, request)
         prompt = await state.renderer.render(conversation, state.media, cache_salt=salt)
+    call.facts["media"] = len(conversation.media)
+    return submit_prompt(state, request, prompt, sampling, call, salt)
+
+
+def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
+    """How the answer is drawn, but for its length. Raises InvalidRequest, EngineDied."""
+    return sampling_params(
+        request,
+        state.defaults,
+        state.client.info,
+        fresh_seed=lambda: state.seeds.getrandbits(63),
+        encode=state.tokenizer.encode_text,
+    )
+
+
+def conversation_in(state: ApiState, request: ChatRequest) -> Conversation:
+    """The request's messages, ready to be rendered. Raises InvalidRequest, Unsupported."""
+    conversation = conversation_of(
+        request.messages,
+        template_kwargs=_template_kwargs(state, request),
+        add_generation_prompt=request.add_generation_prompt,
+    )
+    check_media_counts(conversation, max_images=state.max_images, max_videos=state.max_videos)
+    return conversation
+
+
+def submit_prompt(
+    state: ApiState,
+    request: ChatRequest,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    call: Call,
+    salt: bytes,
+) -> Answer:
+    """Hand a prompt to an engine; takes its leases over. Raises PromptTooLong, Overloaded."""
+    n = request.n or 1
     try:
         sampling = with_length(
             sampling,
             request,
             state.defaults,
             num_prompt_tokens=prompt.num_tokens,
-            max_model_len=info.max_model_len,
+            max_model_len=state.client.info.max_model_len,
         )
-    except RequestError:
+    except GlimtError:
         prompt.release()
         raise
     generation = state.client.generate(
@@ -145,7 +121,6 @@ async def _start(state: ApiState, request: ChatRequest, call: Call, salt: bytes)
     state.metrics.observe_request(
         prompt_tokens=prompt.num_tokens, max_tokens=sampling.max_tokens, n=n
     )
-    call.facts["media"] = len(conversation.media)
     if state.log_requests:
         _log_start(call, request, prompt, sampling)
     return Answer(
@@ -195,7 +170,8 @@ def _text_options(request: ChatRequest, state: ApiState) -> TextOptions:
     )
 
 
-def _form(state: ApiState, request: ChatRequest, call: Call, prompt: Prompt) -> AnswerForm:
+def answer_form(state: ApiState, request: ChatRequest, call: Call, prompt: Prompt) -> AnswerForm:
+    """What the answer to this request looks like."""
     options = request.stream_options or StreamOptions()
     return AnswerForm(
         id=f"chatcmpl-{call.id}",
@@ -212,41 +188,3 @@ def _form(state: ApiState, request: ChatRequest, call: Call, prompt: Prompt) -> 
         cached_tokens=state.prompt_tokens_details,
         token_bytes=state.tokenizer.token_bytes,
     )
-
-
-async def _stream(
-    answer: Answer,
-    form: AnswerForm,
-    headers: Headers,
-    departure: Departure,
-    send: Send,
-    call: Call,
-) -> None:
-    """Server-sent events. The head waits for the first deltas, so that whatever fails until then
-    has a status of its own; later failures are an event, and leave out the finish_reason."""
-    deltas = await answer.receive()
-    writer = EventWriter(form)
-    await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *headers]})
-    try:
-        while not answer.is_complete:
-            if events := writer.events(deltas, answer):
-                await departure.send(events)
-            deltas = await answer.receive()
-        end = writer.events(deltas, answer) + writer.end(answer.usage)
-    except Exception as error:
-        log_failure(error, call)
-        end = error_event(error, call.id) + DONE
-    await departure.send(end, is_last=True)
-
-
-async def _send_whole(
-    answer: Answer, form: AnswerForm, headers: Headers, departure: Departure, send: Send
-) -> None:
-    deltas: list[Delta] = []
-    while new := await answer.receive():
-        deltas += new
-    body = msgspec.json.encode(whole_answer(form, deltas, answer.usage))
-    length = (b"content-length", str(len(body)).encode())
-    head = [(b"content-type", b"application/json"), length, *headers]
-    await send({"type": "http.response.start", "status": 200, "headers": head})
-    await departure.send(body, is_last=True)

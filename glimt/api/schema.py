@@ -1,86 +1,33 @@
 """The chat request, as OpenAI and vLLM name its fields; validated while it is decoded.
 
-Types are strict: no text for a number, no number for a boolean. Fields of work that Glimt does
-not do are known by name and refused by `check_supported`, never ignored; fields nobody knows are
-reported in the answer's headers (`body.decode_body` finds them).
+Fields of work that Glimt does not do are known by name and refused by `check_supported`, never
+ignored; fields nobody knows are reported in the answer's headers (`body.decode_body` finds them).
 """
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
+from glimt.api.fields import Count, NoEffect, NotDone, RequestFields
 from glimt.api.messages import Message
 from glimt.errors import Unsupported
 
-_NOT_DONE = Meta(description="Not done by this version: anything that asks for it is refused.")
-_NO_EFFECT = Meta(description="Accepted; has no effect.")
-NotDone = Annotated[Any, _NOT_DONE]
-NoEffect = Annotated[Any, _NO_EFFECT]
 
-Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-StopText = Annotated[str, Meta(min_length=1, max_length=256)]
-BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
-
-
-class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stream tells beside the text."""
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-
-
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ChatRequest(RequestFields, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions. None = the server's or the checkpoint's default."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
-    model: Annotated[str, Meta(max_length=1024)] | None = None
-    # Length and end.
     max_completion_tokens: Count | None = None
-    max_tokens: Count | None = None
-    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    stop: StopText | Annotated[list[StopText], Meta(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    # Sampling.
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
-    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=65536)] | None = None
-    bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
     # The answer's form.
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    return_tokens_as_token_ids: bool | None = None
-    return_token_ids: bool | None = None
     include_reasoning: bool = True
-    skip_special_tokens: bool = True
     # The prompt.
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )
     add_generation_prompt: bool = True
-    # Scheduling and labels.
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\0]*$")] | None = (
-        None
-    )
-    request_id: Annotated[str, Meta(max_length=1024)] | None = None
-    user: Annotated[str, Meta(max_length=1024)] | None = None
-    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
     # Known and of no effect here.
     service_tier: NoEffect = None
     parallel_tool_calls: NoEffect = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from glimt.api.answering import Readable
 from glimt.api.completion import (
     AnswerMessage,
     ChatCompletion,
@@ -24,7 +25,8 @@ from glimt.api.completion import (
     TokenLogprob,
     Usage,
 )
-from glimt.frontend.answer import Answer, Delta, UsageCounts
+from glimt.api.errors import error_event
+from glimt.frontend.answer import Delta, UsageCounts
 from glimt.frontend.reply import ReplyDelta, fold
 from glimt.wire import TokenLogprobs
 
@@ -56,8 +58,8 @@ class AnswerForm:
     token_bytes: TokenBytes
 
 
-class EventWriter:
-    """Writes one stream's events. Feed it deltas in order."""
+class ChatWriter:
+    """Writes the answer of a chat request. Feed it deltas in order."""
 
     def __init__(self, form: AnswerForm) -> None:
         self._form = form
@@ -76,7 +78,7 @@ class EventWriter:
             for choice in range(form.num_choices)
         ]
 
-    def events(self, deltas: Iterable[Delta], answer: Answer) -> bytes:
+    def events(self, deltas: Iterable[Delta], answer: Readable) -> bytes:
         """The events of the deltas, which are the newest of `answer`."""
         tail = b"]}\n\n"
         if self._form.continuous_usage:
@@ -105,6 +107,14 @@ class EventWriter:
         return b"".join(
             (self._head, b'],"usage":', _encode(usage_of(usage, self._form)), b"}\n\n", DONE)
         )
+
+    def failure(self, error: Exception, request_id: str) -> bytes:
+        """An error event and [DONE]."""
+        return error_event(error, request_id) + DONE
+
+    def whole(self, deltas: Iterable[Delta], usage: UsageCounts) -> ChatCompletion:
+        """The unstreamed answer."""
+        return whole_answer(self._form, deltas, usage)
 
     def _add_events(self, parts: list[bytes], delta: Delta, tail: bytes) -> None:
         index = b'{"index":%d,"delta":{' % delta.choice
