@@ -12,8 +12,8 @@ from cyclopts import Parameter
 
 from glimt import config
 from glimt.api import body, schema
-from glimt.api.limits import HttpLimits
 from glimt.api.routes import ROUTES
+from glimt.api.state import HttpLimits
 from glimt.frontend.fetch import FetchPolicy
 from glimt.metrics import Metrics
 from glimt.wire import EngineInfo, EngineStats, MediaLimits

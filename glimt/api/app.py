@@ -1,33 +1,30 @@
 """Assembles the ASGI application. `create_app` is all that a server process needs."""
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from glimt.api.auth import Auth
 from glimt.api.call import Boundary, Call
+from glimt.api.errors import HttpError
 from glimt.api.limits import BodyLimits, HeadLimits
-from glimt.api.route import ApiRoute
-from glimt.api.routes import ROUTES
+from glimt.api.routes import route_table
 from glimt.api.state import ApiState
 
 
 def create_app(state: ApiState) -> ASGIApp:
     """The whole application over `state`.
 
-    From outside in: browsers' cross-origin checks (only if origins are allowed), identity and
-    errors, size of the head, key, body, route. A key is asked for before a body is read, and
-    for every path, known or not, beside the open ones.
+    From outside in: browsers' cross-origin checks (only if origins are allowed), identity, route
+    and errors, size of the head, key, body, endpoint. A key is asked for before a body is read,
+    and for every path, known or not, beside the open ones.
     """
-    app: ASGIApp = Router(
-        [Route(each.path, _Endpoint(state, each), methods=list(each.methods)) for each in ROUTES],
-        redirect_slashes=False,
-    )
+    app: ASGIApp = _Dispatch(state)
     app = BodyLimits(app, state.limits, state.clock)
     app = Auth(app, state.api_keys)
     app = HeadLimits(app, state.limits)
     app = Boundary(
         app,
+        route_table(state),
         new_id=lambda: f"{state.random.getrandbits(128):032x}",
         clock=state.clock,
         metrics=state.metrics,
@@ -44,14 +41,26 @@ def create_app(state: ApiState) -> ASGIApp:
     )
 
 
-class _Endpoint:
-    """A route's endpoint as an ASGI application."""
+class _Dispatch:
+    """Calls the endpoint of the route that the call was found to mean.
 
-    def __init__(self, state: ApiState, route: ApiRoute) -> None:
+    Raises HttpError 404 for no route, 405 for a method that it does not have.
+    """
+
+    def __init__(self, state: ApiState) -> None:
         self._state = state
-        self._route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         call: Call = scope["glimt.call"]
-        call.is_quiet = self._route.is_quiet
-        await self._route.endpoint(self._state, scope, receive, send)
+        if call.match is None:
+            raise HttpError(404, "not_found", "there is nothing at this address; GET / lists all")
+        route = call.match.route
+        # A GET without its body: HTTP asks for both or neither, and the server leaves it out.
+        methods = (*route.methods, "HEAD") if "GET" in route.methods else route.methods
+        if scope["method"] not in methods:
+            allowed = ", ".join(methods)
+            raise HttpError(
+                405, "method_not_allowed", f"the methods here are {allowed}", {"Allow": allowed}
+            )
+        await route.endpoint(self._state, scope, receive, send)

@@ -1,4 +1,4 @@
-"""Who may ask: deny by default, decided on the path that is routed, before the body is read."""
+"""Who may ask: deny by default, decided on the route that answers, before the body is read."""
 
 import hashlib
 import hmac
@@ -7,10 +7,9 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from glimt.api.call import Call
 from glimt.api.errors import HttpError
-
-# The only routes that need no key: what a load balancer asks, and it learns nothing else there.
-OPEN_PATHS = ("/livez", "/readyz", "/health", "/ping")
+from glimt.api.route import Access
 
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?"
 _HOST = re.compile(rf"({_NAME}|\[[0-9A-Fa-f:.]{{2,45}}\])(:[0-9]{{1,5}})?", re.ASCII)
@@ -32,10 +31,10 @@ class Auth:
         """ASGI."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         _check_host([value for name, value in headers if name == b"host"])
-        # Servers put the prefix of --root-path before every path; the router takes it off again.
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._digests and path not in OPEN_PATHS:
-            key = self._check_key([value for name, value in headers if name == b"authorization"])
+        call: Call = scope["glimt.call"]
+        is_open = call.match is not None and call.match.route.access is Access.OPEN
+        if self._digests and not is_open:
+            key = self._check_key(_given_keys(headers))
             if len(self._digests) > 1:  # clients with different keys share no caches
                 scope["glimt.tenant"] = key
         await self._app(scope, receive, send)
@@ -43,19 +42,27 @@ class Auth:
     def _check_key(self, values: list[bytes]) -> bytes:
         """The digest of a valid key. All keys are compared, so that the time taken tells nothing
         about them."""
-        given = b""
-        if len(values) == 1 and values[0].startswith(_SCHEME):
-            given = values[0][len(_SCHEME) :]
+        given = values[0] if len(values) == 1 else b""
         digest = _digest(given)
         matches = [hmac.compare_digest(digest, each) for each in self._digests]
         if not given or not any(matches):
             raise HttpError(
                 401,
                 "invalid_api_key",
-                "an API key is needed: Authorization: Bearer KEY",
+                "an API key is needed: Authorization: Bearer KEY, or X-Api-Key: KEY",
                 {"WWW-Authenticate": "Bearer"},
             )
         return digest
+
+
+def _given_keys(headers: list[tuple[bytes, bytes]]) -> list[bytes]:
+    """The keys that a request names: as OpenAI's clients send them, or as Anthropic's do."""
+    authorization = [value for name, value in headers if name == b"authorization"]
+    if not authorization:
+        return [value for name, value in headers if name == b"x-api-key"]
+    if not all(value.startswith(_SCHEME) for value in authorization):
+        return []
+    return [value[len(_SCHEME) :] for value in authorization]
 
 
 def _digest(key: bytes) -> bytes:

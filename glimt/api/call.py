@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from glimt.api.errors import ClientLeft, HttpError, error_response, plain_status, status_of
+from glimt.api.errors import ClientLeft, error_response, status_of
+from glimt.api.route import Match, RouteTable
 from glimt.errors import Overloaded
 from glimt.log import log_finish
 from glimt.metrics import Metrics
@@ -26,12 +26,13 @@ class Call:
     id: str  # ours; never made from what the client sent
     label: str | None  # the client's X-Request-Id, only ever echoed and logged
     arrival_s: float
+    match: Match | None  # what its path means; None = nothing
     facts: dict[str, Any] = field(default_factory=dict)
-    is_quiet: bool = False  # probes and scrapes are not worth a line
 
 
 class Boundary:
-    """Gives each request its identity; turns what is raised inside into the one error answer.
+    """Gives each request its identity and its route; turns what is raised inside into the one
+    error answer.
 
     Everything below raises typed errors; nothing below writes an error answer of its own.
     """
@@ -39,6 +40,7 @@ class Boundary:
     def __init__(
         self,
         app: ASGIApp,
+        routes: RouteTable,
         *,
         new_id: Callable[[], str],
         clock: Callable[[], float],
@@ -46,6 +48,7 @@ class Boundary:
         echo_labels: bool,
     ) -> None:
         self._app = app
+        self._routes = routes
         self._new_id = new_id
         self._clock = clock
         self._metrics = metrics
@@ -56,9 +59,10 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = Call(self._new_id(), _label(scope["headers"]), self._clock())
+        # Servers put the prefix of --root-path before every path.
+        match = self._routes.find(scope["path"].removeprefix(scope.get("root_path", "")))
+        call = Call(self._new_id(), _label(scope["headers"]), self._clock(), match)
         scope["glimt.call"] = call
-        scope["app"] = self  # makes the router raise for unknown paths and methods
         status: int | None = None
 
         # Not a coroutine of its own: it is called for every event of every stream.
@@ -81,26 +85,26 @@ class Boundary:
 
     async def _answer_error(
         self,
-        raised: Exception,
+        error: Exception,
         call: Call,
         status: int | None,
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> int:
-        error = _ours(raised)
         log_failure(error, call)
         if isinstance(error, Overloaded):
             self._metrics.rejections.inc()
         if status is not None:
-            raise raised  # the answer has begun: closing the connection is all that is left
+            raise error  # the answer has begun: closing the connection is all that is left
         await error_response(error, call.id)(scope, receive, send)
         return status_of(error)
 
     def _finish(self, call: Call, scope: Scope, status: int | None) -> None:
         status = status or 500
         self._metrics.observe_response(status)
-        if call.is_quiet and status < 500:
+        is_quiet = call.match is not None and call.match.route.is_quiet
+        if is_quiet and status < 500:  # probes and scrapes are not worth a line
             return
         fields = {
             "id": call.id,
@@ -119,14 +123,6 @@ def log_failure(error: Exception, call: Call) -> None:
     call.facts["error"] = getattr(error, "code", type(error).__name__)
     if status_of(error) == 500:
         logger.error("request %s failed", call.id, exc_info=error)
-
-
-def _ours(error: Exception) -> Exception:
-    """The router's exceptions as ours."""
-    if not isinstance(error, HTTPException):
-        return error
-    plain = plain_status(error.status_code)
-    return HttpError(plain.status, plain.code, plain.message, dict(error.headers or {}))
 
 
 def _label(headers: list[tuple[bytes, bytes]]) -> str | None:

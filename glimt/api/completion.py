@@ -1,9 +1,9 @@
-"""The answer's shapes: one body for an unstreamed chat completion, the chunks' pieces, models."""
+"""The shapes of a chat answer: one body for an unstreamed one, and the pieces of its chunks."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 
 class LogprobToken(msgspec.Struct, frozen=True):
@@ -116,35 +116,3 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType = UNSET
-
-
-class ModelLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one request may hold."""
-
-    max_model_len: Annotated[int, Meta(description="Tokens of prompt and answer together.")]
-    max_images: int
-    max_videos: int
-    max_body_bytes: int
-    max_n: int = 16
-    max_logprobs: int
-
-
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A name under which the model is served."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "glimt"
-    root: str
-    parent: str | None = None
-    max_model_len: int | None
-    permission: list[str] = []
-    limits: ModelLimits | None = None
-
-
-class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of GET /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]

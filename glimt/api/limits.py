@@ -2,27 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from glimt.api.call import Call
 from glimt.api.errors import HttpError
+from glimt.api.state import HttpLimits
 
 _CLOSE = {"Connection": "close"}
 _UTF8 = ("utf-8", "utf8")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpLimits:
-    """Sizes in bytes, times in seconds."""
-
-    max_body_bytes: int = 64 * 2**20
-    body_timeout_s: float = 60.0
-    max_path_bytes: int = 8 * 2**10
-    max_headers: int = 100
-    max_header_bytes: int = 16 * 2**10  # of one
-    max_headers_bytes: int = 32 * 2**10  # of all
-    max_stalled_s: float = 60.0  # a reader that takes nothing for so long is dropped
 
 
 class HeadLimits:
@@ -51,6 +39,8 @@ class HeadLimits:
 class BodyLimits:
     """Refuses bodies that are too long, too slow, compressed, or not JSON in UTF-8.
 
+    A route may take less than the server's limit.
+
     Raises HttpError 408, 413 or 415: by what the headers say, or out of `receive`, while the body
     is being read.
     """
@@ -66,28 +56,27 @@ class BodyLimits:
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value.decode("latin-1"))
         length = headers.get(b"content-length", ["0"])[0]
+        call: Call = scope["glimt.call"]
+        of_route = call.match.route.max_body_bytes if call.match is not None else None
+        limit = self._limits.max_body_bytes if of_route is None else of_route
         if length != "0" or b"transfer-encoding" in headers:
-            self._check_content(headers, length)
-        await self._app(scope, self._bounded(receive), send)
+            self._check_content(headers, length, limit)
+        await self._app(scope, self._bounded(receive, limit), send)
 
-    def _check_content(self, headers: dict[bytes, list[str]], length: str) -> None:
+    def _check_content(self, headers: dict[bytes, list[str]], length: str, limit: int) -> None:
         codings = [*headers.get(b"content-encoding", []), *headers.get(b"transfer-encoding", [])]
         if any(each.strip().lower() not in ("identity", "chunked") for each in codings):
             raise HttpError(
                 415, "unsupported_encoding", "compressed bodies are not read here", _CLOSE
             )
-        if length.isdigit() and int(length[:20]) > self._limits.max_body_bytes:
-            raise self._too_large()
+        if length.isdigit() and int(length[:20]) > limit:
+            raise _too_large(limit)
         if not _is_json(headers.get(b"content-type", [])):
             raise HttpError(
                 415, "unsupported_media_type", "Content-Type must be application/json", _CLOSE
             )
 
-    def _too_large(self) -> HttpError:
-        limit = self._limits.max_body_bytes
-        return HttpError(413, "request_too_large", f"the body exceeds {limit} bytes", _CLOSE)
-
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
         """`receive` that counts bytes and time until the body is complete."""
         num_bytes = 0
         is_complete = False
@@ -107,12 +96,16 @@ class BodyLimits:
             if message["type"] != "http.request":
                 return message
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._limits.max_body_bytes:
-                raise self._too_large()
+            if num_bytes > limit:
+                raise _too_large(limit)
             is_complete = not message.get("more_body", False)
             return message
 
         return bounded
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, "request_too_large", f"the body exceeds {limit} bytes", _CLOSE)
 
 
 def _is_json(content_types: list[str]) -> bool:

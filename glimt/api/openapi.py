@@ -1,14 +1,15 @@
 """The OpenAPI 3.1 document, made from the table of routes and the types that validate requests."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from glimt.api.auth import OPEN_PATHS
 from glimt.api.errors import ErrorAnswer
-from glimt.api.route import ApiRoute
+from glimt.api.route import Access, ApiRoute
 
+_NO_BRACES = str.maketrans("", "", "{}")
 _REF = "#/components/schemas/{name}"
 
 
@@ -50,7 +51,7 @@ def _operation(
         content["text/event-stream"] = {"schema": by_kind[route.event]}
     failure = {"application/json": {"schema": by_kind[ErrorAnswer]}}
     operation: dict[str, Any] = {
-        "operationId": f"{method.lower()}{route.path.replace('/', '_').replace('.', '_')}",
+        "operationId": method.lower() + re.sub(r"\W", "_", route.path.translate(_NO_BRACES)),
         "summary": route.summary,
         "responses": {
             "200": {"description": "The answer", "content": content},
@@ -58,9 +59,12 @@ def _operation(
             "5XX": {"description": "The server failed, or takes nothing now", "content": failure},
         },
     }
+    if route.parameter is not None:
+        where = {"name": route.parameter, "in": "path", "required": True}
+        operation["parameters"] = [{**where, "schema": {"type": "string", "minLength": 1}}]
     if route.body is not None:
         body = {"application/json": {"schema": by_kind[route.body]}}
         operation["requestBody"] = {"required": True, "content": body}
-    if has_keys and route.path not in OPEN_PATHS:
+    if has_keys and route.access is not Access.OPEN:
         operation["security"] = [{"key": []}]
     return operation

@@ -1,8 +1,9 @@
-"""ApiRoute: one row of the table of routes."""
+"""ApiRoute and RouteTable: a row for each path says who may ask, who answers, and in what shape."""
 
-from collections.abc import Awaitable, Callable
+import enum
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
@@ -11,16 +12,67 @@ from glimt.api.state import ApiState
 Endpoint = Callable[[ApiState, Scope, Receive, Send], Awaitable[None]]
 
 
+class Access(enum.Enum):
+    """Who may ask."""
+
+    OPEN = "open"  # everybody: what a load balancer asks
+    KEY = "key"  # whoever has an API key, if there are keys
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiRoute:
-    """One path, who answers it, and the types that the OpenAPI document shows."""
+    """One path, who may ask, who answers, and the types that the OpenAPI document shows.
+
+    A path that ends in `{name}` takes the rest of an address, slashes included.
+    """
 
     path: str
     methods: tuple[str, ...]
     summary: str
     endpoint: Endpoint
+    access: Access = Access.KEY
     body: Any = None  # msgspec type of the request's body
+    max_body_bytes: int | None = None  # None = the server's limit
     answer: Any = None  # msgspec type of the answer's JSON; None = `answer_type` without schema
     answer_type: str = "application/json"
     event: Any = None  # msgspec type of a streamed answer's events
+    errors: Literal["openai"] = "openai"  # whose shape errors have
     is_quiet: bool = False  # no log line
+
+    @property
+    def parameter(self) -> str | None:
+        """The name in braces."""
+        return self.path.partition("{")[2].removesuffix("}") or None
+
+
+class Match(NamedTuple):
+    """A path's route, and the text in place of the name in braces."""
+
+    route: ApiRoute
+    argument: str = ""
+
+
+class RouteTable:
+    """All routes of a server. One look-up decides everything: there is no second matching."""
+
+    def __init__(self, routes: Iterable[ApiRoute]) -> None:
+        """Raises ValueError if two routes have one path."""
+        self._routes = tuple(routes)
+        self._fixed = {route.path: route for route in self._routes if route.parameter is None}
+        self._open_ended = {
+            route.path.partition("{")[0]: route for route in self._routes if route.parameter
+        }
+        if len(self._fixed) + len(self._open_ended) != len(self._routes):
+            raise ValueError("two routes have the same path")
+
+    def __iter__(self) -> Iterator[ApiRoute]:
+        return iter(self._routes)
+
+    def find(self, path: str) -> Match | None:
+        """The route of a path, compared character by character; None if there is none."""
+        if (route := self._fixed.get(path)) is not None:
+            return Match(route)
+        for start, route in self._open_ended.items():
+            if path.startswith(start) and len(path) > len(start):
+                return Match(route, path[len(start) :])
+        return None

@@ -1,22 +1,30 @@
-"""The table of all routes: it drives routing, the log, and the OpenAPI document.
-
-Which of them need no key is the literal tuple `auth.OPEN_PATHS`.
-"""
+"""The table of all routes: it drives routing, keys, limits, the log, and the OpenAPI document."""
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from glimt.api.answering import json_response
 from glimt.api.chat import chat_completions
-from glimt.api.completion import ChatChunk, ChatCompletion, ModelCard, ModelLimits, ModelList
+from glimt.api.completion import ChatChunk, ChatCompletion
 from glimt.api.health import Health, health, livez, readyz
+from glimt.api.models import ModelCard, ModelList, list_models, one_model
 from glimt.api.openapi import document
-from glimt.api.route import ApiRoute, Endpoint
+from glimt.api.route import Access, ApiRoute, Endpoint, RouteTable
 from glimt.api.schema import ChatRequest
 from glimt.api.state import ApiState
+from glimt.api.tokens import (
+    DetokenizeRequest,
+    RenderedPrompt,
+    Text,
+    TokenizeRequest,
+    Tokens,
+    detokenize,
+    render_chat,
+    tokenize,
+)
 from glimt.metrics import CONTENT_TYPE
 
 
@@ -24,6 +32,12 @@ class Version(msgspec.Struct, frozen=True):
     """Body of GET /version."""
 
     version: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Body of GET /load: answers that are being made, or wait to be."""
+
+    server_load: int
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -44,50 +58,26 @@ def _get(answer: Callable[[ApiState], Response]) -> Endpoint:
     return endpoint
 
 
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
-
-
-def _models(state: ApiState) -> Response:
-    """Limits come from the engine; while there is none the names still show."""
-    info = state.client.info if state.client.num_engines else None
-    limits = None
-    if info is not None:
-        limits = ModelLimits(
-            max_model_len=info.max_model_len,
-            max_images=state.max_images,
-            max_videos=state.max_videos,
-            max_body_bytes=state.limits.max_body_bytes,
-            max_logprobs=info.max_logprobs,
-        )
-    cards = [
-        ModelCard(
-            id=name,
-            created=state.started_at,
-            root=state.model_name,
-            max_model_len=info.max_model_len if info else None,
-            limits=limits,
-        )
-        for name in state.served_names
-    ]
-    return _json(ModelList(data=cards))
-
-
 def _metrics(state: ApiState) -> Response:
     return Response(state.metrics.render(), media_type=CONTENT_TYPE)
 
 
 def _version(state: ApiState) -> Response:
-    return _json(Version(state.version))
+    return json_response(Version(state.version))
+
+
+def _load(state: ApiState) -> Response:
+    return json_response(Load(state.client.num_open + state.client.num_preparing))
 
 
 def _openapi(state: ApiState) -> Response:
-    return _json(document(ROUTES, version=state.version, has_keys=bool(state.api_keys)))
+    whole = document(route_table(state), version=state.version, has_keys=bool(state.api_keys))
+    return Response(msgspec.json.encode(whole), media_type="application/json")
 
 
 def _index(state: ApiState) -> Response:
-    routes = {route.path: route.summary for route in ROUTES}
-    return _json(Index("glimt", state.version, state.served_names, routes))
+    routes = {route.path: route.summary for route in route_table(state)}
+    return json_response(Index("glimt", state.version, state.served_names, routes))
 
 
 ROUTES: tuple[ApiRoute, ...] = (
@@ -101,11 +91,43 @@ ROUTES: tuple[ApiRoute, ...] = (
         event=ChatChunk,
     ),
     ApiRoute(
+        path="/v1/chat/completions/render",
+        methods=("POST",),
+        summary="The prompt and parameters that a chat request comes to; nothing is generated",
+        endpoint=render_chat,
+        body=ChatRequest,
+        answer=RenderedPrompt,
+    ),
+    ApiRoute(
         path="/v1/models",
         methods=("GET",),
         summary="The names under which the model is served, and its limits",
-        endpoint=_get(_models),
+        endpoint=list_models,
         answer=ModelList,
+    ),
+    ApiRoute(
+        path="/v1/models/{model}",
+        methods=("GET",),
+        summary="One of these names",
+        endpoint=one_model,
+        answer=ModelCard,
+    ),
+    ApiRoute(
+        path="/tokenize",
+        methods=("POST",),
+        summary="The tokens of a text, or of a conversation with its images and videos",
+        endpoint=tokenize,
+        body=TokenizeRequest,
+        answer=Tokens,
+    ),
+    ApiRoute(
+        path="/detokenize",
+        methods=("POST",),
+        summary="The text of tokens",
+        endpoint=detokenize,
+        body=DetokenizeRequest,
+        max_body_bytes=8 * 2**20,
+        answer=Text,
     ),
     ApiRoute(
         path="/health",
@@ -113,6 +135,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         summary="200 without a body if requests are taken, else 503",
         endpoint=_get(health),
         answer_type="text/plain",
+        access=Access.OPEN,
         is_quiet=True,
     ),
     ApiRoute(
@@ -121,6 +144,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         summary="The same as /health",
         endpoint=_get(health),
         answer_type="text/plain",
+        access=Access.OPEN,
         is_quiet=True,
     ),
     ApiRoute(
@@ -129,6 +153,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         summary="Whether this process should be left alone",
         endpoint=_get(livez),
         answer=Health,
+        access=Access.OPEN,
         is_quiet=True,
     ),
     ApiRoute(
@@ -137,6 +162,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         summary="Whether requests are taken, and if not, why",
         endpoint=_get(readyz),
         answer=Health,
+        access=Access.OPEN,
         is_quiet=True,
     ),
     ApiRoute(
@@ -163,6 +189,14 @@ ROUTES: tuple[ApiRoute, ...] = (
         answer=Version,
     ),
     ApiRoute(
+        path="/load",
+        methods=("GET",),
+        summary="How many answers are being made, or wait to be",
+        endpoint=_get(_load),
+        answer=Load,
+        is_quiet=True,
+    ),
+    ApiRoute(
         path="/openapi.json",
         methods=("GET",),
         summary="This document",
@@ -177,3 +211,8 @@ ROUTES: tuple[ApiRoute, ...] = (
         answer=Index,
     ),
 )
+
+
+def route_table(state: ApiState) -> RouteTable:
+    """The routes of a server with these settings."""
+    return RouteTable(ROUTES)

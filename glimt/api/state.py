@@ -5,13 +5,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glimt.api.limits import HttpLimits
 from glimt.api.params import SamplingDefaults
 from glimt.frontend.client import EngineClient
 from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.render import Renderer
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """Sizes in bytes, times in seconds."""
+
+    max_body_bytes: int = 64 * 2**20
+    body_timeout_s: float = 60.0
+    max_path_bytes: int = 8 * 2**10
+    max_headers: int = 100
+    max_header_bytes: int = 16 * 2**10  # of one
+    max_headers_bytes: int = 32 * 2**10  # of all
+    max_stalled_s: float = 60.0  # a reader that takes nothing for so long is dropped
 
 
 @dataclass

@@ -86,12 +86,7 @@ class Renderer:
         on. Raises InvalidRequest for no tokens or ids out of range, PromptTooLong.
         """
         if isinstance(prompt, str):
-            text = prompt
-            self._check_size([text], "prompt")
-            start = self._text_start if add_special_tokens else []
-            token_ids = start + await _off_loop_if_long(
-                text, lambda: self._tokenizer.encode_text(text)
-            )
+            token_ids = await self.tokenize(prompt, add_special_tokens=add_special_tokens)
         else:
             token_ids = list(prompt)
             limit = self._tokenizer.vocab_size - 1
@@ -101,6 +96,16 @@ class Renderer:
             raise InvalidRequest("the prompt is empty", param="prompt")
         self._check_length(len(token_ids), 0, "prompt")
         return Prompt(token_ids=np.array(token_ids, np.int32))
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a bare text; how many they are does not matter.
+
+        Raises PromptTooLong for a text that can never be a prompt, InvalidRequest for one that is
+        not Unicode.
+        """
+        self._check_size([text], "prompt")
+        start = self._text_start if add_special_tokens else []
+        return start + await _off_loop_if_long(text, lambda: self._tokenizer.encode_text(text))
 
     def _run_template(self, conversation: Conversation) -> tuple[str, StandIns]:
         """The rendered text, with stand-ins in it, and the way back."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from glimt.api import auth
-from glimt.api.auth import OPEN_PATHS
-from glimt.api.limits import HttpLimits
+from glimt.api.route import Access
 from glimt.api.routes import ROUTES
+from glimt.api.state import HttpLimits
 from tests.support.http_half import HEADERS, Reply, Serving, chat_body
 
 HOST = (b"host", b"localhost")
@@ -34,7 +34,24 @@ async def test_every_route_but_the_literal_open_ones_wants_a_key(route: Any) -> 
             assert reply.status == 401
             assert reply.headers["www-authenticate"] == "Bearer"
             assert reply.error["type"] == "authentication_error"
-    assert OPEN_PATHS == ("/livez", "/readyz", "/health", "/ping")
+
+
+def test_only_what_a_balancer_asks_is_open() -> None:
+    open_paths = {route.path for route in ROUTES if route.access is Access.OPEN}
+    assert open_paths == {"/livez", "/readyz", "/health", "/ping"}
+
+
+async def test_a_key_may_come_as_anthropics_clients_send_it() -> None:
+    serving = Serving(api_keys=(KEY,))
+    for given, status in (
+        ([(b"x-api-key", KEY.encode())], 200),
+        ([(b"x-api-key", b"other")], 401),
+        ([(b"x-api-key", KEY.encode())] * 2, 401),
+        ([(b"x-api-key", b"")], 401),
+        ([(b"authorization", b"Bearer other"), (b"x-api-key", KEY.encode())], 401),
+    ):
+        reply = await serving.ask(body=chat_body(), headers=[*HEADERS, *given])
+        assert reply.status == status
 
 
 @pytest.mark.parametrize(
@@ -96,7 +113,7 @@ def test_keys_are_compared_by_digest_over_all_keys() -> None:
     assert "==" not in text.replace("len(values) == 1", "")
 
 
-@pytest.mark.parametrize("name", ["/sleep", "/collective_rpc", "/reset_prefix_cache", "/load"])
+@pytest.mark.parametrize("name", ["/sleep", "/collective_rpc", "/reset_prefix_cache", "/pause"])
 async def test_control_routes_do_not_exist_here(name: str) -> None:
     for method in ("GET", "POST"):
         assert (await Serving().ask(method, name, headers=[HOST])).status == 404

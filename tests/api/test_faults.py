@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glimt.api.limits import HttpLimits
+from glimt.api.state import HttpLimits
 from glimt.errors import BadMedia, MediaFetchFailed
 from tests.support.fake_engine import Running
 from tests.support.http_half import INFO, Reply, Serving, chat_body, spoken

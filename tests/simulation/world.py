@@ -16,9 +16,8 @@ from typing import Any
 import msgspec
 
 from glimt.api.app import create_app
-from glimt.api.limits import HttpLimits
 from glimt.api.params import SamplingDefaults
-from glimt.api.state import ApiState, Lifecycle
+from glimt.api.state import ApiState, HttpLimits, Lifecycle
 from glimt.frontend.client import EngineClient
 from glimt.metrics import Metrics
 from glimt.wire import Abort, Outputs, Submit
