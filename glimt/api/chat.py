@@ -44,7 +44,8 @@ async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         answer = await start_chat(state, request, call, salt_of(scope, request.cache_salt))
-        writer = ChatWriter(answer_form(state, request, call, answer.prompt))
+        token_ids = tuple(answer.prompt.token_ids.tolist()) if request.return_token_ids else ()
+        writer = ChatWriter(answer_form(state, request, call, "chatcmpl", token_ids))
         stream = bool(request.stream)
         await send_answer(answer, writer, headers, departure, send, call, stream=stream)
 
@@ -69,7 +70,8 @@ async def start_chat(state: ApiState, request: ChatRequest, call: Call, salt: by
         conversation = conversation_in(state, request)
         prompt = await state.renderer.render(conversation, state.media, cache_salt=salt)
     call.facts["media"] = len(conversation.media)
-    return submit_prompt(state, request, prompt, sampling, call, salt)
+    options = _text_options(request, state)
+    return submit_prompt(state, request, prompt, sampling, call, salt, options)
 
 
 def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
@@ -101,6 +103,9 @@ def submit_prompt(
     sampling: SamplingParams,
     call: Call,
     salt: bytes,
+    options: TextOptions,
+    *,
+    prompt_field: str = "messages",
 ) -> Answer:
     """Hand a prompt to an engine; takes its leases over. Raises PromptTooLong, Overloaded."""
     n = request.n or 1
@@ -111,6 +116,7 @@ def submit_prompt(
             state.defaults,
             num_prompt_tokens=prompt.num_tokens,
             max_model_len=state.client.info.max_model_len,
+            prompt_field=prompt_field,
         )
     except GlimtError:
         prompt.release()
@@ -128,7 +134,7 @@ def submit_prompt(
         prompt,
         sampling,
         n=n,
-        options=_text_options(request, state),
+        options=options,
         tokenizer=state.tokenizer,
         clock=state.clock,
         arrival_s=call.arrival_s,
@@ -170,18 +176,20 @@ def _text_options(request: ChatRequest, state: ApiState) -> TextOptions:
     )
 
 
-def answer_form(state: ApiState, request: ChatRequest, call: Call, prompt: Prompt) -> AnswerForm:
-    """What the answer to this request looks like."""
+def answer_form(
+    state: ApiState, request: ChatRequest, call: Call, kind: str, prompt_token_ids: tuple[int, ...]
+) -> AnswerForm:
+    """What the answer to this request looks like; its id begins with `kind`."""
     options = request.stream_options or StreamOptions()
     return AnswerForm(
-        id=f"chatcmpl-{call.id}",
+        id=f"{kind}-{call.id}",
         created=int(state.wall_clock()),
         model=state.served_names[0],
         num_choices=request.n or 1,
         with_logprobs=bool(request.logprobs),
         with_token_ids=bool(request.return_token_ids),
         with_reasoning=request.include_reasoning,
-        prompt_token_ids=tuple(prompt.token_ids.tolist()) if request.return_token_ids else (),
+        prompt_token_ids=prompt_token_ids,
         tokens_as_ids=bool(request.return_tokens_as_token_ids),
         include_usage=options.include_usage or state.force_include_usage,
         continuous_usage=options.continuous_usage_stats or state.force_include_usage,

@@ -91,6 +91,7 @@ def with_length(
     *,
     num_prompt_tokens: int,
     max_model_len: int,
+    prompt_field: str = "messages",
 ) -> SamplingParams:
     """Set max_tokens: as asked, or the rest of the context where the request leaves it open.
 
@@ -102,7 +103,7 @@ def with_length(
         raise PromptTooLong(
             f"the prompt has {num_prompt_tokens} tokens; this model takes {max_model_len} for "
             "prompt and answer together",
-            param="messages",
+            param=prompt_field,
         )
     asked = _asked_length(request)
     if asked is not None and asked > left:

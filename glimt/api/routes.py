@@ -9,6 +9,8 @@ from starlette.types import Receive, Scope, Send
 from glimt.api.answering import json_response
 from glimt.api.chat import chat_completions
 from glimt.api.completion import ChatChunk, ChatCompletion
+from glimt.api.completions import completions
+from glimt.api.completions_schema import Completion, CompletionRequest
 from glimt.api.health import Health, health, livez, readyz
 from glimt.api.models import ModelCard, ModelList, list_models, one_model
 from glimt.api.openapi import document
@@ -97,6 +99,15 @@ ROUTES: tuple[ApiRoute, ...] = (
         endpoint=render_chat,
         body=ChatRequest,
         answer=RenderedPrompt,
+    ),
+    ApiRoute(
+        path="/v1/completions",
+        methods=("POST",),
+        summary="Continue texts or token ids as they are, without a chat template",
+        endpoint=completions,
+        body=CompletionRequest,
+        answer=Completion,
+        event=Completion,
     ),
     ApiRoute(
         path="/v1/models",

@@ -4,6 +4,7 @@ Fields of work that Glimt does not do are known by name and refused by `check_su
 ignored; fields nobody knows are reported in the answer's headers (`body.decode_body` finds them).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -122,9 +123,14 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
 
 def check_supported(request: ChatRequest) -> None:
     """Raise Unsupported for the first field that asks for work this version does not do."""
-    for name, harmless in _HARMLESS.items():
+    check_harmless(request, _HARMLESS)
+
+
+def check_harmless(request: RequestFields, harmless: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise Unsupported for the first of these fields that has none of its harmless values."""
+    for name, values in harmless.items():
         value = getattr(request, name)
-        if value is None or any(_same(value, each) for each in harmless):
+        if value is None or any(_same(value, each) for each in values):
             continue
         raise Unsupported(f"{name} is not supported by this version", param=name)
 

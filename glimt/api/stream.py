@@ -215,6 +215,17 @@ def _token_logprob(logprobs: TokenLogprobs, form: AnswerForm) -> TokenLogprob:
 
 
 def _logprob_token(token_id: int, logprob: float, form: AnswerForm) -> LogprobToken:
-    raw = form.token_bytes(token_id)
-    text = f"token_id:{token_id}" if form.tokens_as_ids else raw.decode("utf-8", "replace")
-    return LogprobToken(text, max(logprob, _LOWEST_LOGPROB), list(raw))
+    raw = list(form.token_bytes(token_id))
+    return LogprobToken(shown_token(token_id, form), shown_logprob(logprob), raw)
+
+
+def shown_token(token_id: int, form: AnswerForm) -> str:
+    """A token's text, or its id where the request wants that."""
+    if form.tokens_as_ids:
+        return f"token_id:{token_id}"
+    return form.token_bytes(token_id).decode("utf-8", "replace")
+
+
+def shown_logprob(logprob: float) -> float:
+    """A log-probability as JSON can hold it."""
+    return max(logprob, _LOWEST_LOGPROB)
