@@ -62,15 +62,15 @@ def resample_positions(table_SD: Tensor, grid_h: int, grid_w: int, merge: int) -
     """
     side = round(table_SD.shape[0] ** 0.5)
     table = table_SD.float().view(side, side, -1)
-    rows_HS = _cubic_weights(grid_h, side, table.device)
-    columns_WS = _cubic_weights(grid_w, side, table.device)
+    rows_HS = cubic_weights(grid_h, side, table.device)
+    columns_WS = cubic_weights(grid_w, side, table.device)
     narrow_HSD = (rows_HS @ table.flatten(1)).view(grid_h, side, -1)
     sampled_HWD = columns_WS @ narrow_HSD
     row_P, column_P = patch_coordinates(grid_h, grid_w, merge, table.device)
     return sampled_HWD[row_P, column_P].to(table_SD.dtype)
 
 
-def _cubic_weights(length: int, side: int, device: torch.device) -> Tensor:
+def cubic_weights(length: int, side: int, device: torch.device) -> Tensor:
     """[length, side]: how much of each table entry goes into each sample; rows add up to 1."""
     centre = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) * side / length - 0.5
     base = centre.floor()
