@@ -22,6 +22,7 @@ from glimt.config import (
     Settings,
 )
 from glimt.errors import BadSettings, StartupError
+from glimt.evaluation.wishes import EvalWishes
 
 EXIT_STARTUP_ERROR = 2
 
@@ -115,8 +116,38 @@ def quantize(
     return command.quantize(wishes, _say)
 
 
+@app.command(name="eval")
+def evaluate(
+    model: str | None = None,
+    /,
+    *,
+    wishes: Annotated[EvalWishes, Parameter(name="*")],
+) -> int:
+    """Ask MODEL, or a server, tasks whose answers are known: accuracy by skill, with intervals.
+
+    Parameters
+    ----------
+    model
+        Folder of a checkpoint, or a repository of the hub. With --base-url: its name there.
+    """
+    from glimt.evaluation import command
+
+    open_local = None
+    if command.needs_local(wishes):
+        from glimt.evaluation.local import LocalModel
+
+        open_local = LocalModel
+    return command.evaluate(model, wishes, open_local, _say, _tell)
+
+
 def _say(line: str) -> None:
+    """Progress and news, beside the results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _tell(text: str) -> None:
+    """Results."""
+    print(text, flush=True)
 
 
 def _config_file(arguments: Sequence[str]) -> str | None:

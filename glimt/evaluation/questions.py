@@ -1,0 +1,96 @@
+"""A task as a chat request: OpenAI messages, every file as a data: URL."""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import pybase64
+
+from glimt.evaluation.replies import Json, Question
+from glimt.evaluation.tasks import MediaFiles, Task, media_place
+from glimt.evaluation.wishes import EvalWishes
+
+_ADDRESSES = ("data:", "http://", "https://")
+_SUBTYPES: Mapping[str, str] = {
+    ".jpg": "jpeg",
+    ".tif": "tiff",
+    ".mkv": "x-matroska",
+    ".mov": "quicktime",
+}
+
+
+def thinks(task: Task, wishes: EvalWishes) -> bool:
+    """Whether the model is asked to think."""
+    return task.thinking if wishes.thinking == "task" else wishes.thinking == "on"
+
+
+def question_of(
+    task: Task, files: MediaFiles, wishes: EvalWishes, top_logprobs: int | None = None
+) -> Question:
+    """What is asked. Reads the task's files."""
+    return Question(
+        messages=_messages(task, files),
+        tools=task.tools,
+        thinking=thinks(task, wishes),
+        max_tokens=wishes.max_tokens,
+        temperature=wishes.temperature,
+        seed=wishes.seed,
+        top_logprobs=top_logprobs,
+    )
+
+
+def text_of(task: Task) -> str:
+    """The question as a person reads it: of a conversation, what the user said last."""
+    if task.question is not None:
+        return task.question
+    for message in reversed(task.messages):
+        content = message.get("content")
+        if message.get("role") != "user":
+            continue
+        if isinstance(content, str):
+            return content
+        texts = [part.get("text") for part in content or () if isinstance(part, dict)]
+        return " ".join(text for text in texts if text)
+    return ""
+
+
+def _messages(task: Task, files: MediaFiles) -> list[Json]:
+    if task.messages:
+        return [_with_media(message, files) for message in task.messages]
+    parts: list[Json] = [
+        _part(kind, _data_url(kind, name, files))
+        for kind, names in (("image_url", task.pictures), ("video_url", [task.video]))
+        for name in names
+        if name is not None
+    ]
+    parts.append({"type": "text", "text": task.question})
+    system = [{"role": "system", "content": task.system}] if task.system is not None else []
+    return [*system, {"role": "user", "content": parts}]
+
+
+def _with_media(message: Json, files: MediaFiles) -> Json:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_part_with_media(part, files) for part in content]}
+
+
+def _part_with_media(part: Any, files: MediaFiles) -> Any:
+    place = media_place(part)
+    if place is None or place[1].startswith(_ADDRESSES):
+        return part
+    return _part(place[0], _data_url(place[0], place[1], files))
+
+
+def _part(kind: str, url: str) -> Json:
+    return {"type": kind, kind: {"url": url}}
+
+
+def _data_url(kind: str, name: str, files: MediaFiles) -> str:
+    suffix = PurePosixPath(name).suffix.lower()
+    subtype = _SUBTYPES.get(suffix, suffix.removeprefix(".") or "octet-stream")
+    main_type = kind.removesuffix("_url")
+    if main_type == "video" and subtype == "gif":
+        main_type = "image"  # a moving GIF has no other name
+    content = pybase64.b64encode(files.read(name)).decode("ascii")
+    return f"data:{main_type}/{subtype};base64,{content}"

@@ -1,0 +1,173 @@
+"""A model behind an OpenAI-compatible server."""
+
+import asyncio
+import math
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from glimt.errors import BadSettings
+from glimt.evaluation.replies import (
+    Alternatives,
+    Call,
+    Json,
+    Question,
+    Reply,
+    split_thoughts,
+)
+
+_TIMEOUT = aiohttp.ClientTimeout(total=1800, connect=30)
+_MAX_TRIES = 6
+_MAX_WAIT_S = 30.0
+_BUSY = (429, 503)
+
+
+class RemoteModel:
+    """Asks `POST {base}/chat/completions`. Full servers are asked again, up to five times."""
+
+    def __init__(self, base_url: str, model: str | None, api_key: str | None) -> None:
+        """`base_url` with or without /v1. `model` None: the first that the server lists."""
+        base = base_url.rstrip("/")
+        self._base = base if base.endswith("/v1") else f"{base}/v1"
+        self._model = model
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+        self.name = model or base_url
+
+    async def start(self) -> None:
+        """Connect, and find the model's name. Raises BadSettings."""
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=_TIMEOUT)
+        where = f"{self._base}/models"
+        try:
+            async with self._session.get(where) as response:
+                body = await response.read()
+                if response.status != 200:
+                    error = _error_of(response.status, body)
+                    raise BadSettings(f"{where} answers {response.status}: {error.error_message}")
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise BadSettings(f"no server answers at {where} ({_reason(error)})") from None
+        if self._model is None:
+            try:
+                self._model = str(msgspec.json.decode(body)["data"][0]["id"])
+            except (msgspec.DecodeError, LookupError, TypeError):
+                raise BadSettings(f"{where} lists no model; name one with --model") from None
+        self.name = self._model
+
+    async def answer(self, question: Question) -> Reply:
+        """The reply; refusals and broken connections are replies with an error."""
+        if self._session is None:
+            raise RuntimeError("not started")
+        body = msgspec.json.encode(self._body(question))
+        wait_s = 1.0
+        for number in range(1, _MAX_TRIES + 1):
+            try:
+                async with self._session.post(
+                    f"{self._base}/chat/completions",
+                    data=body,
+                    headers={"Content-Type": "application/json"},
+                ) as response:
+                    data = await response.read()
+            except TimeoutError:
+                return Reply(error="timeout", error_message="no answer in time")
+            except aiohttp.ClientError as error:
+                return Reply(error="connection_failed", error_message=_reason(error))
+            if response.status not in _BUSY or number == _MAX_TRIES:
+                break
+            await asyncio.sleep(_wait_s(response.headers.get("Retry-After"), wait_s))
+            wait_s *= 2
+        return reply_of(data) if response.status == 200 else _error_of(response.status, data)
+
+    def facts(self) -> Json:
+        """Address and name; the key is nobody's business."""
+        return {"kind": "server", "base_url": self._base, "model": self._model}
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _body(self, question: Question) -> Json:
+        body: Json = {
+            "model": self._model,
+            "messages": question.messages,
+            "temperature": question.temperature,
+            "max_tokens": question.max_tokens,
+            "seed": question.seed,
+            "chat_template_kwargs": {"enable_thinking": question.thinking},
+        }
+        if question.tools:
+            body["tools"] = question.tools
+        if question.top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": question.top_logprobs}
+        return body
+
+
+def reply_of(data: bytes) -> Reply:
+    """A chat completion's body as a reply."""
+    try:
+        body = msgspec.json.decode(data)
+        choice = body["choices"][0]
+        message = choice["message"]
+        usage = body.get("usage") or {}
+        thoughts = message.get("reasoning") or message.get("reasoning_content") or ""
+        text, reasoning = split_thoughts(message.get("content") or "", thoughts)
+        return Reply(
+            text=text,
+            reasoning=reasoning,
+            calls=tuple(_call(call["function"]) for call in message.get("tool_calls") or ()),
+            finish_reason=choice.get("finish_reason") or "",
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+            alternatives=_alternatives(choice.get("logprobs")),
+        )
+    except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
+        return Reply(error="bad_response", error_message="the body is no chat completion")
+
+
+def _call(function: Json) -> Call:
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with suppress(msgspec.DecodeError):
+            arguments = msgspec.json.decode(arguments)
+    return Call(str(function["name"]), arguments)
+
+
+def _alternatives(logprobs: Json | None) -> tuple[Alternatives, ...]:
+    return tuple(
+        Alternatives(
+            each["token"],
+            each["logprob"],
+            tuple((top["token"], top["logprob"]) for top in each["top_logprobs"]),
+        )
+        for each in (logprobs or {}).get("content") or ()
+    )
+
+
+def _error_of(status: int, data: bytes) -> Reply:
+    """The class and the sentence of an error body, whatever shape it has."""
+    error: Any = None
+    with suppress(msgspec.DecodeError):
+        error = msgspec.json.decode(data)
+    if isinstance(error, dict):
+        error = error.get("error", error)
+    if not isinstance(error, dict):
+        return Reply(error=f"http_{status}", error_message=str(error or "")[:500])
+    code = error.get("code")
+    return Reply(
+        error=code if isinstance(code, str) else f"http_{status}",
+        error_message=str(error.get("message") or "")[:500],
+    )
+
+
+def _wait_s(retry_after: str | None, otherwise: float) -> float:
+    try:
+        seconds = float(retry_after or otherwise)
+    except ValueError:
+        seconds = otherwise
+    return min(seconds, _MAX_WAIT_S) if math.isfinite(seconds) and seconds >= 0 else otherwise
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
