@@ -167,9 +167,9 @@ def recipe_for(skill: str, rng: random.Random, progress: float, held_out: bool) 
         recipe["num_texts"] = rng.choice((1, 1, 1, 2, 3))
         recipe["num_shapes"] = rng.choice((0, 0, 1, 2))
     elif skill == "counting":
-        recipe["num_shapes"] = rng.randint(0, 9)
+        recipe["num_shapes"] = rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 6, 7, 8, 9))
         recipe["num_texts"] = 0
-        kinds = rng.randint(1, 4)
+        kinds = rng.choice((1, 1, 2, 3, 4))
         recipe["shapes"] = rng.sample(SHAPES, kinds)
         recipe["colours"] = rng.sample(tuple(COLOURS), rng.randint(3, 6))
         big = recipe["num_shapes"] < 4

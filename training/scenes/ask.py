@@ -157,14 +157,14 @@ def counting(scene: Scene, rng: random.Random) -> Turn | None:
     """How many: of all shapes, of one shape, of one colour, or of both."""
     shapes = scene.shapes
     way = rng.random()
-    if way < 0.35 or not shapes:
+    if way < 0.48 or not shapes:
         what, chosen = "shapes", shapes
         names = [item.shape for item in chosen]
-    elif way < 0.68:
-        shape = rng.choice(shapes).shape if rng.random() < 0.9 else rng.choice(SHAPES)
+    elif way < 0.76:
+        shape = rng.choice(shapes).shape if rng.random() < 0.92 else rng.choice(SHAPES)
         what, chosen = plural(shape), [item for item in shapes if item.shape == shape]
         names = [item.colour for item in chosen]
-    elif way < 0.86:
+    elif way < 0.9:
         colour = rng.choice(shapes).colour if rng.random() < 0.9 else rng.choice(tuple(COLOURS))
         what, chosen = f"{colour} shapes", [item for item in shapes if item.colour == colour]
         names = [item.shape for item in chosen]
