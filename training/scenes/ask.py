@@ -175,6 +175,8 @@ def counting(scene: Scene, rng: random.Random) -> Turn | None:
         names = [item.size for item in chosen]
     if len(chosen) > 9:
         return None
+    if not scene.texts and rng.random() < 0.25:
+        what = what.replace("shapes", rng.choice(("objects", "things")))
     question = pick(
         rng,
         "How many {what} are there?",
@@ -185,7 +187,7 @@ def counting(scene: Scene, rng: random.Random) -> Turn | None:
         what=what,
     )
     number = str(len(chosen))
-    found = f"From left to right: {', '.join(names)}." if names else f"I see no {what}."
+    found = f"From left to right: {', '.join(names)}." if names else "I see none."
     return Turn("counting", question, number, f"{found} That is {number}.")
 
 
