@@ -6,6 +6,8 @@ letter by letter: one and the same string has one and the same spelling wherever
 quote, a line end or a tag), which is what makes copying and reading easy for a small model.
 Digits always stand alone. A merge list does this if each merge begins with the space: " the" is
 made by " "+"t", " t"+"h", " th"+"e", and no merge joins two letters without it.
+
+    python -m training.tokenizer    writes training/vocabulary/tokenizer.json
 """
 
 import json
@@ -13,9 +15,11 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from glimt.tiny.tokenizer import control_tokens
 from training.conversations import converse
 
 _PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+(?=\S)|\s"
@@ -24,10 +28,10 @@ NUM_CONVERSATIONS = 6000
 MIN_COUNT = 12
 
 
-def make_tokenizer(control_tokens: Iterable[tuple[str, bool]], seed: int = 0) -> Tokenizer:
+def make_tokenizer(control: Iterable[tuple[str, bool]], seed: int = 0) -> Tokenizer:
     """Collect the words of some thousand conversations and write them down as merges.
 
-    `control_tokens`: (token, special) in the order of their ids.
+    `control`: (token, special) in the order of their ids.
     """
     words, marks = _counted(seed)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -45,7 +49,7 @@ def make_tokenizer(control_tokens: Iterable[tuple[str, bool]], seed: int = 0) ->
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    for token, special in control_tokens:
+    for token, special in control:
         added = AddedToken(token, special=special, normalized=False)
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
     return tokenizer
@@ -92,3 +96,16 @@ def _texts(messages: list[dict[str, object]]) -> Iterable[str]:
         for part in parts:
             yield str(part.get("text", ""))
         yield str(message.get("reasoning_content", ""))
+
+
+def main() -> None:
+    """Write the file that the trainer, the exporter and the tests read."""
+    path = Path(__file__).parent / "vocabulary" / "tokenizer.json"
+    path.parent.mkdir(exist_ok=True)
+    tokenizer = make_tokenizer(control_tokens("4.5"))
+    tokenizer.save(str(path))
+    print(f"{path}: {tokenizer.get_vocab_size()} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -50,7 +50,7 @@ def make_tokenizer(style: Style) -> Tokenizer:
         vocab_size=len(alphabet) + NUM_MERGES, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([corpus], trainer)
-    for token, special in _control_tokens(style):
+    for token, special in control_tokens(style):
         added = AddedToken(token, special=special, normalized=False)
         if special:
             tokenizer.add_special_tokens([added])
@@ -62,10 +62,10 @@ def make_tokenizer(style: Style) -> Tokenizer:
 def control_token_ids(tokenizer: Tokenizer, style: Style) -> dict[str, int]:
     """Control token -> id."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    return {token: vocabulary[token] for token, _ in _control_tokens(style)}
+    return {token: vocabulary[token] for token, _ in control_tokens(style)}
 
 
-def _control_tokens(style: Style) -> list[tuple[str, bool]]:
+def control_tokens(style: Style) -> list[tuple[str, bool]]:
     """(token, special) in id order. Thought, tool, answer and box marks are part of the text that
     a model writes, hence not special: they survive decoding with skip_special_tokens."""
     if style == "4.1":
