@@ -1,1 +1,1 @@
-"""Measures a model on tasks: `glimt eval`, metrics, results."""
+"""Measures a model on tasks: `glimt eval`, metrics, results, a report."""

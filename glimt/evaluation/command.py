@@ -13,29 +13,19 @@ from glimt import __version__
 from glimt.errors import BadSettings, StartupError
 from glimt.evaluation.asking import Asking, ask_all
 from glimt.evaluation.remote import RemoteModel
-from glimt.evaluation.replies import Json, Respondent
-from glimt.evaluation.results import Side, side_of
+from glimt.evaluation.replies import Respondent
+from glimt.evaluation.report import render_report
+from glimt.evaluation.results import Results, Side, side_of
 from glimt.evaluation.tables import summary_table
 from glimt.evaluation.tasks import TaskFile, read_tasks, select
 from glimt.evaluation.wishes import EvalWishes
 
-RESULTS = "results.json"
-_FORMAT = 1  # of results.json
+RESULTS, REPORT = "results.json", "report.html"
 _EXIT_OK, _EXIT_ALL_FAILED, _EXIT_INTERRUPTED = 0, 1, 130
 
 Say = Callable[[str], None]
 # `glimt.evaluation.local.LocalModel`: model, arguments of LLM, how many questions at once.
 OpenLocal = Callable[[str, Mapping[str, Any], int], Respondent]
-
-
-class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of results.json."""
-
-    format: int
-    tasks_file: Json
-    settings: Json
-    versions: Json
-    sides: list[Side]
 
 
 def evaluate(
@@ -54,9 +44,11 @@ def evaluate(
     asked = ask_all(Asking(tasks, file.files, wishes), respondent)
     side = side_of(respondent.name, tasks, asked, wishes)
     results = _results(model, wishes, file, [side])
-    _write(folder, results)
     tell(summary_table(side))
-    say(f"written: {folder / RESULTS}")
+    content = msgspec.json.format(msgspec.json.encode(results), indent=1)
+    _write(folder / RESULTS, content + b"\n")
+    _write(folder / REPORT, render_report(results, tasks, file.files).encode())
+    say(f"written: {folder / RESULTS}, {folder / REPORT}")
     if not asked.is_complete:
         say(f"stopped after {len(side.records)} of {len(tasks)} tasks")
         return _EXIT_INTERRUPTED
@@ -145,7 +137,6 @@ def _results(
     settings = asdict(wishes)
     settings["api_key"] = "(hidden)" if wishes.api_key else None
     return Results(
-        format=_FORMAT,
         tasks_file={"name": file.name, "sha256": file.sha256, "num_tasks": len(file.tasks)},
         settings={"model": model, **settings},
         versions={"glimt": __version__, "python": platform.python_version()},
@@ -153,10 +144,8 @@ def _results(
     )
 
 
-def _write(folder: Path, results: Results) -> None:
-    path = folder / RESULTS
-    content = msgspec.json.format(msgspec.json.encode(results), indent=1)
+def _write(path: Path, content: bytes) -> None:
     try:
-        path.write_bytes(content + b"\n")
+        path.write_bytes(content)
     except OSError as error:
         raise StartupError(f"{path}: {error.strerror}") from None

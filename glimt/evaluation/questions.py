@@ -7,10 +7,9 @@ from typing import Any
 import pybase64
 
 from glimt.evaluation.replies import Json, Question
-from glimt.evaluation.tasks import MediaFiles, Task, media_place
+from glimt.evaluation.tasks import MediaFiles, Task, media_file, media_files
 from glimt.evaluation.wishes import EvalWishes
 
-_ADDRESSES = ("data:", "http://", "https://")
 _SUBTYPES: Mapping[str, str] = {
     ".jpg": "jpeg",
     ".tif": "tiff",
@@ -57,12 +56,7 @@ def text_of(task: Task) -> str:
 def _messages(task: Task, files: MediaFiles) -> list[Json]:
     if task.messages:
         return [_with_media(message, files) for message in task.messages]
-    parts: list[Json] = [
-        _part(kind, _data_url(kind, name, files))
-        for kind, names in (("image_url", task.pictures), ("video_url", [task.video]))
-        for name in names
-        if name is not None
-    ]
+    parts = [_part(kind, _data_url(kind, name, files)) for kind, name in media_files(task)]
     parts.append({"type": "text", "text": task.question})
     system = [{"role": "system", "content": task.system}] if task.system is not None else []
     return [*system, {"role": "user", "content": parts}]
@@ -76,10 +70,8 @@ def _with_media(message: Json, files: MediaFiles) -> Json:
 
 
 def _part_with_media(part: Any, files: MediaFiles) -> Any:
-    place = media_place(part)
-    if place is None or place[1].startswith(_ADDRESSES):
-        return part
-    return _part(place[0], _data_url(place[0], place[1], files))
+    file = media_file(part)
+    return part if file is None else _part(file[0], _data_url(*file, files))
 
 
 def _part(kind: str, url: str) -> Json:

@@ -12,7 +12,7 @@ from glimt.evaluation.metrics import score
 from glimt.evaluation.questions import text_of, thinks
 from glimt.evaluation.replies import Json, Reply
 from glimt.evaluation.statistics import wilson
-from glimt.evaluation.tasks import Task, media_names
+from glimt.evaluation.tasks import Task, media_files
 from glimt.evaluation.wishes import EvalWishes
 
 
@@ -88,6 +88,16 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     records: list[Record]
 
 
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of results.json. `format` grows when fields change their meaning."""
+
+    format: int = 1
+    tasks_file: Json
+    settings: Json
+    versions: Json
+    sides: list[Side]
+
+
 def side_of(model: str, tasks: Sequence[Task], asked: Asked, wishes: EvalWishes) -> Side:
     """Score what was answered."""
     records = [
@@ -114,7 +124,7 @@ def record_of(task: Task, reply: Reply, wishes: EvalWishes) -> Record:
         metric=task.metric,
         question=text_of(task),
         expected=task.answer,
-        media=list(media_names(task)),
+        media=[name for _, name in media_files(task)],
         thinking=thinking,
         answer=reply.text,
         reasoning=reply.reasoning,

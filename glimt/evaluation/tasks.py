@@ -145,34 +145,29 @@ def select(tasks: Sequence[Task], skills: str | None, limit: int | None) -> list
     return chosen
 
 
-def media_names(task: Task) -> Iterator[str]:
-    """The files that a task names, in the order in which the model sees them."""
-    yield from task.pictures
+def media_files(task: Task) -> Iterator[tuple[str, str]]:
+    """(image_url or video_url, file) for each file of a task, in the order the model sees them."""
+    for name in task.pictures:
+        yield "image_url", name
     if task.video is not None:
-        yield task.video
-    for part in message_media(task.messages):
-        if not part.startswith(_ADDRESSES):
-            yield part
-
-
-def message_media(messages: Sequence[Json]) -> Iterator[str]:
-    """Addresses of the image_url and video_url parts of OpenAI messages."""
-    for message in messages:
+        yield "video_url", task.video
+    for message in task.messages:
         content = message.get("content")
         for part in content if isinstance(content, list) else ():
-            if (place := media_place(part)) is not None:
-                yield place[1]
+            if (place := media_file(part)) is not None:
+                yield place
 
 
-def media_place(part: Any) -> tuple[str, str] | None:
-    """(kind of part, address) if this content part is a medium."""
+def media_file(part: Any) -> tuple[str, str] | None:
+    """(kind of part, file) if this part of a message is an image or video in a file."""
     if not isinstance(part, dict):
         return None
     for kind in ("image_url", "video_url"):
         address = part.get(kind)
         if part.get("type") == kind:
             url = address.get("url") if isinstance(address, dict) else address
-            return (kind, url) if isinstance(url, str) else None
+            if isinstance(url, str) and not url.startswith(_ADDRESSES):
+                return kind, url
     return None
 
 
@@ -229,7 +224,7 @@ def _problems(task: Task, files: MediaFiles) -> Iterator[str]:
 
 
 def _media_problems(task: Task, files: MediaFiles) -> Iterator[str]:
-    for name in media_names(task):
+    for _, name in media_files(task):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "://" in name:
             yield f"{name!r} does not lie below the folder of the task file; media have to"

@@ -1,0 +1,163 @@
+"""The report: one HTML file with pictures, questions, answers, mistakes; it loads nothing."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from tqdm import tqdm
+
+from glimt.evaluation.boxes import SCALE, parse_box
+from glimt.evaluation.pictures import Thumbnails, rectangle
+from glimt.evaluation.replies import Json
+from glimt.evaluation.results import Record, Results, Side
+from glimt.evaluation.tables import interval, percent
+from glimt.evaluation.tasks import MediaFiles, Task
+
+_PICTURE_BYTES = 3 * 2**20  # for all pictures, encoded
+_COLOURS = ("a", "b")
+_LABELS = ("A", "B")
+
+
+def render_report(results: Results, tasks: Sequence[Task], files: MediaFiles) -> str:
+    """The page. Mistakes get their pictures first, should there be too many for all."""
+    cards = _cards(results, tasks)
+    num_left_out = _add_pictures(cards, {task.id: task for task in tasks}, files)
+    template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    file = results.tasks_file
+    source = f"{file['name']}, SHA-256 {file['sha256'][:12]}"
+    return environment.from_string(template).render(
+        title=" against ".join(side.model for side in results.sides),
+        subtitle=f"{source}, glimt {results.versions['glimt']}",
+        figures=list(_figures(results)),
+        sides=[_side(side, index, len(results.sides)) for index, side in enumerate(results.sides)],
+        skills=[row.skill for row in results.sides[0].summary.skills],
+        cards=cards,
+        num_left_out=num_left_out,
+        has_boxes=any(card["boxes"] for card in cards),
+        scale=SCALE,
+        percent=percent,
+        interval=interval,
+    )
+
+
+def _side(side: Side, index: int, num_sides: int) -> Json:
+    return {
+        "label": f"{_LABELS[index]}: {side.model}" if num_sides > 1 else side.model,
+        "colour": _COLOURS[index],
+        "is_complete": side.is_complete,
+        "overall": side.summary.overall,
+        "rows": [*side.summary.skills, side.summary.overall],
+    }
+
+
+def _figures(results: Results) -> Iterator[Json]:
+    for index, side in enumerate(results.sides):
+        of = f" of {_LABELS[index]}" if len(results.sides) > 1 else ""
+        summary = side.summary
+        accuracy, form = summary.overall.accuracy, summary.in_format
+        yield {
+            "name": f"accuracy{of}",
+            "value": percent(accuracy.share),
+            "note": f"{accuracy.num} of {accuracy.n}, {interval(accuracy)}",
+        }
+        if form.n:
+            yield {
+                "name": f"format{of}",
+                "value": percent(form.share),
+                "note": f"{form.num} of {form.n}",
+            }
+        yield {
+            "name": f"answer tokens/s{of}",
+            "value": f"{summary.tokens_per_s:,.0f}",
+            "note": f"{summary.completion_tokens:,} tokens in {summary.seconds:.1f} s",
+        }
+        if summary.failures:
+            failures = summary.failures.items()
+            yield {
+                "name": f"failed requests{of}",
+                "value": str(sum(count for _, count in failures)),
+                "note": ", ".join(f"{name} {count}" for name, count in failures),
+            }
+
+
+def _cards(results: Results, tasks: Sequence[Task]) -> list[Json]:
+    by_task: list[dict[str, Record]] = [
+        {record.id: record for record in side.records} for side in results.sides
+    ]
+    cards = []
+    for task in tasks:
+        records = [
+            (index, by_id[task.id]) for index, by_id in enumerate(by_task) if task.id in by_id
+        ]
+        if records:
+            cards.append(_card(task, records, len(results.sides)))
+    return cards
+
+
+def _card(task: Task, records: Sequence[tuple[int, Record]], num_sides: int) -> Json:
+    first = records[0][1]
+    return {
+        "id": task.id,
+        "skill": task.skill,
+        "metric": task.metric,
+        "thinking": first.thinking,
+        "question": first.question,
+        "expected": " · ".join(_shown(answer) for answer in task.answers if answer is not None),
+        "is_wrong": any(not record.is_right for _, record in records),
+        "answers": [_answer(record, index, num_sides) for index, record in records],
+        "boxes": list(_boxes(task, records)),
+        "pictures": [],
+    }
+
+
+def _answer(record: Record, index: int, num_sides: int) -> Json:
+    calls = [f"{call['name']}({_shown(call['arguments'])})" for call in record.calls]
+    notes = [
+        f"score {record.score:.2f}" if record.metric in ("iou", "anls") else "",
+        "form is wrong" if record.in_format is False else "",
+        record.finish_reason,
+        f"{record.prompt_tokens} + {record.completion_tokens} tokens",
+        f"{record.seconds:.2f} s",
+    ]
+    return {
+        "label": _LABELS[index] if num_sides > 1 else "answer",
+        "colour": _COLOURS[index],
+        "is_right": record.is_right,
+        "text": "\n".join(part for part in (record.answer, *calls) if part),
+        "reasoning": record.reasoning,
+        "error": record.error,
+        "error_message": record.error_message,
+        "note": " · ".join(note for note in notes if note),
+    }
+
+
+def _boxes(task: Task, records: Sequence[tuple[int, Record]]) -> Iterator[Json]:
+    """Of all right and given boxes where they can be drawn: over the only picture."""
+    if task.metric != "iou" or len(task.pictures) > 1:
+        return
+    for answer in task.answers:
+        if (box := parse_box(answer)) is not None:
+            yield {"kind": "true", **rectangle(box)}
+    for index, record in records:
+        if (box := parse_box(record.answer)) is not None:
+            yield {"kind": _COLOURS[index], **rectangle(box)}
+
+
+def _add_pictures(cards: Sequence[Json], tasks: dict[str, Task], files: MediaFiles) -> int:
+    """Fill `pictures` of the cards, mistakes first; how many cards were left without."""
+    thumbnails = Thumbnails(files, _PICTURE_BYTES)
+    num_left_out = 0
+    for card in tqdm(sorted(cards, key=lambda card: not card["is_wrong"]), desc="report"):
+        urls = list(thumbnails.pictures(tasks[card["id"]]))
+        card["pictures"] = [url for url in urls if url is not None]
+        num_left_out += thumbnails.is_full and len(card["pictures"]) < len(urls)
+    return num_left_out
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
