@@ -36,6 +36,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: tuple[int, ...] | None = None
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None  # None = off, 0 = the chosen token only, k = and the k most likely
+    prompt_logprobs: int | None = None  # the same of each prompt token but the first
 
 
 class PixelRef(msgspec.Struct, frozen=True, array_like=True):
@@ -123,6 +124,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     error: ErrorInfo | None = None
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at admission
     scheduled_s: float = 0.0  # when it first ran; queue time = scheduled_s - arrival_s
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first token only
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from glimt.api.fields import RequestFields
 from glimt.api.state import ApiState
 from glimt.errors import InvalidRequest, ModelNotFound
 from glimt.frontend.answer import Delta, UsageCounts
+from glimt.wire import TokenLogprobs
 
 T = TypeVar("T")
 Headers = list[tuple[bytes, bytes]]
@@ -43,6 +44,10 @@ class Readable(Protocol):
     @property
     def usage(self) -> UsageCounts:
         """Counts so far."""
+
+    @property
+    def prompt_logprobs(self) -> list[tuple[TokenLogprobs, ...] | None]:
+        """By prompt, if asked for, once its first delta is there."""
 
     @property
     def is_complete(self) -> bool:
@@ -70,8 +75,8 @@ class Writer(Protocol):
     def failure(self, error: Exception, request_id: str) -> bytes:
         """What ends a stream that fails after its first byte."""
 
-    def whole(self, deltas: Sequence[Delta], usage: UsageCounts) -> msgspec.Struct:
-        """All deltas as the one body of an unstreamed answer."""
+    def whole(self, deltas: Sequence[Delta], answer: Readable) -> msgspec.Struct:
+        """All deltas of `answer` as the one body of an unstreamed one."""
 
 
 async def read_request(
@@ -102,6 +107,10 @@ def check_model(state: ApiState, model: str | None) -> None:
 def check_form(request: RequestFields) -> None:
     """Raises InvalidRequest for fields of the answer's form that contradict each other."""
     options = request.stream_options
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidRequest(
+            "prompt_logprobs are not streamed; leave out stream", param="prompt_logprobs"
+        )
     if options is not None and not request.stream:
         raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
     if options is not None and options.continuous_usage_stats and not options.include_usage:
@@ -179,7 +188,7 @@ async def _send_whole(
     deltas: list[Delta] = []
     while new := await answer.receive():
         deltas += new
-    await send_json(writer.whole(deltas, answer.usage), headers, departure, send)
+    await send_json(writer.whole(deltas, answer), headers, departure, send)
 
 
 def json_response(value: msgspec.Struct) -> Response:

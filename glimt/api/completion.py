@@ -29,6 +29,18 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
     content: list[TokenLogprob]
 
 
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """How likely the model found a token at its place in the prompt; rank 1 is the likeliest."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+# For each token of a prompt: it and the likeliest at its place, by id. The first has none.
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class PromptDetails(msgspec.Struct, frozen=True):
     """Of the prompt's tokens."""
 
@@ -83,6 +95,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     service_tier: str | None = None
     system_fingerprint: str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
 
 

@@ -52,7 +52,13 @@ async def completions(state: ApiState, scope: Scope, receive: Receive, send: Sen
             _echo(state, request, prompt, answer.prompt)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        writer = CompletionWriter(form, echoes, hides_answer=request.max_tokens == 0)
+        writer = CompletionWriter(
+            form,
+            echoes,
+            hides_answer=request.max_tokens == 0,
+            num_top=request.logprobs or 0,
+            with_prompt_logprobs=request.prompt_logprobs is not None,
+        )
         group = AnswerGroup(answers, chat.n or 1)
         stream = bool(request.stream)
         await send_answer(group, writer, headers, departure, send, call, stream=stream)
@@ -64,11 +70,6 @@ def _check(state: ApiState, request: CompletionRequest) -> None:
     check_model(state, request.model)
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("max_tokens 0 gives nothing without echo", param="max_tokens")
-    if request.echo and request.logprobs is not None:
-        raise InvalidRequest(
-            "echo with logprobs would need those of the prompt, which this version does not give",
-            param="echo",
-        )
 
 
 async def _start(
@@ -112,8 +113,10 @@ async def _start(
 def _echo(
     state: ApiState, request: CompletionRequest, given: str | list[int], prompt: Prompt
 ) -> Echo:
-    text = ""
-    if request.echo:
-        text = given if isinstance(given, str) else state.tokenizer.decode(given)
-    token_ids = tuple(prompt.token_ids.tolist()) if request.return_token_ids else ()
-    return Echo(text=text, prompt_token_ids=token_ids)
+    token_ids = tuple(prompt.token_ids.tolist())
+    if not request.echo:
+        return Echo(token_ids=token_ids)
+    if not isinstance(given, str):
+        return Echo(token_ids=token_ids, text=state.tokenizer.decode(given), is_shown=True)
+    num_hidden = len(state.renderer.text_start) if request.add_special_tokens else 0
+    return Echo(token_ids=token_ids, text=given, is_shown=True, num_hidden=num_hidden)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from glimt.api.completion import Usage
+from glimt.api.completion import PromptLogprobs, Usage
 from glimt.api.fields import NoEffect, NotDone, RequestFields, TokenId
 from glimt.api.schema import ChatRequest, check_harmless
 from glimt.errors import InvalidRequest
@@ -30,7 +30,6 @@ class CompletionRequest(RequestFields, frozen=True, kw_only=True):
     # Known and not done; see `_HARMLESS`.
     suffix: NotDone = None
     best_of: NotDone = None
-    prompt_logprobs: NotDone = None
     truncate_prompt_tokens: NotDone = None
     response_format: NotDone = None
     structured_outputs: NotDone = None
@@ -55,7 +54,6 @@ KNOWN_FIELDS = frozenset(CompletionRequest.__struct_fields__)
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
-    "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
     "response_format": ({"type": "text"},),
     "structured_outputs": (),
@@ -109,15 +107,23 @@ def as_chat(request: CompletionRequest) -> ChatRequest:
             "max_tokens": max(1, max_tokens),
             "logprobs": request.logprobs is not None,
             "top_logprobs": request.logprobs,
+            "prompt_logprobs": _judged(request),
         },
     )
+
+
+def _judged(request: CompletionRequest) -> int | None:
+    """Alternatives for each token of the prompt: as asked, or because logprobs are echoed."""
+    echoed = request.logprobs if request.echo else None
+    counts = [count for count in (request.prompt_logprobs, echoed) if count is not None]
+    return max(counts, default=None)
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     """Log-probabilities of a choice's tokens, list by list; -9999 stands for minus infinity.
 
-    `text_offset` counts characters from the beginning of the choice's text. A prompt's first token
-    has none.
+    `text_offset` counts characters from the beginning of the choice's text. The first token of an
+    echoed prompt has none.
     """
 
     text_offset: list[int]
@@ -134,6 +140,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     token_ids: tuple[int, ...] | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
 

@@ -54,6 +54,7 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     # The answer's form.
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     skip_special_tokens: bool = True

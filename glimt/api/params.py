@@ -81,6 +81,7 @@ def sampling_params(
         allowed_token_ids=_ids(request.allowed_token_ids, "allowed_token_ids", info) or None,
         logit_bias=_logit_bias(request.logit_bias or {}, info),
         logprobs=_logprobs(request, info),
+        prompt_logprobs=_prompt_logprobs(request, info),
     )
 
 
@@ -173,6 +174,16 @@ def _logprobs(request: ChatRequest, info: EngineInfo) -> int | None:
         raise InvalidRequest(
             f"top_logprobs is {count}, the most allowed is {info.max_logprobs}",
             param="top_logprobs",
+        )
+    return count
+
+
+def _prompt_logprobs(request: ChatRequest, info: EngineInfo) -> int | None:
+    count = request.prompt_logprobs
+    if count is not None and count > info.max_logprobs:
+        raise InvalidRequest(
+            f"prompt_logprobs is {count}, the most allowed is {info.max_logprobs}",
+            param="prompt_logprobs",
         )
     return count
 

@@ -46,7 +46,6 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     guided_regex: NotDone = None
     guided_choice: NotDone = None
     guided_grammar: NotDone = None
-    prompt_logprobs: NotDone = None
     echo: NotDone = None
     documents: NotDone = None
     continue_final_message: NotDone = None
@@ -90,7 +89,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "prompt_logprobs": (),
     "echo": (False,),
     "documents": (),
     "continue_final_message": (False,),

@@ -22,6 +22,8 @@ from glimt.api.completion import (
     CompletionDetails,
     LogprobToken,
     PromptDetails,
+    PromptLogprob,
+    PromptLogprobs,
     TokenLogprob,
     Usage,
 )
@@ -112,9 +114,9 @@ class ChatWriter:
         """An error event and [DONE]."""
         return error_event(error, request_id) + DONE
 
-    def whole(self, deltas: Iterable[Delta], usage: UsageCounts) -> ChatCompletion:
+    def whole(self, deltas: Iterable[Delta], answer: Readable) -> ChatCompletion:
         """The unstreamed answer."""
-        return whole_answer(self._form, deltas, usage)
+        return whole_answer(self._form, deltas, answer)
 
     def _add_events(self, parts: list[bytes], delta: Delta, tail: bytes) -> None:
         index = b'{"index":%d,"delta":{' % delta.choice
@@ -157,7 +159,7 @@ class ChatWriter:
             parts += (b',"prompt_token_ids":', _encode(self._form.prompt_token_ids))
 
 
-def whole_answer(form: AnswerForm, deltas: Iterable[Delta], usage: UsageCounts) -> ChatCompletion:
+def whole_answer(form: AnswerForm, deltas: Iterable[Delta], answer: Readable) -> ChatCompletion:
     """The same deltas folded into one body."""
     by_choice: list[list[Delta]] = [[] for _ in range(form.num_choices)]
     for delta in deltas:
@@ -167,7 +169,8 @@ def whole_answer(form: AnswerForm, deltas: Iterable[Delta], usage: UsageCounts) 
         created=form.created,
         model=form.model,
         choices=[_choice(form, index, folded) for index, folded in enumerate(by_choice)],
-        usage=usage_of(usage, form),
+        usage=usage_of(answer.usage, form),
+        prompt_logprobs=prompt_logprobs_of(answer.prompt_logprobs[0], form),
         prompt_token_ids=form.prompt_token_ids if form.with_token_ids else msgspec.UNSET,
     )
 
@@ -201,6 +204,24 @@ def usage_of(counts: UsageCounts, form: AnswerForm) -> Usage:
         prompt_tokens_details=PromptDetails(counts.cached_tokens) if form.cached_tokens else None,
         completion_tokens_details=CompletionDetails(counts.reasoning_tokens),
     )
+
+
+def prompt_logprobs_of(
+    logprobs: Iterable[TokenLogprobs] | None, form: AnswerForm
+) -> PromptLogprobs | msgspec.UnsetType:
+    """The `prompt_logprobs` of an answer; unset if they were not asked for."""
+    if logprobs is None:
+        return msgspec.UNSET
+    return [None, *(_prompt_logprob(each, form) for each in logprobs)]
+
+
+def _prompt_logprob(logprobs: TokenLogprobs, form: AnswerForm) -> dict[str, PromptLogprob]:
+    ranked = [(token_id, value, rank) for rank, (token_id, value) in enumerate(logprobs.top, 1)]
+    chosen = (logprobs.token_id, logprobs.logprob, logprobs.rank)
+    return {
+        str(token_id): PromptLogprob(shown_logprob(value), rank, shown_token(token_id, form))
+        for token_id, value, rank in (chosen, *ranked)
+    }
 
 
 def logprobs_of(logprobs: Iterable[TokenLogprobs], form: AnswerForm) -> ChoiceLogprobs:

@@ -97,6 +97,10 @@ def _check_sampling(sampling: SamplingParams, limits: SchedulerLimits) -> None:
         raise InvalidRequest("seed must be a signed 64-bit integer", param="seed")
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= limits.vocab_size:
         raise InvalidRequest("logprobs is out of range", param="logprobs")
+    if sampling.prompt_logprobs is not None and not (
+        0 <= sampling.prompt_logprobs <= limits.vocab_size
+    ):
+        raise InvalidRequest("prompt_logprobs is out of range", param="prompt_logprobs")
     if sampling.allowed_token_ids is not None and not sampling.allowed_token_ids:
         raise InvalidRequest("allowed_token_ids allows nothing", param="allowed_token_ids")
     named: dict[str, Iterable[int]] = {

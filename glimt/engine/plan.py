@@ -78,6 +78,9 @@ class StepPlan:
 class StepResult:
     """What a step drew: token by row, for each row whose work had `samples`.
 
+    `prompt_logprobs`: by row that asked for them, of the prompt tokens from start + 1 to
+    start + num_tokens of its work.
+
     `failed` rows have an error instead of a token (NaN logits, a bad image): these requests end,
     the others do not notice.
     """
@@ -85,6 +88,7 @@ class StepResult:
     step: int
     token_ids: dict[int, int] = field(default_factory=dict)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     failed: dict[int, ErrorInfo] = field(default_factory=dict)
 
 

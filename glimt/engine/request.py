@@ -9,6 +9,7 @@ is known. In between `num_tokens` counts a token whose id only the device has.
 """
 
 import enum
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from glimt.engine.image_cache import CachedImage
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import IntArray, NewRow
 from glimt.engine.prefix import page_hash, root_hash
-from glimt.wire import ImageSpan, Submit
+from glimt.wire import ImageSpan, Submit, TokenLogprobs
 
 # After so many preemptions a request goes first and is never preempted again.
 MAX_PREEMPTIONS = 3
@@ -59,6 +60,7 @@ class Request:
         "held_images",  # (end of the span, embedding) in the middle of which KV stands
         "num_cached_tokens",  # prompt tokens found in the prefix cache when it first ran
         "scheduled_s",  # when it first ran
+        "prompt_logprobs",  # of its prompt tokens from the second, as far as they are known
     )
 
     def __init__(
@@ -87,6 +89,7 @@ class Request:
         self.held_images: list[tuple[int, CachedImage]] = []
         self.num_cached_tokens = 0
         self.scheduled_s = 0.0
+        self.prompt_logprobs: list[TokenLogprobs] = []
 
     @property
     def key(self) -> tuple[int, int]:
@@ -102,6 +105,12 @@ class Request:
     def is_protected(self) -> bool:
         """It was preempted often enough."""
         return self.rank[0] == 0
+
+    @property
+    def lacks_prompt_logprobs(self) -> bool:
+        """It asked for them, so every token of its prompt has to be computed."""
+        wanted = self.submit.sampling.prompt_logprobs is not None
+        return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     def admit(self, row: int, pages: list[int], num_cached_tokens: int, page_end: int) -> None:
         """Take a row and a page table whose first tokens are computed already."""
@@ -135,6 +144,10 @@ class Request:
         if self.num_prompt_tokens + len(output_ids) >= self.max_num_tokens:
             return "length"
         return None
+
+    def judge_prompt(self, start: int, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Log-probabilities of prompt tokens from `start` + 1; those known already are dropped."""
+        self.prompt_logprobs += logprobs[max(0, len(self.prompt_logprobs) - start) :]
 
     def preempt(self, *, counts: bool = True) -> None:
         """Back to waiting, to be recomputed. Pages, row and images must be given up by now.

@@ -57,8 +57,10 @@ class Roster:
 
         That one is always computed: its logits are what the request came for.
         """
+        if not self.limits.prefix_caching or request.lacks_prompt_logprobs:
+            return []
         page_size = self.limits.page_size
-        num_pages = (request.num_tokens - 1) // page_size if self.limits.prefix_caching else 0
+        num_pages = (request.num_tokens - 1) // page_size
         return self.pool.match(request.page_hash(place, page_size) for place in range(num_pages))
 
     def seat(self, request: Request, hits: Sequence[int], num_new_pages: int) -> tuple[int, ...]:

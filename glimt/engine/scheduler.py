@@ -22,7 +22,7 @@ from glimt.engine.plan import RowWork, StepPlan, StepResult
 from glimt.engine.request import Request, RequestState
 from glimt.engine.roster import Roster
 from glimt.errors import InvalidRequest, RequestError, StepFailed
-from glimt.wire import EngineStats, ErrorInfo, Output, Submit
+from glimt.wire import EngineStats, ErrorInfo, Output, Submit, TokenLogprobs
 
 _RUNNING, _FINISHED = RequestState.RUNNING, RequestState.FINISHED
 
@@ -218,6 +218,8 @@ class Scheduler:
             if failed and row in failed:
                 outputs += self._fail_row(request, plan, failed[row])
                 continue
+            if row in result.prompt_logprobs:
+                request.judge_prompt(work.start, result.prompt_logprobs[row])
             end = work.start + work.num_tokens
             if end >= request.next_page_end and request.state is _RUNNING:
                 self.roster.register_pages(request, end)
@@ -239,6 +241,7 @@ class Scheduler:
                 None,
                 request.num_cached_tokens,
                 request.scheduled_s,
+                _first(request),
             )
             if finish_reason is None:
                 outputs.append((submit.server, output))
@@ -338,6 +341,13 @@ def _terminal(request: Request, finish_reason: str, error: ErrorInfo | None = No
         num_cached_tokens=request.num_cached_tokens,
         scheduled_s=request.scheduled_s,
     )
+
+
+def _first(request: Request) -> tuple[TokenLogprobs, ...] | None:
+    """What goes out with the first token only."""
+    if request.submit.sampling.prompt_logprobs is None or len(request.output_ids) > 1:
+        return None
+    return tuple(request.prompt_logprobs)
 
 
 def _reads(request: Request, work: RowWork, content_hashes: set[bytes]) -> bool:

@@ -156,6 +156,12 @@ class SimulatedExecutor:
         sampling = row.new.sampling
         num_outputs = len(row.token_ids) - row.new.num_prompt_tokens
         token_id = 0
+        prompt_end = min(work.start + work.num_tokens, row.new.num_prompt_tokens - 1)
+        if sampling.prompt_logprobs is not None and work.start < prompt_end:
+            result.prompt_logprobs[work.row] = tuple(
+                TokenLogprobs(row.token_ids[index + 1], -1.0 - index, 1, ())
+                for index in range(work.start, prompt_end)
+            )
         if error is not None:
             result.failed[work.row] = error
         elif work.samples:

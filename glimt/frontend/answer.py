@@ -87,6 +87,7 @@ class Answer:
         ]
         self._num_running = n
         self._has_failed = False
+        self._prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
     async def receive(self) -> list[Delta]:
         """The deltas that arrived since, at most one for each choice; [] after the last.
@@ -124,6 +125,12 @@ class Answer:
             reasoning_tokens=sum(choice.reader.num_reasoning_tokens for choice in choices),
         )
 
+    @property
+    def prompt_logprobs(self) -> list[tuple[TokenLogprobs, ...] | None]:
+        """For the one prompt: of its tokens from the second, once the first delta is there; None
+        if the request did not ask for them."""
+        return [self._prompt_logprobs]
+
     def close(self) -> None:
         """End what still runs, and count it as an error or as an abort."""
         self._generation.close()
@@ -149,6 +156,8 @@ class Answer:
         }
 
     def _take(self, choice: "_Choice", output: Output, now_s: float) -> Delta:
+        if output.prompt_logprobs is not None:  # the same with every choice
+            self._prompt_logprobs = output.prompt_logprobs
         num_before = choice.num_tokens
         last_s = choice.last_s
         delta = choice.take(output, now_s)
@@ -289,6 +298,7 @@ def _joined(outputs: list[Output]) -> Output:
         tuple(each for output in outputs for each in output.logprobs or ()) or None,
         num_cached_tokens=first.num_cached_tokens,
         scheduled_s=first.scheduled_s,
+        prompt_logprobs=first.prompt_logprobs,
     )
 
 

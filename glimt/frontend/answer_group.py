@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from glimt.frontend.answer import Answer, Delta, UsageCounts
+from glimt.wire import TokenLogprobs
 
 
 class AnswerGroup:
@@ -29,6 +30,11 @@ class AnswerGroup:
     def usage(self) -> UsageCounts:
         """Counts so far, over all prompts."""
         return UsageCounts(*map(sum, zip(*(each.usage for each in self._answers), strict=True)))
+
+    @property
+    def prompt_logprobs(self) -> list[tuple[TokenLogprobs, ...] | None]:
+        """By prompt, as `Answer` has it for one."""
+        return [each for answer in self._answers for each in answer.prompt_logprobs]
 
     async def receive(self) -> list[Delta]:
         """The deltas that arrived since; [] after the last.

@@ -49,7 +49,8 @@ class Renderer:
         self._placeholders = Placeholders(tokenizer, image.merge_size)
         self._guarded = guarded_characters(tokenizer.control_tokens)
         start = [tokenizer.token_id(text) for text in ("[gMASK]", "<sop>")]
-        self._text_start = [token_id for token_id in start if token_id is not None]
+        # What a bare text begins with, as all that the family was trained on.
+        self.text_start = tuple(token_id for token_id in start if token_id is not None)
         self._answer_tags = tokenizer.token_id("<answer>") is not None
 
     async def render(
@@ -104,8 +105,8 @@ class Renderer:
         not Unicode.
         """
         self._check_size([text], "prompt")
-        start = self._text_start if add_special_tokens else []
-        return start + await _off_loop_if_long(text, lambda: self._tokenizer.encode_text(text))
+        token_ids = await _off_loop_if_long(text, lambda: self._tokenizer.encode_text(text))
+        return [*self.text_start, *token_ids] if add_special_tokens else token_ids
 
     def _run_template(self, conversation: Conversation) -> tuple[str, StandIns]:
         """The rendered text, with stand-ins in it, and the way back."""

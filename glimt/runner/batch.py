@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glimt.engine.plan import RowWork
 from glimt.layers.attention import Step
+from glimt.runner.prompt_logprobs import PromptJudgement, prepare_judgement
 from glimt.runner.rows import ImagePart, RowTable
 from glimt.runner.sampler import DrawInputs, prepare_draws
 from glimt.runner.staging import Array, to_device
@@ -31,6 +32,7 @@ class Batch:
     drawn_place_N: Tensor
     draws: list[DrawInputs]
     sampling_rows: list[int]
+    judgement: PromptJudgement | None
     image_index_I: Tensor | None
     image_parts: list[ImagePart]
 
@@ -87,6 +89,7 @@ def build_batch(rows: RowTable, work: Sequence[RowWork]) -> Batch:
             rows.sampling, row_N, rows.num_prompt_tokens_R[row_N], end_N, rows.device
         ),
         sampling_rows=row_N.tolist(),
+        judgement=prepare_judgement(rows, work, query_starts_R1),
         image_index_I=tensors["image_index_I"] if image_parts else None,
         image_parts=image_parts,
     )

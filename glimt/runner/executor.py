@@ -18,6 +18,7 @@ from glimt.layers.attention import KvCache
 from glimt.models.glm4v import Glm4v
 from glimt.runner.batch import Batch, build_batch
 from glimt.runner.encoder import ImageEncoder
+from glimt.runner.prompt_logprobs import PromptJudgement, judge, read_judgement
 from glimt.runner.rows import RowTable
 from glimt.runner.sampler import DrawInputs, DrawOutputs, draw, read_draw
 from glimt.runner.staging import ReturnedTensors, ReturnPath
@@ -36,6 +37,7 @@ class LaunchedStep:
     failed: dict[int, ErrorInfo]
     sampling_rows: list[int]
     draws: list[DrawInputs]
+    judgement: PromptJudgement | None
     returned: ReturnedTensors
 
     def result(self) -> StepResult:
@@ -51,6 +53,8 @@ class LaunchedStep:
             result.token_ids.update(tokens)
             result.logprobs.update(logprobs_of)
             result.failed.update(failed)
+        if self.judgement is not None:
+            result.prompt_logprobs.update(read_judgement(self.judgement, host))
         return result
 
 
@@ -102,14 +106,15 @@ class ModelExecutor:
         self._encode(plan)
         sampling_rows: list[int] = []
         draws: list[DrawInputs] = []
-        outputs: list[DrawOutputs] = []
+        judgement: PromptJudgement | None = None
+        tensors: list[Tensor] = []
         if work := self._healthy(plan.work):
             batch = build_batch(rows, work)
-            sampling_rows, draws = batch.sampling_rows, batch.draws
-            outputs = self._compute(batch)
-        tensors = [tensor for output in outputs for tensor in _tensors(output)]
+            sampling_rows, draws, judgement = batch.sampling_rows, batch.draws, batch.judgement
+            tensors = self._compute(batch)
         failed = {item.row: rows.errors[item.row] for item in plan.work if item.row in rows.errors}
-        return LaunchedStep(plan, failed, sampling_rows, draws, self._return_path.send(tensors))
+        returned = self._return_path.send(tensors)
+        return LaunchedStep(plan, failed, sampling_rows, draws, judgement, returned)
 
     def _take(self, new: NewRow) -> None:
         try:
@@ -135,8 +140,11 @@ class ModelExecutor:
                 if span.content_hash in errors:
                     self._rows.errors[row] = errors[span.content_hash]
 
-    def _compute(self, batch: Batch) -> list[DrawOutputs]:
-        """Forward pass and draw: device work only, a function of `batch` and the device's state."""
+    def _compute(self, batch: Batch) -> list[Tensor]:
+        """Forward pass and draw: device work only, a function of `batch` and the device's state.
+
+        Gives what `LaunchedStep.result` reads: the tensors of each draw, then of the judgement.
+        """
         tokens_RL = self._rows.tokens_RL
         x_TD = self._model.embed(tokens_RL.view(-1)[batch.token_place_T].long())
         if batch.image_index_I is not None:
@@ -146,13 +154,17 @@ class ModelExecutor:
             ]
             x_TD.index_copy_(0, batch.image_index_I, torch.cat(images_ID).to(x_TD.dtype))
         hidden_TD = self._model.decode(x_TD, batch.step, self._kv)
-        if not batch.draws:
-            return []
-        logits_NV = self._model.logits(hidden_TD[batch.hidden_index_N])
-        outputs = [draw(logits_NV, tokens_RL, inputs) for inputs in batch.draws]
-        token_N = torch.cat([output.token_N for output in outputs])
-        tokens_RL.view(-1)[batch.drawn_place_N] = token_N.int()
-        return outputs
+        tensors: list[Tensor] = []
+        if batch.draws:
+            logits_NV = self._model.logits(hidden_TD[batch.hidden_index_N])
+            outputs = [draw(logits_NV, tokens_RL, inputs) for inputs in batch.draws]
+            token_N = torch.cat([output.token_N for output in outputs])
+            tokens_RL.view(-1)[batch.drawn_place_N] = token_N.int()
+            tensors += [tensor for output in outputs for tensor in _tensors(output)]
+        if batch.judgement is not None:
+            vocab_size = self._rows.sampling.vocab_size
+            tensors += judge(batch.judgement, hidden_TD, self._model.logits, tokens_RL, vocab_size)
+        return tensors
 
 
 def _tensors(outputs: DrawOutputs) -> tuple[Tensor, ...]:

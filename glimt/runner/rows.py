@@ -53,6 +53,7 @@ class RowTable:
         self.num_pages_R = np.zeros(max_rows, np.int64)
         self.num_tokens_R = np.zeros(max_rows, np.int64)  # those still on the device included
         self.num_prompt_tokens_R = np.zeros(max_rows, np.int64)
+        self.num_prompt_logprobs_R = np.full(max_rows, -1, np.int64)  # -1 = none wanted
         self.rope_delta_R = np.zeros(max_rows, np.int64)
         self.images_end_R = np.zeros(max_rows, np.int64)  # no image token from this index on
         self.sampling = SamplingRows(max_rows, vocab_size)
@@ -73,6 +74,8 @@ class RowTable:
         self.num_tokens_R[new.row] = tokens.size
         self.num_prompt_tokens_R[new.row] = new.num_prompt_tokens
         self.rope_delta_R[new.row] = new.rope_delta
+        wanted = new.sampling.prompt_logprobs
+        self.num_prompt_logprobs_R[new.row] = -1 if wanted is None else wanted
         self._positions.pop(new.row, None)
         if new.positions is not None:
             self._positions[new.row] = new.positions
@@ -90,6 +93,7 @@ class RowTable:
         self._positions.pop(row, None)
         self._images.pop(row, None)
         self.num_tokens_R[row] = self.num_pages_R[row] = self.images_end_R[row] = 0
+        self.num_prompt_logprobs_R[row] = -1
 
     def advance(self, work: list[RowWork]) -> None:
         """Append the new pages of `work` to its rows, and count the tokens it draws as known.

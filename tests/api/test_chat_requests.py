@@ -91,7 +91,8 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     ("J15 top 21", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ("J15 top -1", {"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ("J15 top alone", {"top_logprobs": 2}, "top_logprobs"),
-    ("J16 prompt_logprobs", {"prompt_logprobs": 1}, "prompt_logprobs"),
+    ("J16 prompt_logprobs", {"prompt_logprobs": 21}, "prompt_logprobs"),
+    ("J16 streamed", {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
     ("J17 many", {"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
     *[
         (f"J17 key {key[:6]}", {"logit_bias": {key: 1}}, "logit_bias")

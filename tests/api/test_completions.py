@@ -108,6 +108,54 @@ async def test_echo_alone_generates_nothing_to_see() -> None:
     assert answer["usage"]["completion_tokens"] == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_echoed_logprobs_are_those_of_the_prompt_and_then_of_the_answer(stream: bool) -> None:
+    for prompt, num_hidden in ((IDS, 0), ("one two", 2)):
+        serving = Serving(spoken("yes"))
+        reply = await complete(serving, echo=True, logprobs=1, stream=stream, prompt=prompt)
+        pieces = [e["choices"][0] for e in reply.events[:-1]] if stream else reply.json()["choices"]
+        lists = [piece["logprobs"] for piece in pieces if piece["logprobs"]]
+        whole = {key: [each for one in lists for each in one[key]] for key in lists[0]}
+        num_prompt = len(IDS) + num_hidden
+        assert whole["token_logprobs"][0] is None
+        assert whole["top_logprobs"][0] is None
+        assert whole["token_logprobs"][1:num_prompt] == [-1.5] * (num_prompt - 1)
+        assert whole["token_logprobs"][num_prompt:] == [-0.5] * len(serving.answers[0])
+        assert "".join(whole["tokens"][num_hidden:-1]) == "one twoyes"
+        text = "".join(piece["text"] for piece in pieces)
+        for token, offset in list(zip(whole["tokens"], whole["text_offset"], strict=True))[
+            num_hidden:-1
+        ]:
+            assert text[offset:].startswith(token)
+        assert {len(top) for top in whole["top_logprobs"][1:num_prompt]} <= {1, 2}
+
+
+async def test_only_the_prompt_is_judged_with_a_length_of_none() -> None:
+    prompts = [IDS, IDS[:1]]
+    reply = await complete(Serving(), echo=True, max_tokens=0, logprobs=0, prompt=prompts)
+    first, second = reply.json()["choices"]
+    assert first["logprobs"]["token_logprobs"] == [None] + [-1.5] * (len(IDS) - 1)
+    assert second["logprobs"]["token_logprobs"] == [None]
+
+
+async def test_prompt_logprobs_have_vllms_shape_in_both_routes() -> None:
+    serving = Serving()
+    completed = (await complete(serving, prompt=IDS, prompt_logprobs=1)).json()["choices"][0]
+    chat = (await serving.chat(prompt_logprobs=0)).json()
+    assert len(completed["prompt_logprobs"]) == len(IDS)
+    assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
+    for shown in (completed, chat):
+        assert shown["prompt_logprobs"][0] is None
+    judged = completed["prompt_logprobs"][1]
+    assert judged[str(IDS[1])] == {
+        "logprob": -1.5,
+        "rank": 2,
+        "decoded_token": tokenizer().token_text(IDS[1]),
+    }
+    assert judged["0"]["rank"] == 1
+    assert "prompt_logprobs" not in (await serving.chat()).json()
+
+
 async def test_a_stop_string_ends_a_completion_and_thoughts_are_plain_text() -> None:
     serving = Serving(spoken("<think>a</think>b STOP c"), parse_reasoning=True)
     choice = (await complete(serving, stop=" STOP")).json()["choices"][0]
@@ -146,7 +194,8 @@ async def test_token_ids_are_shown_when_asked_for() -> None:
         ({"best_of": 2}, "best_of"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"n": 2, "temperature": 0}, "n"),

@@ -130,6 +130,17 @@ class FakeEngine:
             logprobs=self._logprobs(new, params.logprobs),
             num_cached_tokens=min(4, len(submit.token_ids) // 4),
             scheduled_s=submit.arrival_s,
+            prompt_logprobs=self._prompt_logprobs(submit, request.num_given - len(new)),
+        )
+
+    def _prompt_logprobs(self, submit: Submit, before: int) -> tuple[TokenLogprobs, ...] | None:
+        count = submit.sampling.prompt_logprobs
+        if count is None or before:
+            return None
+        ids = memoryview(submit.token_ids).cast("i").tolist()
+        return tuple(
+            TokenLogprobs(token, -1.5, 2, tuple((i, -0.5 - i) for i in range(count)))
+            for token in ids[1:]
         )
 
     def _logprobs(self, tokens: list[int], count: int | None) -> tuple[TokenLogprobs, ...] | None:
