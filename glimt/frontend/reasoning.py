@@ -105,6 +105,10 @@ class ReasoningSplitter:
             first = index if token_id == self._tokens.tool_call else index + 1
         yield self._piece(token_ids[first:])
 
+    def end_thoughts(self) -> None:
+        """What follows is content, whatever came before."""
+        self.channel = "content"
+
     def _is_mark(self, token_id: int) -> bool:
         tokens = self._tokens
         if token_id in (tokens.begin, tokens.end) or token_id in tokens.answer_tags:

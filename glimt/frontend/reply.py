@@ -1,6 +1,7 @@
-"""One reply from tokens to text: thoughts and content apart, trimmed, ended by stop strings.
+"""One reply from tokens to text: thoughts, content and calls apart, trimmed, ended by stop strings.
 
-    tokens ─reasoning.py▶ pieces of a channel ─detokenize.py▶ text ─▶ deltas
+    tokens ─tool_calls.py▶ calls, and the rest ─reasoning.py▶ pieces of a channel
+           ─detokenize.py▶ text ─▶ deltas
 
 Deltas do not depend on how the tokens came: put together they are the same reply.
 """
@@ -14,10 +15,11 @@ from glimt.frontend.detokenize import Detokenizer, TextDelta
 from glimt.frontend.prompt import IntArray
 from glimt.frontend.reasoning import Channel, Piece, ReasoningSplitter, ReasoningTokens
 from glimt.frontend.tokenizer import Tokenizer
+from glimt.frontend.tool_calls import CallDelta, CallPiece, CallReader, CallRules, merge_calls
 
 
 class ReplyDelta(msgspec.Struct, frozen=True, gc=False):
-    """New text of a reply: thoughts, then content.
+    """New text of a reply: thoughts, then content, then calls.
 
     `was_reasoning`: all content before this delta turned out to be thought. A stream has already
     sent it and lets it be; `fold` puts it right.
@@ -27,6 +29,8 @@ class ReplyDelta(msgspec.Struct, frozen=True, gc=False):
     content: str = ""
     stopped: str | None = None  # the stop string that ended the reply
     was_reasoning: bool = False
+    calls: tuple[CallDelta, ...] = ()  # each call at most once
+    ends_with_call: bool = False  # the rules allow one call, and that is whole
 
 
 def fold(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
@@ -34,22 +38,32 @@ def fold(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
     whole = merge(deltas)
     # What was content at first has not been trimmed as thought.
     thought = whole.reasoning.strip() if whole.was_reasoning else whole.reasoning
-    return ReplyDelta(thought, whole.content, whole.stopped)
+    return ReplyDelta(
+        thought,
+        whole.content,
+        whole.stopped,
+        calls=whole.calls,
+        ends_with_call=whole.ends_with_call,
+    )
 
 
 def merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
     """Consecutive deltas as one."""
     reasoning: list[str] = []
     content: list[str] = []
+    calls: list[CallDelta] = []
     stopped = None
-    was_reasoning = False
+    was_reasoning = ends_with_call = False
     for delta in deltas:
         if delta.was_reasoning:
             reasoning, content, was_reasoning = reasoning + content, [], True
         reasoning.append(delta.reasoning)
         content.append(delta.content)
+        calls += delta.calls
         stopped = stopped or delta.stopped
-    return ReplyDelta("".join(reasoning), "".join(content), stopped, was_reasoning)
+        ends_with_call = ends_with_call or delta.ends_with_call
+    texts = "".join(reasoning), "".join(content)
+    return ReplyDelta(*texts, stopped, was_reasoning, merge_calls(calls), ends_with_call)
 
 
 class ReplyReader:
@@ -61,25 +75,28 @@ class ReplyReader:
         reasoning: ReasoningTokens | None,
         prompt_ids: IntArray,
         *,
+        calls: CallRules | None = None,
         skip_ids: frozenset[int] = frozenset(),
         stop: Sequence[str] = (),
         include_stop: bool = False,
         min_tokens: int = 0,
     ) -> None:
-        """`reasoning` None: everything is content, its marks are text.
+        """`reasoning` None: everything is content, its marks are text; the same with `calls`.
 
         `skip_ids` give no text. Stop strings (see `Detokenizer`) count within the thoughts and
-        within the content, once more than `min_tokens` tokens are there.
+        within the content, never in calls, once more than `min_tokens` tokens are there.
         """
+        self._calls = CallReader(calls, tokenizer, skip_ids) if calls else None
         self._splitter = ReasoningSplitter(reasoning, prompt_ids) if reasoning else None
         self._channel: Channel = self._splitter.channel if self._splitter else "content"
         self._new_text: Callable[[], Detokenizer] = lambda: Detokenizer(
             tokenizer, skip_ids, stop, include_stop
         )
         self._text = self._new_text()
-        self._trim = _trim_for(self._channel, is_start=self._channel == "reasoning")
+        self._trim = self._trim_for(self._channel, is_start=self._channel == "reasoning")
         self._min_tokens = min_tokens
         self._num_tokens = 0
+        self._is_in_call = False  # nothing has come since a call
         self._is_over = False
 
     @property
@@ -87,10 +104,16 @@ class ReplyReader:
         """Tokens of thought so far, without the marks."""
         return self._splitter.num_reasoning_tokens if self._splitter else 0
 
+    @property
+    def num_calls(self) -> int:
+        """Calls that have begun."""
+        return self._calls.num_calls if self._calls else 0
+
     def push(self, token_ids: Sequence[int]) -> ReplyDelta:
         """The text that these tokens add for certain; none after a stop string."""
         if self._is_plain(token_ids):
             self._num_tokens += len(token_ids)
+            self._is_in_call = False
             new = self._text.push(token_ids)
             if new.stopped is None:
                 shown = self._trim.push(new.text)
@@ -102,12 +125,20 @@ class ReplyReader:
         for part, may_stop in ((token_ids[:early], False), (token_ids[early:], True)):
             self._num_tokens += len(part)
             for piece in self._pieces(part):
-                deltas += self._read(piece, may_stop)
+                if isinstance(piece, CallPiece):
+                    deltas += self._read_call(piece, may_stop)
+                else:
+                    deltas += self._read(piece, may_stop)
         return merge(deltas)
 
-    def finish(self) -> ReplyDelta:
-        """What was held back, at the end of the tokens."""
-        deltas = list(self._end_channel(self._num_tokens > self._min_tokens))
+    def finish(self, *, is_cut: bool = False) -> ReplyDelta:
+        """What was held back, at the end of the tokens. `is_cut`: the model had not ended."""
+        may_stop = self._num_tokens > self._min_tokens
+        deltas: list[ReplyDelta] = []
+        if self._calls is not None and not self._is_over:
+            for piece in self._calls.finish(is_cut=is_cut):
+                deltas += self._read_call(piece, may_stop)
+        deltas += self._end_channel(may_stop)
         if not self._is_over:
             self._is_over = True
             deltas += self._shown(self._trim.finish())
@@ -117,16 +148,42 @@ class ReplyReader:
         """Nearly all pushes are: neither marks nor a boundary in them, text and nothing else."""
         if self._is_over or self._num_tokens < self._min_tokens:
             return False
+        if self._calls is not None and not self._calls.is_plain(token_ids):
+            return False
         return self._splitter is None or self._splitter.pass_plain(token_ids)
 
-    def _pieces(self, token_ids: Sequence[int]) -> Iterable[Piece]:
+    def _pieces(self, token_ids: Sequence[int]) -> Iterator[Piece | CallPiece]:
+        """To be read one by one: what a piece is may depend on those before it."""
         if not token_ids or self._is_over:
-            return ()
-        if self._splitter is None:
-            return (Piece("content", token_ids),)
-        return self._splitter.push(token_ids)
+            return
+        for some in self._calls.read(token_ids) if self._calls else (token_ids,):
+            if isinstance(some, CallPiece):
+                yield some
+            elif self._splitter is None:
+                yield Piece("content", some)
+            else:
+                yield from self._splitter.push(some)
+
+    def _read_call(self, piece: CallPiece, may_stop: bool) -> Iterator[ReplyDelta]:
+        """A call is an end of all thoughts, and of the text before it."""
+        if not self._is_in_call:
+            yield from self._end_channel(may_stop)
+            if self._channel == "reasoning":
+                self._trim = self._trim_for("content", is_start=True)
+            self._channel, self._text, self._is_in_call = "content", self._new_text(), True
+            if self._splitter is not None:
+                self._splitter.end_thoughts()
+        if self._is_over:
+            return
+        if any(delta.name for delta in piece.calls):
+            self._trim.note_call()
+        yield from self._shown(self._trim.push(piece.text))
+        self._is_over = piece.is_last
+        if piece.calls or piece.is_last:
+            yield ReplyDelta(calls=piece.calls, ends_with_call=piece.is_last)
 
     def _read(self, piece: Piece, may_stop: bool) -> Iterator[ReplyDelta]:
+        self._is_in_call = False
         if piece.channel != self._channel:
             yield from self._end_channel(may_stop)
             if piece.was_reasoning and not self._is_over:
@@ -134,7 +191,7 @@ class ReplyReader:
                 yield ReplyDelta(was_reasoning=True)
             self._channel, self._text = piece.channel, self._new_text()
         if piece.is_start:
-            self._trim = _trim_for(piece.channel, is_start=True)
+            self._trim = self._trim_for(piece.channel, is_start=True)
         if not self._is_over:
             yield from self._delta(self._text.push(piece.token_ids, may_stop=may_stop))
 
@@ -155,15 +212,29 @@ class ReplyReader:
         elif text:
             yield ReplyDelta(content=text)
 
+    def _trim_for(self, channel: Channel, *, is_start: bool) -> "_Trim":
+        """Thoughts are trimmed at both ends, content after a mark at its start. Whitespace before a
+        decision waits for it: a <think> makes it meaningless, and so does a call behind it."""
+        if channel == "reasoning":
+            return _Trim("drop", "drop")
+        tail: _Fate = "hold" if self._calls else "keep"
+        if is_start:
+            return _Trim("drop", tail)
+        return _Trim("hold" if channel == "undecided" else "keep", tail)
+
+
+_Fate = Literal["keep", "hold", "drop"]
+
 
 class _Trim:
-    """Trims a text as it comes: `lead` says what becomes of whitespace at its start, `cuts_tail`
-    that whitespace at its end is dropped."""
+    """Trims a text as it comes: `lead` and `tail` say what becomes of whitespace at its start and
+    end. What is held is shown once it is certain that it means something."""
 
-    def __init__(self, lead: Literal["keep", "hold", "drop"], cuts_tail: bool) -> None:
+    def __init__(self, lead: _Fate, tail: _Fate) -> None:
         self._lead = lead
-        self._cuts_tail = cuts_tail
+        self._tail = tail
         self._held: list[str] = []  # whitespace that is only shown if text follows
+        self._is_at_call = False
 
     def push(self, text: str) -> str:
         """What of the text so far can be shown now."""
@@ -175,24 +246,22 @@ class _Trim:
                 return ""
             text = body if self._lead == "drop" else text
             self._lead = "keep"
-        shown = text.rstrip() if self._cuts_tail else text
+        shown = text if self._tail == "keep" else text.rstrip()
         if not shown:
             self._held += [text] if text else []
             return ""
         held, self._held = "".join(self._held), [text[len(shown) :]]
+        self._is_at_call = False
         return held + shown
 
+    def note_call(self) -> None:
+        """A call stands here. Whitespace around it means nothing, unless it parts two texts."""
+        self._is_at_call = True
+        if self._lead != "keep":
+            self._lead, self._held = "drop", []
+
     def finish(self) -> str:
-        """The whitespace of a text that turned out to be nothing else."""
+        """The whitespace of a text that turned out to have nothing else, or to end in it."""
         held, self._held = "".join(self._held), []
-        return held if self._lead == "hold" else ""
-
-
-def _trim_for(channel: Channel, *, is_start: bool) -> _Trim:
-    """Thoughts are trimmed at both ends, content after a mark at its start. Whitespace before a
-    decision waits for it: a <think> makes it meaningless."""
-    if channel == "reasoning":
-        return _Trim("drop", cuts_tail=True)
-    if is_start:
-        return _Trim("drop", cuts_tail=False)
-    return _Trim("hold" if channel == "undecided" else "keep", cuts_tail=False)
+        means_something = self._lead == "hold" or self._tail == "hold"
+        return held if means_something and not self._is_at_call else ""
