@@ -179,10 +179,15 @@ class ServerSettings:
     """Web pages that browsers may let call this server (CORS); default: none."""
     reasoning_parser: Literal["glm45"] | None = None
     """glm45: thinking goes to `reasoning`, apart from `content`."""
-    tool_call_parser: str | None = None
-    """Refused: this version does not parse tool calls."""
+    enable_reasoning_content: bool = True
+    """Show the thinking under its older name `reasoning_content` as well."""
+    tool_call_parser: Literal["glm45", "glm47"] | None = None
+    """How the model writes tool calls: glm45 with line breaks, glm47 without; both are read by
+    the same rules."""
     enable_auto_tool_choice: bool = False
-    """Refused: this version does not parse tool calls."""
+    """Let the model choose whether to call tools (`tool_choice: auto`)."""
+    exclude_tools_when_tool_choice_none: bool = False
+    """Leave tools out of the prompt of requests with `tool_choice: none`."""
     max_logprobs: int = 20
     """Most alternatives a request may ask for with top_logprobs."""
     max_num_queued_reqs: int = 1024
@@ -234,7 +239,7 @@ def check(settings: Settings) -> list[str]:
 
 def _later(settings: Settings) -> Iterator[str]:
     """Flags that are known by name and whose work is not in this version."""
-    parallel, server = settings.parallel, settings.server
+    parallel = settings.parallel
     one = "; this version runs on one GPU (or CPU) of one machine: leave it out or set it to 1"
     for flag, value in (
         ("--tensor-parallel-size", parallel.tensor_parallel_size),
@@ -263,11 +268,6 @@ def _later(settings: Settings) -> Iterator[str]:
         yield (
             "--mm-processor-cache-type shm comes with several GPUs; lru is already in shared "
             "memory here: leave the flag out"
-        )
-    if server.tool_call_parser is not None or server.enable_auto_tool_choice:
-        yield (
-            "--tool-call-parser and --enable-auto-tool-choice: this version does not parse tool "
-            "calls; leave both out (tools in requests are refused, not ignored)"
         )
     if not settings.cache.enable_chunked_prefill:
         yield "--no-enable-chunked-prefill: prompts are always computed in chunks; leave it out"
@@ -310,8 +310,10 @@ def _ranges(settings: Settings) -> Iterator[str]:
 
 
 def _unreadable(settings: Settings) -> Iterator[str]:
-    """Values that are text in the command line and something else in meaning."""
+    """Values that are text in the command line and something else in meaning, or lack another."""
     models, cache, media = settings.models, settings.cache, settings.media
+    if settings.server.enable_auto_tool_choice and settings.server.tool_call_parser is None:
+        yield "--enable-auto-tool-choice needs --tool-call-parser (glm45 or glm47)"
     for flag, text in (
         ("--hf-overrides", models.hf_overrides),
         ("--override-generation-config", models.override_generation_config),

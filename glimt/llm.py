@@ -97,6 +97,8 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         use_tqdm: bool = True,
@@ -105,7 +107,8 @@ class LLM:
 
         Messages are as in the HTTP API; images may also be `{"type": "image", "image": x}` with
         an image of PIL or a `pathlib.Path`, videos `{"type": "video", "video": path}`.
-        `sampling_params`: one for all, or one for each.
+        `sampling_params`: one for all, or one for each. `tools` and `tool_choice` are those of the
+        HTTP API; calls are in the outputs' `tool_calls`.
 
         Raises RequestError naming the field (InvalidRequest, PromptTooLong, BadMedia, …) and
         EngineFailed. One bad conversation ends the whole call.
@@ -116,6 +119,8 @@ class LLM:
         fields = {
             "chat_template_kwargs": dict(chat_template_kwargs or {}),
             "add_generation_prompt": add_generation_prompt,
+            "tools": None if tools is None else [dict(tool) for tool in tools],
+            "tool_choice": tool_choice,
         }
         jobs = []
         for conversation, params in _paired(conversations, sampling_params):

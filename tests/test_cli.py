@@ -74,8 +74,10 @@ def test_the_missions_flags_are_known_and_what_is_missing_is_said_at_once(
 ) -> None:
     assert run("serve", "zai-org/GLM-4.5V-FP8", *MISSION) == 2
     message = capsys.readouterr().err
-    for flag in ("--tensor-parallel-size 4", "--tool-call-parser", "--mm-processor-cache-type shm"):
+    for flag in ("--tensor-parallel-size 4", "--mm-processor-cache-type shm"):
         assert flag in message
+    for flag in ("--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser"):
+        assert flag not in message
 
 
 @pytest.mark.parametrize(

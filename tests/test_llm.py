@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,9 @@ from glimt.errors import (
     MediaBlocked,
     PromptTooLong,
     StepFailed,
+    Unsupported,
 )
+from glimt.frontend.tokenizer import Tokenizer
 from glimt.models.glm4v import Glm4v
 from glimt.runner.executor import ModelExecutor
 from glimt.tiny.checkpoint import make_tiny_checkpoint
@@ -218,6 +221,46 @@ def test_the_template_gets_its_arguments(llm: LLM) -> None:
     assert len(silent) > len(thinking)
     bare = ask(llm, user("Hm"), add_generation_prompt=False).prompt_token_ids
     assert len(bare) < len(thinking)
+
+
+def test_calls_of_the_tools_given_are_apart(llm: LLM, checkpoint: Path) -> None:
+    """The model draws the tokens of a call at random; some answers come to be calls."""
+    tools = [{"type": "function", "function": {"name": "g", "description": "Goes <|user|>."}}]
+    tokenizer = Tokenizer(checkpoint / "tokenizer.json")
+    begin, end = (tokenizer.control_tokens[mark] for mark in ("<tool_call>", "</tool_call>"))
+    letter = tokenizer.encode_text("g")[0]
+    params = SamplingParams(
+        n=16,
+        temperature=100,
+        top_p=1.0,
+        top_k=0,
+        max_tokens=6,
+        ignore_eos=True,
+        allowed_token_ids=[begin, end, letter],
+    )
+    output = ask(llm, user("x"), params, tools=tools)
+    assert '"description": "Goes <|user|>."' in tokenizer.decode(output.prompt_token_ids)
+    num_calls = 0
+    for answer in output.outputs:
+        written = tokenizer.decode(answer.token_ids)
+        assert len(answer.tool_calls) == written.count("<tool_call>g</tool_call>") + len(
+            re.findall("<tool_call>g<tool_call>", written)
+        )
+        num_calls += len(answer.tool_calls)
+        for call in answer.tool_calls:
+            assert (call.name, call.arguments) == ("g", "{}")
+    assert num_calls
+    [calling] = [answer for answer in output.outputs if answer.tool_calls][:1]
+    turn = {"role": "assistant", "tool_calls": [c.as_message() for c in calling.tool_calls]}
+    result = {"role": "tool", "tool_call_id": calling.tool_calls[0].id, "content": "gone"}
+    again = ask(llm, [*user("x"), turn, result], tools=tools)
+    assert "<tool_call>g\n</tool_call>" in tokenizer.decode(again.prompt_token_ids)
+    with pytest.raises(Unsupported, match="tool_choice"):
+        ask(llm, user("x"), tools=tools, tool_choice="required")
+    none = ask(
+        llm, user("x"), msgspec.structs.replace(params, n=2), tools=tools, tool_choice="none"
+    )
+    assert all(begin not in answer.token_ids for answer in none.outputs)
 
 
 def test_thoughts_are_apart_if_a_parser_is_asked_for(checkpoint: Path) -> None:

@@ -1,7 +1,6 @@
 """POST /v1/chat/completions: from bytes to a running generation, and its answer back."""
 
 import logging
-from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -19,10 +18,17 @@ from glimt.api.call import Call
 from glimt.api.departure import Departure
 from glimt.api.fields import StreamOptions
 from glimt.api.messages import check_media_counts, conversation_of
-from glimt.api.params import sampling_params, with_length
+from glimt.api.params import sampling_params, template_kwargs, with_length
 from glimt.api.schema import KNOWN_FIELDS, ChatRequest, check_supported
 from glimt.api.state import ApiState
 from glimt.api.stream import AnswerForm, ChatWriter
+from glimt.api.tools import (
+    call_rules,
+    check_tools,
+    ignored_tool_fields,
+    tools_in_prompt,
+    with_tools,
+)
 from glimt.errors import GlimtError
 from glimt.frontend.answer import Answer, TextOptions
 from glimt.frontend.prompt import Conversation, Prompt
@@ -55,11 +61,13 @@ def check_chat(state: ApiState, request: ChatRequest) -> None:
     check_supported(request)
     check_form(request)
     check_model(state, request.model)
+    check_tools(request, state.tools)
 
 
 def without_effect(state: ApiState, request: ChatRequest) -> list[str]:
     """Known fields that do nothing under this server's settings."""
-    return ["priority"] if request.priority and not state.priority_policy else []
+    ignored = ["priority"] if request.priority and not state.priority_policy else []
+    return [*ignored, *ignored_tool_fields(request)]
 
 
 async def start_chat(state: ApiState, request: ChatRequest, call: Call, salt: bytes) -> Answer:
@@ -76,21 +84,23 @@ async def start_chat(state: ApiState, request: ChatRequest, call: Call, salt: by
 
 def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
     """How the answer is drawn, but for its length. Raises InvalidRequest, EngineDied."""
-    return sampling_params(
+    sampling = sampling_params(
         request,
         state.defaults,
         state.client.info,
         fresh_seed=lambda: state.seeds.getrandbits(63),
         encode=state.tokenizer.encode_text,
     )
+    return with_tools(sampling, request, state.tools)
 
 
 def conversation_in(state: ApiState, request: ChatRequest) -> Conversation:
     """The request's messages, ready to be rendered. Raises InvalidRequest, Unsupported."""
     conversation = conversation_of(
         request.messages,
-        template_kwargs=_template_kwargs(state, request),
+        template_kwargs=template_kwargs(state.template_kwargs, request),
         add_generation_prompt=request.add_generation_prompt,
+        tools=tools_in_prompt(request, state.tools),
     )
     check_media_counts(conversation, max_images=state.max_images, max_videos=state.max_videos)
     return conversation
@@ -157,14 +167,6 @@ def _log_start(call: Call, request: ChatRequest, prompt: Prompt, sampling: Sampl
     logger.info("request started", extra={"fields": fields})
 
 
-def _template_kwargs(state: ApiState, request: ChatRequest) -> dict[str, Any]:
-    """The operator's, then the request's, then the field that has a name of its own."""
-    kwargs = {**state.template_kwargs, **(request.chat_template_kwargs or {})}
-    if request.reasoning_effort is not None:
-        kwargs["reasoning_effort"] = request.reasoning_effort
-    return kwargs
-
-
 def _text_options(request: ChatRequest, state: ApiState) -> TextOptions:
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     return TextOptions(
@@ -173,6 +175,7 @@ def _text_options(request: ChatRequest, state: ApiState) -> TextOptions:
         skip_special_tokens=request.skip_special_tokens,
         include_reasoning=request.include_reasoning,
         reasoning=ReasoningTokens.of(state.tokenizer) if state.parse_reasoning else None,
+        calls=call_rules(request, state.tools, lambda: f"call_{state.random.getrandbits(96):024x}"),
     )
 
 
@@ -189,6 +192,7 @@ def answer_form(
         with_logprobs=bool(request.logprobs),
         with_token_ids=bool(request.return_token_ids),
         with_reasoning=request.include_reasoning,
+        with_reasoning_content=state.reasoning_content,
         prompt_token_ids=prompt_token_ids,
         tokens_as_ids=bool(request.return_tokens_as_token_ids),
         include_usage=options.include_usage or state.force_include_usage,

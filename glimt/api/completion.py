@@ -63,14 +63,31 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     completion_tokens_details: CompletionDetails | None = None
 
 
+class AnswerFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """The function called, and its arguments: a JSON object as text, cut if the answer was."""
+
+    name: str
+    arguments: str
+
+
+class AnswerCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: AnswerFunction
+
+
 class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model said. `reasoning_content` is the older name of `reasoning`, always equal."""
+    """What the model said. `reasoning_content` is the older name of `reasoning`, always equal.
+    `content` is null where there are calls and nothing else."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None = None
     reasoning: str | None = None
-    reasoning_content: str | None = None
+    reasoning_content: str | UnsetType | None = UNSET
+    tool_calls: list[AnswerCall] | UnsetType = UNSET
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +116,22 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
 
 
+class ChunkFunction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The name, in a call's first chunk, and fragments of the arguments' JSON."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ChunkCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is new in a call; `id` and `type` come in its first chunk."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: ChunkFunction
+
+
 class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is new in a choice; `{}` in its last chunk."""
 
@@ -106,6 +139,7 @@ class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ChunkCall] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from glimt.errors import InvalidRequest, Unsupported
+from glimt.frontend.argument_types import parse
 from glimt.frontend.prompt import Conversation, MediaSource
 
 
@@ -68,6 +69,21 @@ Part = (
 )
 
 
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """The function called, and its arguments: a JSON object, as text or as it is."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that an earlier answer made."""
+
+    id: Annotated[str, Meta(max_length=256)] | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One turn of the conversation."""
 
@@ -78,8 +94,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str | None = None
     reasoning_content: str | None = None  # older name of `reasoning`
     refusal: str | None = None
-    tool_calls: Any = None
-    tool_call_id: str | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
+    function_call: Any = None  # refused: the older form of `tool_calls`
+    # Of a tool's result.
+    tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
 
 
 def conversation_of(
@@ -87,6 +105,7 @@ def conversation_of(
     *,
     template_kwargs: Mapping[str, Any],
     add_generation_prompt: bool,
+    tools: tuple[dict[str, Any], ...] | None = None,
 ) -> Conversation:
     """The messages as the template and the media preparation want them.
 
@@ -94,12 +113,13 @@ def conversation_of(
     """
     media: list[MediaSource] = []
     plain = tuple(
-        _plain_message(message, f"messages[{index}]", media)
-        for index, message in enumerate(messages)
+        _plain_message(messages[index], f"messages[{index}]", media)
+        for index in _in_order_of_calls(messages)
     )
     return Conversation(
         messages=plain,
         media=tuple(media),
+        tools=tools,
         template_kwargs=template_kwargs,
         add_generation_prompt=add_generation_prompt,
     )
@@ -116,9 +136,66 @@ def check_media_counts(conversation: Conversation, *, max_images: int, max_video
             )
 
 
+def _in_order_of_calls(messages: list[Message]) -> list[int]:
+    """Indices of the messages, results of tools in the order in which they were called: templates
+    of this family show no ids, so the order is all that tells the model whose result is whose.
+
+    Results without the id of one of the calls before them stay where they are.
+    """
+    order = list(range(len(messages)))
+    places: dict[str | None, int] = {}  # of the calls that results may now belong to
+    start = 0
+    for index, message in enumerate(messages):
+        if message.role != "tool":
+            places = {call.id: place for place, call in enumerate(message.tool_calls or ())}
+            start = index + 1
+        elif index + 1 == len(messages) or messages[index + 1].role != "tool":
+            run = messages[start : index + 1]
+            if all(result.tool_call_id in places for result in run):
+                order[start : index + 1] = sorted(
+                    order[start : index + 1], key=lambda i: places[messages[i].tool_call_id]
+                )
+    return order
+
+
+def _plain_calls(message: Message, path: str) -> list[dict[str, Any]]:
+    if message.role != "assistant":
+        raise InvalidRequest(
+            f"{path}.tool_calls: only the assistant calls tools", param=f"{path}.tool_calls"
+        )
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": call.function.name,
+                "arguments": _arguments(
+                    call.function.arguments, f"{path}.tool_calls[{index}].function.arguments"
+                ),
+            },
+        }
+        for index, call in enumerate(message.tool_calls or ())
+    ]
+
+
+def _arguments(arguments: str | dict[str, Any] | None, path: str) -> dict[str, Any]:
+    """The mapping that templates go through."""
+    if isinstance(arguments, dict):
+        return arguments
+    try:
+        parsed = parse(arguments) if arguments and arguments.strip() else {}
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"{path} must be a JSON object, as text", param=path)
+    return parsed
+
+
 def _plain_message(message: Message, path: str, media: list[MediaSource]) -> dict[str, Any]:
-    if message.tool_calls or message.role == "tool":
-        raise Unsupported("tool calls are not supported by this version", param=path)
+    if message.function_call is not None:
+        raise Unsupported(
+            f"{path}.function_call is not supported: send tool_calls instead",
+            param=f"{path}.function_call",
+        )
     if message.content is None and message.role != "assistant":
         raise InvalidRequest(f"{path}.content is missing", param=f"{path}.content")
     content: str | list[dict[str, Any]]
@@ -134,6 +211,8 @@ def _plain_message(message: Message, path: str, media: list[MediaSource]) -> dic
     # The family's templates read the older name.
     if reasoning := message.reasoning or message.reasoning_content:
         plain["reasoning_content"] = reasoning
+    if message.tool_calls:
+        plain["tool_calls"] = _plain_calls(message, path)
     return plain
 
 

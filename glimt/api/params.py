@@ -16,6 +16,7 @@ from glimt.wire import EngineInfo, SamplingParams
 
 GREEDY_BELOW = 1e-5  # temperatures below this are greedy
 _MAX_LOGIT_BIAS = 300
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +122,29 @@ def with_length(
             param="min_tokens",
         )
     return msgspec.structs.replace(sampling, max_tokens=asked)
+
+
+def template_kwargs(operators: Mapping[str, Any], request: ChatRequest) -> dict[str, Any]:
+    """The template's arguments: the operator's, over them the request's, over them the fields that
+    have a name of their own.
+
+    Raises InvalidRequest for fields that contradict each other.
+    """
+    own = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        own["reasoning_effort"] = request.reasoning_effort
+    switch = request.enable_thinking
+    if switch is not None:
+        if own.get("enable_thinking", switch) is not switch:
+            raise InvalidRequest(
+                "enable_thinking and chat_template_kwargs.enable_thinking differ; send one of them",
+                param="enable_thinking",
+            )
+        own["enable_thinking"] = switch
+    # A wish of the request replaces the operator's under whatever name that came.
+    if not own.keys().isdisjoint(("enable_thinking", "thinking", "reasoning_effort")):
+        operators = {k: v for k, v in operators.items() if k not in _THINKING_SWITCHES}
+    return {**operators, **own}
 
 
 def _or(value: Any, default: Any) -> Any:

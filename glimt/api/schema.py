@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from glimt.api.fields import Count, NoEffect, NotDone, RequestFields
 from glimt.api.messages import Message
+from glimt.api.tools import MAX_TOOLS, Tool, ToolChoice
 from glimt.errors import Unsupported
 
 
@@ -28,16 +29,18 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )
+    enable_thinking: bool | None = None
     add_generation_prompt: bool = True
+    # Tools.
+    tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     # Known and of no effect here.
     service_tier: NoEffect = None
-    parallel_tool_calls: NoEffect = None
     prompt_cache_key: NoEffect = None
     safety_identifier: NoEffect = None
     verbosity: NoEffect = None
     # Known and not done; see `_HARMLESS`.
-    tools: NotDone = None
-    tool_choice: NotDone = None
     functions: NotDone = None
     function_call: NotDone = None
     response_format: NotDone = None
@@ -79,8 +82,6 @@ KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
 
 # Values, beside null, with which a field of work that is not done asks for none of it.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
-    "tools": (),
-    "tool_choice": ("none",),
     "functions": (),
     "function_call": ("none",),
     "response_format": ({"type": "text"},),
@@ -118,6 +119,9 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
+# What replaced a field of older clients.
+_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
+
 
 def check_supported(request: ChatRequest) -> None:
     """Raise Unsupported for the first field that asks for work this version does not do."""
@@ -130,7 +134,8 @@ def check_harmless(request: RequestFields, harmless: Mapping[str, tuple[Any, ...
         value = getattr(request, name)
         if value is None or any(_same(value, each) for each in values):
             continue
-        raise Unsupported(f"{name} is not supported by this version", param=name)
+        advice = f": send {_INSTEAD[name]} instead" if name in _INSTEAD else ""
+        raise Unsupported(f"{name} is not supported by this version{advice}", param=name)
 
 
 def _same(value: Any, other: Any) -> bool:

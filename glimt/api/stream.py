@@ -1,20 +1,22 @@
 """Deltas of an answer -> server-sent events, or, folded, the one body of an unstreamed answer.
 
 The order of a stream: the role together with the first text of each choice (never before it, so
-that nobody measures a role as a token), text deltas, a last chunk with an empty delta and the
-finish_reason, one usage chunk without choices if it was asked for, [DONE]. A stream that fails
-after its first byte ends with an error event and [DONE], and has no finish_reason.
+that nobody measures a role as a token), deltas of text and calls, a last chunk with an empty delta
+and the finish_reason, one usage chunk without choices if it was asked for, [DONE]. A stream that
+fails after its first byte ends with an error event and [DONE], and has no finish_reason.
 
 An event is put together from ready-made bytes: its text is the only thing encoded per token.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
 
 from glimt.api.answering import Readable
 from glimt.api.completion import (
+    AnswerCall,
+    AnswerFunction,
     AnswerMessage,
     ChatCompletion,
     Choice,
@@ -28,8 +30,7 @@ from glimt.api.completion import (
     Usage,
 )
 from glimt.api.errors import error_event
-from glimt.frontend.answer import Delta, UsageCounts
-from glimt.frontend.reply import ReplyDelta, fold
+from glimt.frontend.answer import Delta, UsageCounts, fold_deltas
 from glimt.wire import TokenLogprobs
 
 DONE = b"data: [DONE]\n\n"
@@ -52,6 +53,7 @@ class AnswerForm:
     with_logprobs: bool = False
     with_token_ids: bool = False
     with_reasoning: bool = True
+    with_reasoning_content: bool = True  # the thinking under its older name, too
     prompt_token_ids: tuple[int, ...] = ()  # shown if with_token_ids
     tokens_as_ids: bool = False  # token_id:123 in place of a token's text
     include_usage: bool = False
@@ -98,7 +100,8 @@ class ChatWriter:
         return (
             delta.finish_reason is None
             and delta.content != ""
-            and not (delta.reasoning or delta.logprobs or self._form.with_token_ids)
+            and not (delta.reasoning or delta.calls)
+            and not (delta.logprobs or self._form.with_token_ids)
             and not self._is_new[delta.choice]
         )
 
@@ -120,17 +123,15 @@ class ChatWriter:
 
     def _add_events(self, parts: list[bytes], delta: Delta, tail: bytes) -> None:
         index = b'{"index":%d,"delta":{' % delta.choice
-        has_text = bool(delta.content or delta.reasoning)
-        shows_tokens = bool(delta.logprobs) or (self._form.with_token_ids and delta.token_ids)
-        is_new = self._is_new[delta.choice]
-        if has_text or shows_tokens or (is_new and delta.finish_reason is not None):
+        for number, body in enumerate(self._bodies(delta)):
+            is_first, is_new = number == 0, self._is_new[delta.choice]
             self._is_new[delta.choice] = False
-            parts += (self._head, index)
-            if is_new:
-                parts.append(b'"role":"assistant",')
-            self._add_text(parts, delta)
-            parts += (b'},"logprobs":', self._logprobs(delta), b',"finish_reason":null')
-            if self._form.with_token_ids:
+            role = b'"role":"assistant",' if is_new else b""
+            # Log-probabilities and ids are of the whole delta: they come once.
+            logprobs = self._logprobs(delta) if is_first else b"null"
+            parts += (self._head, index, role, body, b'},"logprobs":', logprobs)
+            parts.append(b',"finish_reason":null')
+            if self._form.with_token_ids and is_first:
                 self._add_token_ids(parts, delta, is_new)
             parts += (b"}", tail)
         if delta.finish_reason is not None:
@@ -138,15 +139,35 @@ class ChatWriter:
             parts += (_encode(delta.finish_reason), b',"stop_reason":', _encode(delta.stop_reason))
             parts += (b"}", tail)
 
-    def _add_text(self, parts: list[bytes], delta: Delta) -> None:
+    def _bodies(self, delta: Delta) -> Iterator[bytes]:
+        """The insides of the `delta` objects that tell what a delta has: its text, then its calls,
+        a call's name in an object of its own, since some clients read no more of the first."""
+        shows_tokens = bool(delta.logprobs) or (self._form.with_token_ids and delta.token_ids)
+        is_new = self._is_new[delta.choice]
+        must_show = shows_tokens or (is_new and delta.finish_reason is not None)
+        if delta.content or delta.reasoning or (must_show and not delta.calls):
+            yield self._text(delta)
+        for call in delta.calls:
+            head = b'"tool_calls":[{"index":%d,' % call.index
+            if call.name:
+                names = _encode(call.id), _encode(call.name)
+                yield head + (
+                    b'"id":%b,"type":"function","function":{"name":%b,"arguments":""}}]' % names
+                )
+            if call.arguments:
+                yield head + b'"function":{"arguments":%b}}]' % _encode(call.arguments)
+
+    def _text(self, delta: Delta) -> bytes:
         """Both names of the thinking; clients read either."""
+        texts: list[bytes] = []
         if delta.reasoning:
-            text = _encode(delta.reasoning)
-            parts += (b'"reasoning":', text, b',"reasoning_content":', text)
-            if delta.content:
-                parts.append(b",")
+            reasoning = _encode(delta.reasoning)
+            texts.append(b'"reasoning":' + reasoning)
+            if self._form.with_reasoning_content:
+                texts.append(b'"reasoning_content":' + reasoning)
         if delta.content or not delta.reasoning:
-            parts += (b'"content":', _encode(delta.content))
+            texts.append(b'"content":' + _encode(delta.content))
+        return b",".join(texts)
 
     def _logprobs(self, delta: Delta) -> bytes:
         if not delta.logprobs:
@@ -176,22 +197,30 @@ def whole_answer(form: AnswerForm, deltas: Iterable[Delta], answer: Readable) ->
 
 
 def _choice(form: AnswerForm, index: int, deltas: list[Delta]) -> Choice:
-    reply = fold(
-        ReplyDelta(delta.reasoning, delta.content, was_reasoning=delta.was_reasoning)
-        for delta in deltas
-    )
-    reasoning = reply.reasoning if form.with_reasoning else None
     logprobs = tuple(each for delta in deltas for each in delta.logprobs)
     token_ids = tuple(each for delta in deltas for each in delta.token_ids)
     return Choice(
         index=index,
-        message=AnswerMessage(
-            content=reply.content, reasoning=reasoning or None, reasoning_content=reasoning or None
-        ),
+        message=_message(form, deltas),
         logprobs=logprobs_of(logprobs, form) if form.with_logprobs else None,
         finish_reason=deltas[-1].finish_reason if deltas else None,
         stop_reason=deltas[-1].stop_reason if deltas else None,
         token_ids=token_ids if form.with_token_ids else msgspec.UNSET,
+    )
+
+
+def _message(form: AnswerForm, deltas: list[Delta]) -> AnswerMessage:
+    reply = fold_deltas(deltas)
+    reasoning = (reply.reasoning if form.with_reasoning else None) or None
+    calls = [
+        AnswerCall(id=call.id, function=AnswerFunction(name=call.name, arguments=call.arguments))
+        for call in reply.calls
+    ]
+    return AnswerMessage(
+        content=None if calls and not reply.content else reply.content,
+        reasoning=reasoning,
+        reasoning_content=reasoning if form.with_reasoning_content else msgspec.UNSET,
+        tool_calls=calls or msgspec.UNSET,
     )
 
 

@@ -29,6 +29,7 @@ from glimt.api.messages import Message
 from glimt.api.params import with_length
 from glimt.api.schema import KNOWN_FIELDS, ChatRequest
 from glimt.api.state import ApiState
+from glimt.api.tools import MAX_TOOLS, Tool, check_specs
 from glimt.errors import InvalidRequest
 from glimt.frontend.prompt import Prompt
 from glimt.wire import ImageSpan
@@ -45,6 +46,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     # Of a conversation.
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,10 +135,12 @@ async def _token_ids(state: ApiState, scope: Scope, request: TokenizeRequest) ->
             "add_special_tokens is for a prompt; a chat template writes its own",
             param="add_special_tokens",
         )
+    check_specs(request.tools or [])
     chat = ChatRequest(
         messages=request.messages or [],
         add_generation_prompt=request.add_generation_prompt,
         chat_template_kwargs=request.chat_template_kwargs,
+        tools=request.tools,
     )
     async with rendered(state, chat, salt_of(scope, None)) as prompt:
         token_ids: list[int] = prompt.token_ids.tolist()

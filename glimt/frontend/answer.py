@@ -4,7 +4,7 @@ A stream sends the deltas one by one, an unstreamed answer is all of them folded
 path from tokens to text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ from glimt.errors import GlimtError
 from glimt.frontend.generation import Generation
 from glimt.frontend.prompt import Prompt
 from glimt.frontend.reasoning import ReasoningTokens
-from glimt.frontend.reply import ReplyDelta, ReplyReader, merge
+from glimt.frontend.reply import ReplyDelta, ReplyReader, fold, merge
 from glimt.frontend.tokenizer import Tokenizer
+from glimt.frontend.tool_calls import CallDelta, CallRules
 from glimt.metrics import GenerationTimes, Metrics
 from glimt.wire import Output, SamplingParams, TokenLogprobs
 
@@ -32,9 +33,20 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     content: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: str | None = None  # stop · length
+    finish_reason: str | None = None  # stop · length · tool_calls
     stop_reason: int | str | None = None  # the stop string or token that matched; not a plain eos
     was_reasoning: bool = False
+    calls: tuple[CallDelta, ...] = ()  # each call at most once
+
+
+def fold_deltas(deltas: Iterable[Delta]) -> ReplyDelta:
+    """All deltas of one choice as its whole text, thoughts and calls."""
+    return fold(
+        ReplyDelta(
+            delta.reasoning, delta.content, was_reasoning=delta.was_reasoning, calls=delta.calls
+        )
+        for delta in deltas
+    )
 
 
 class UsageCounts(NamedTuple):
@@ -55,6 +67,7 @@ class TextOptions:
     skip_special_tokens: bool = True
     include_reasoning: bool = True
     reasoning: ReasoningTokens | None = None  # None = all is content
+    calls: CallRules | None = None  # None = there are no calls, their marks are text
 
 
 class Answer:
@@ -178,8 +191,10 @@ class Answer:
     def _observe_end(self, choice: "_Choice", now_s: float) -> None:
         first_s, scheduled_s = choice.first_s, choice.scheduled_s
         last_s = choice.last_s if choice.last_s is not None else first_s
+        # A label of the metrics tells how generations end: one with calls has stopped.
+        reason = "stop" if choice.finish_reason == "tool_calls" else choice.finish_reason
         times = GenerationTimes(
-            finish_reason=choice.finish_reason or "abort",
+            finish_reason=reason or "abort",
             cached_tokens=choice.num_cached_tokens,
             completion_tokens=choice.num_tokens,
             e2e_s=now_s - self._arrival_s,
@@ -206,7 +221,9 @@ class _Choice:
         self.last_s: float | None = None
         self.scheduled_s: float | None = None
         self.finish_reason: str | None = None
-        self._has_stop = bool(options.stop)
+        # These end an answer between two tokens, wherever that is in an output.
+        may_call_once = options.calls is not None and options.calls.only_one
+        self._may_end_early = bool(options.stop) or may_call_once
         self._include_stop = options.include_stop
         self._include_reasoning = options.include_reasoning
         self._plain_eos = sampling.eos_token_ids[:1]
@@ -224,12 +241,14 @@ class _Choice:
         reply, num_read = self._read(output)
         self.num_tokens += num_read
         stop_reason: int | str | None = reply.stopped
-        if reply.stopped is not None:
+        if reply.stopped is not None or reply.ends_with_call:
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
             self.finish_reason = output.finish_reason
             if output.stop_token_id not in self._plain_eos:
                 stop_reason = output.stop_token_id
+        if self.finish_reason == "stop" and self.reader.num_calls:
+            self.finish_reason = "tool_calls"
         return Delta(
             choice=self.index,
             reasoning=reply.reasoning if self._include_reasoning else "",
@@ -239,26 +258,27 @@ class _Choice:
             finish_reason=self.finish_reason,
             stop_reason=stop_reason,
             was_reasoning=reply.was_reasoning,
+            calls=reply.calls,
         )
 
     def _read(self, output: Output) -> tuple[ReplyDelta, int]:
-        """The text of the output's tokens, and how many of them were read: none after a stop
-        string, whose place would be lost if several tokens were read at once."""
+        """The text of the output's tokens, and how many of them were read: none after an early
+        end, whose place would be lost if several tokens were read at once."""
         token_ids = output.token_ids
-        if output.finish_reason is None and not self._has_stop:
+        if output.finish_reason is None and not self._may_end_early:
             return self.reader.push(token_ids), len(token_ids)
         # The token that ends an answer belongs to it but is not text.
         is_hidden = output.stop_token_id is not None and not self._include_stop
         visible = token_ids[:-1] if is_hidden else token_ids
         replies: list[ReplyDelta] = []
         for index, some in enumerate(
-            [(each,) for each in visible] if self._has_stop else [visible]
+            [(each,) for each in visible] if self._may_end_early else [visible]
         ):
             replies.append(self.reader.push(some))
-            if replies[-1].stopped is not None:
+            if replies[-1].stopped is not None or replies[-1].ends_with_call:
                 return merge(replies), index + 1
         if output.finish_reason is not None:
-            replies.append(self.reader.finish())
+            replies.append(self.reader.finish(is_cut=output.finish_reason == "length"))
         return (replies[0] if len(replies) == 1 else merge(replies)), len(token_ids)
 
 
@@ -269,6 +289,7 @@ def _reader(
         tokenizer,
         options.reasoning,
         prompt.token_ids,
+        calls=options.calls,
         skip_ids=tokenizer.skip_ids if options.skip_special_tokens else frozenset(),
         stop=options.stop,
         include_stop=options.include_stop,

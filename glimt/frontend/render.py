@@ -117,6 +117,8 @@ class Renderer:
         if media_kinds(messages) != [source.kind for source in conversation.media]:
             raise InvalidRequest("the messages and the media given do not match", param="messages")
         tools = list(conversation.tools or ())
+        if tools and not self._template.takes_tools:
+            raise InvalidRequest("this checkpoint's chat template takes no tools", param="tools")
         texts = strings_in([messages, tools])
         stand_ins = StandIns(self._guarded, [self._template.source, *texts])
         try:

@@ -1,13 +1,15 @@
 """The client tower on one event loop: conversations and prompts in, whole answers out."""
 
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from glimt.api.messages import check_media_counts, conversation_of
-from glimt.api.params import SamplingDefaults, sampling_params, with_length
+from glimt.api.params import SamplingDefaults, sampling_params, template_kwargs, with_length
 from glimt.api.schema import ChatRequest
+from glimt.api.tools import ToolSettings, call_rules, check_tools, tools_in_prompt, with_tools
 from glimt.checkpoint import checkpoint_file
 from glimt.errors import RequestError
 from glimt.frontend.answer import Answer, Delta, TextOptions
@@ -72,6 +74,10 @@ class OfflineFrontend:
         self._metrics = metrics
         self._media = media
         self._admission = Admission()
+        # A program that gives tools needs no operator who allows them.
+        self._tools = ToolSettings.of(
+            language.tokenizer, start.tool_call_parser or "glm45", auto=True
+        )
 
     async def answer(self, job: Job) -> RequestOutput:
         """The whole answer. Raises typed errors; a cancelled call ends its generation."""
@@ -111,6 +117,7 @@ class OfflineFrontend:
                 fresh_seed=lambda: 0,  # never asked: jobs have a seed
                 encode=self._tokenizer.encode_text,
             )
+            sampling = with_tools(sampling, request, self._tools)
             prompt = await self._prompt(job)
         try:
             sampling = with_length(
@@ -139,10 +146,12 @@ class OfflineFrontend:
         if job.prompt is not None:
             return await self._renderer.render_text(job.prompt)
         start, request = self._settings, job.request
+        check_tools(request, self._tools)
         conversation = conversation_of(
             request.messages,
-            template_kwargs={**start.chat_template_kwargs, **(request.chat_template_kwargs or {})},
+            template_kwargs=template_kwargs(start.chat_template_kwargs, request),
             add_generation_prompt=request.add_generation_prompt,
+            tools=tools_in_prompt(request, self._tools),
         )
         check_media_counts(conversation, max_images=start.max_images, max_videos=start.max_videos)
         return await self._renderer.render(conversation, self._media)
@@ -156,4 +165,5 @@ class OfflineFrontend:
             include_stop=request.include_stop_str_in_output,
             skip_special_tokens=request.skip_special_tokens,
             reasoning=ReasoningTokens.of(self._tokenizer) if has_thoughts else None,
+            calls=call_rules(request, self._tools, lambda: f"call_{secrets.token_hex(12)}"),
         )

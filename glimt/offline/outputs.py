@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from glimt.frontend.answer import Delta, UsageCounts
-from glimt.frontend.reply import ReplyDelta, fold
+from glimt.frontend.answer import Delta, UsageCounts, fold_deltas
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.wire import TokenLogprobs
 
@@ -19,6 +19,20 @@ class Logprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function. `arguments` is a JSON object as text, cut if the answer was."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def as_message(self) -> dict[str, Any]:
+        """For the `tool_calls` of the assistant's message in the conversation that goes on."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionOutput:
     """One of a request's n answers.
 
@@ -29,8 +43,9 @@ class CompletionOutput:
     index: int
     text: str
     reasoning: str | None  # the thoughts, under reasoning_parser
+    tool_calls: list[ToolCall]  # of the tools given; `text` has what stands around them
     token_ids: list[int]
-    finish_reason: str  # stop · length
+    finish_reason: str  # stop · length · tool_calls
     stop_reason: int | str | None  # the stop string or token that matched; not a plain eos
     logprobs: list[dict[int, Logprob]] | None
     cumulative_logprob: float | None  # sum over the drawn tokens
@@ -55,15 +70,13 @@ def completion_of(
     index: int, deltas: Sequence[Delta], tokenizer: Tokenizer, *, with_logprobs: bool
 ) -> CompletionOutput:
     """Fold all deltas of one choice; the last has its finish_reason."""
-    reply = fold(
-        ReplyDelta(delta.reasoning, delta.content, was_reasoning=delta.was_reasoning)
-        for delta in deltas
-    )
+    reply = fold_deltas(deltas)
     drawn = [each for delta in deltas for each in delta.logprobs]
     return CompletionOutput(
         index=index,
         text=reply.content,
         reasoning=reply.reasoning or None,
+        tool_calls=[ToolCall(call.id, call.name, call.arguments) for call in reply.calls],
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         finish_reason=deltas[-1].finish_reason or "",
         stop_reason=deltas[-1].stop_reason,

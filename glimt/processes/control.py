@@ -79,6 +79,10 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     root_path: str
     allowed_origins: tuple[str, ...]
     reasoning_parser: str | None
+    reasoning_content: bool
+    tool_call_parser: str | None
+    auto_tool_choice: bool
+    hide_uncallable_tools: bool
     max_logprobs: int
     max_num_queued_reqs: int
     prompt_tokens_details: bool

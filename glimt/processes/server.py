@@ -22,6 +22,7 @@ from glimt import __version__
 from glimt.api.app import create_app
 from glimt.api.params import SamplingDefaults
 from glimt.api.state import ApiState, Lifecycle
+from glimt.api.tools import ToolSettings
 from glimt.arena import SharedArena
 from glimt.checkpoint import checkpoint_file
 from glimt.errors import StartupError
@@ -120,6 +121,13 @@ class ServerProcess:
             max_images=start.max_images,
             max_videos=start.max_videos,
             parse_reasoning=start.reasoning_parser is not None,
+            reasoning_content=start.reasoning_content,
+            tools=ToolSettings.of(
+                tokenizer,
+                start.tool_call_parser,
+                auto=start.auto_tool_choice,
+                hide_when_none=start.hide_uncallable_tools,
+            ),
             priority_policy=start.priority_policy,
             prompt_tokens_details=start.prompt_tokens_details,
             force_include_usage=start.force_include_usage,

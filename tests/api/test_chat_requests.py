@@ -171,6 +171,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     ("J36 processor", {"mm_processor_kwargs": {"size": 10**9}}, "mm_processor_kwargs"),
     ("J36 io", {"media_io_kwargs": {"video": {"fps": 1e9}}}, "media_io_kwargs"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ("functions", {"functions": [{"name": "f"}]}, "functions"),
     ("tool_choice", {"tool_choice": "auto"}, "tool_choice"),
     ("json", {"response_format": {"type": "json_object"}}, "response_format"),
     ("echo", {"echo": True}, "echo"),
@@ -278,11 +279,11 @@ async def test_unknown_fields_are_reported_not_dropped() -> None:
 
 
 async def test_a_field_that_is_not_done_says_so() -> None:
-    reply = await Serving().chat(tools=[{"type": "function"}])
+    reply = await Serving().chat(echo=True)
     assert reply.error == {
-        "message": "tools is not supported by this version",
+        "message": "echo is not supported by this version",
         "type": "invalid_request_error",
-        "param": "tools",
+        "param": "echo",
         "code": "unsupported",
     }
 

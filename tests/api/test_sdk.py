@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.http_half import INFO, MODEL, Serving, chat_body, spoken
+from glimt.api.tools import ToolSettings
+from tests.support.http_half import INFO, MODEL, Serving, chat_body, spoken, tokenizer
 
 openai = pytest.importorskip("openai")
 
@@ -134,6 +135,67 @@ async def test_many_streams_at_once_each_get_their_own_text() -> None:
     async with serving.listening() as address, sdk(address) as client:
         answers = await asyncio.gather(*(ask(client) for _ in texts))
     assert sorted(answers) == sorted(texts)
+
+
+CALL = (
+    "<think>I must look it up.</think>\n<tool_call>price\n<arg_key>item</arg_key>\n"
+    "<arg_value>red cup</arg_value>\n<arg_key>count</arg_key>\n<arg_value>2</arg_value>\n"
+    "</tool_call>"
+)
+PRICE = {
+    "type": "function",
+    "function": {
+        "name": "price",
+        "parameters": {
+            "type": "object",
+            "properties": {"item": {"type": "string"}, "count": {"type": "integer"}},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_agent_calls_a_tool_on_what_it_sees_and_answers_with_the_result(
+    stream: bool,
+) -> None:
+    """Two rounds of the official client, whose own accumulation of streams puts the calls together
+    and sends them back."""
+    tools = ToolSettings.of(tokenizer(), "glm45", auto=True)
+    serving = Serving(spoken(CALL), spoken("It costs 30."), tools=tools, parse_reasoning=True)
+    messages: list[Any] = list(QUESTION)
+
+    async def ask(client: Any) -> Any:
+        if not stream:
+            return await client.chat.completions.create(
+                model=MODEL, messages=messages, tools=[PRICE], max_tokens=90
+            )
+        async with client.chat.completions.stream(
+            model=MODEL, messages=messages, tools=[PRICE], max_tokens=90
+        ) as events:
+            async for _ in events:
+                pass
+            return await events.get_final_completion()
+
+    async with serving.listening() as address, sdk(address) as client:
+        choice = (await ask(client)).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "price"
+        arguments = json.loads(call.function.arguments)
+        assert arguments == {"item": "red cup", "count": 2}
+        messages.append(choice.message.model_dump(exclude_none=True))
+        cost = str(15 * arguments["count"])
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": cost})
+        choice = (await ask(client)).choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("It costs 30.", "stop")
+    last = memoryview(serving.engine.submits[-1].token_ids).cast("i").tolist()
+    assert (
+        tokenizer()
+        .decode(last)
+        .endswith(f"{CALL}<|observation|>\n<tool_response>\n30\n</tool_response><|assistant|>\n")
+    )
+    assert len(serving.engine.submits[-1].images) == 1
 
 
 def post(body: bytes) -> bytes:
