@@ -198,6 +198,8 @@ class ServerSettings:
     """Usage in every stream, asked for or not."""
     enable_request_id_headers: bool = True
     """Echo X-Request-Id."""
+    strict_fields: bool = False
+    """Refuse requests with fields nobody knows; default: name them in a header and the log."""
     shutdown_timeout: float = 300.0
     """Seconds that SIGTERM lets running requests take before they are ended."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

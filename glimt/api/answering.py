@@ -19,6 +19,7 @@ from glimt.api.call import Call, log_failure
 from glimt.api.departure import Departure
 from glimt.api.errors import ClientLeft, Draining
 from glimt.api.fields import RequestFields
+from glimt.api.known import KnownFields
 from glimt.api.state import ApiState
 from glimt.errors import InvalidRequest, ModelNotFound
 from glimt.frontend.answer import Delta, UsageCounts
@@ -80,16 +81,31 @@ class Writer(Protocol):
 
 
 async def read_request(
-    scope: Scope, receive: Receive, decoder: "msgspec.json.Decoder[T]", known: frozenset[str]
+    state: ApiState,
+    scope: Scope,
+    receive: Receive,
+    decoder: "msgspec.json.Decoder[T]",
+    known: KnownFields,
 ) -> tuple[T, tuple[str, ...]]:
-    """The decoded body, and the names of its unknown fields. Raises InvalidRequest."""
+    """The decoded body, and the paths of its unknown fields, which --strict-fields refuses.
+
+    Raises InvalidRequest naming the field, ClientLeft.
+    """
     try:
         body = await Request(scope, receive).body()
     except ClientDisconnect:
         raise ClientLeft("the client left before its request was complete") from None
     if len(body) > _INLINE_BYTES:
-        return await asyncio.to_thread(decode_body, body, decoder, known)
-    return decode_body(body, decoder, known)
+        request, unknown = await asyncio.to_thread(decode_body, body, decoder, known)
+    else:
+        request, unknown = decode_body(body, decoder, known)
+    if unknown and state.strict_fields:
+        raise InvalidRequest(
+            f"{unknown[0][:128]} is not a field of this request (--strict-fields)",
+            param=unknown[0][:128],
+            code="unknown_field",
+        )
+    return request, unknown
 
 
 def refuse_if_draining(state: ApiState) -> None:

@@ -44,7 +44,7 @@ async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send
     """Answer one chat request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
     refuse_if_draining(state)
-    request, unknown = await read_request(scope, receive, _decoder, KNOWN_FIELDS)
+    request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     check_chat(state, request)
     headers = ignored_header([*unknown, *without_effect(state, request)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)

@@ -39,7 +39,7 @@ async def completions(state: ApiState, scope: Scope, receive: Receive, send: Sen
     """Continue each prompt. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
     refuse_if_draining(state)
-    request, unknown = await read_request(scope, receive, _decoder, KNOWN_FIELDS)
+    request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     _check(state, request)
     chat = as_chat(request)
     headers = ignored_header([*unknown, *without_effect(state, chat)], call)

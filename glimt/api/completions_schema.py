@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from glimt.api.completion import PromptLogprobs, Usage
 from glimt.api.fields import NoEffect, NotDone, RequestFields, TokenId
+from glimt.api.known import KnownFields
 from glimt.api.schema import ChatRequest, check_harmless
 from glimt.errors import InvalidRequest
 
@@ -48,7 +49,7 @@ class CompletionRequest(RequestFields, frozen=True, kw_only=True):
     vllm_xargs: NotDone = None
 
 
-KNOWN_FIELDS = frozenset(CompletionRequest.__struct_fields__)
+KNOWN_FIELDS = KnownFields(CompletionRequest)
 
 # Values, beside null, with which a field of work that is not done asks for none of it.
 HARMLESS: dict[str, tuple[Any, ...]] = {

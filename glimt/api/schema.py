@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from glimt.api.fields import Count, NoEffect, NotDone, RequestFields
+from glimt.api.known import KnownFields
 from glimt.api.messages import Message
 from glimt.api.tools import MAX_TOOLS, Tool, ToolChoice
 from glimt.errors import Unsupported
@@ -78,7 +79,7 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     web_search_options: NotDone = None
 
 
-KNOWN_FIELDS = frozenset(ChatRequest.__struct_fields__)
+KNOWN_FIELDS = KnownFields(ChatRequest)
 
 # Values, beside null, with which a field of work that is not done asks for none of it.
 _HARMLESS: dict[str, tuple[Any, ...]] = {

@@ -66,4 +66,5 @@ class ApiState:
     force_include_usage: bool = False
     request_id_headers: bool = True
     log_requests: bool = False
+    strict_fields: bool = False  # unknown fields are refused, not reported
     allowed_origins: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ from glimt.api.call import Call
 from glimt.api.chat import check_chat, conversation_in, sampling_of, without_effect
 from glimt.api.departure import Departure
 from glimt.api.fields import TokenId
+from glimt.api.known import KnownFields
 from glimt.api.messages import Message
 from glimt.api.params import with_length
 from glimt.api.schema import KNOWN_FIELDS, ChatRequest
@@ -92,18 +93,18 @@ class RenderedPrompt(msgspec.Struct, frozen=True, kw_only=True):
     sampling_params: Any
 
 
-_decode_tokenize = msgspec.json.Decoder(TokenizeRequest)
-_decode_detokenize = msgspec.json.Decoder(DetokenizeRequest)
+_tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
+_detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
 _decode_chat = msgspec.json.Decoder(ChatRequest)
-_TOKENIZE_FIELDS = frozenset(TokenizeRequest.__struct_fields__)
-_DETOKENIZE_FIELDS = frozenset(DetokenizeRequest.__struct_fields__)
+_TEXT_FIELDS = KnownFields(TokenizeRequest)
+_TOKEN_FIELDS = KnownFields(DetokenizeRequest)
 
 
 async def tokenize(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /tokenize."""
     call: Call = scope["glimt.call"]
     refuse_if_draining(state)
-    request, unknown = await read_request(scope, receive, _decode_tokenize, _TOKENIZE_FIELDS)
+    request, unknown = await read_request(state, scope, receive, _tokenize_decoder, _TEXT_FIELDS)
     check_model(state, request.model)
     headers = ignored_header(unknown, call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
@@ -165,7 +166,7 @@ async def rendered(state: ApiState, request: ChatRequest, salt: bytes) -> AsyncI
 async def detokenize(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /detokenize."""
     call: Call = scope["glimt.call"]
-    request, unknown = await read_request(scope, receive, _decode_detokenize, _DETOKENIZE_FIELDS)
+    request, unknown = await read_request(state, scope, receive, _detokenize_decoder, _TOKEN_FIELDS)
     check_model(state, request.model)
     headers = ignored_header(unknown, call)
     limit = state.tokenizer.vocab_size
@@ -185,7 +186,7 @@ async def render_chat(state: ApiState, scope: Scope, receive: Receive, send: Sen
     """POST /v1/chat/completions/render."""
     call: Call = scope["glimt.call"]
     refuse_if_draining(state)
-    request, unknown = await read_request(scope, receive, _decode_chat, KNOWN_FIELDS)
+    request, unknown = await read_request(state, scope, receive, _decode_chat, KNOWN_FIELDS)
     check_chat(state, request)
     headers = ignored_header([*unknown, *without_effect(state, request)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)

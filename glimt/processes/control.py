@@ -88,6 +88,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     prompt_tokens_details: bool
     force_include_usage: bool
     request_id_headers: bool
+    strict_fields: bool
     log_level: str
     log_json: bool
     log_requests: bool

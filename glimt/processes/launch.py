@@ -232,6 +232,7 @@ def _server_start(
         prompt_tokens_details=server.enable_prompt_tokens_details,
         force_include_usage=server.enable_force_include_usage,
         request_id_headers=server.enable_request_id_headers,
+        strict_fields=server.strict_fields,
         log_level=server.log_level,
         log_json=server.log_json,
         log_requests=server.enable_log_requests,

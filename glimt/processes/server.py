@@ -133,6 +133,7 @@ class ServerProcess:
             force_include_usage=start.force_include_usage,
             request_id_headers=start.request_id_headers,
             log_requests=start.log_requests,
+            strict_fields=start.strict_fields,
             allowed_origins=start.allowed_origins,
         )
         config = uvicorn.Config(

@@ -452,10 +452,54 @@ def test_no_bytes_do_worse_than_a_typed_error(body: bytes) -> None:
 
 @given(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5))
 def test_no_value_of_any_field_is_an_internal_error(value: Any) -> None:
-    for name in schema.KNOWN_FIELDS:
+    for name in ChatRequest.__struct_fields__:
         body = {"messages": [{"role": "user", "content": "x"}], name: value}
         error = refusal(json.dumps(body).encode())
         assert error is None or (error.param or name).startswith(name)
+
+
+UNKNOWN = {
+    "unheard_of": 1,
+    "url": "known elsewhere",
+    "stream_options": {"include_usage": True, "interval": 3},
+    "logit_bias": {"5": 1},
+    "chat_template_kwargs": {"enable_thinking": True},
+    "messages": [
+        {
+            "role": "user",
+            "unheard_of": None,
+            "cache_control": {"type": "ephemeral"},
+            "content": [
+                {"type": "text", "text": 'a "quoted\\" text', "url": "x"},
+                {"type": "image_url", "image_url": {"url": "data:a", "size": 3}},
+                {"type": "image_url", "image_url": "data:a", "detail": "low"},
+            ],
+        }
+    ],
+}
+
+
+async def test_fields_nobody_knows_are_reported_at_every_depth() -> None:
+    reply = await Serving().chat(stream=True, **UNKNOWN)
+    assert reply.status == 200
+    assert reply.headers["x-glimt-ignored-fields"].split(",") == [
+        "messages[].cache_control",
+        "messages[].content[].detail",
+        "messages[].content[].image_url.size",
+        "messages[].content[].url",
+        "stream_options.interval",
+        "unheard_of",
+        "url",
+    ]
+
+
+async def test_under_strict_fields_they_are_refused() -> None:
+    serving = Serving(strict_fields=True)
+    reply = await serving.chat(stream=True, **UNKNOWN)
+    assert (reply.status, reply.error["code"]) == (400, "unknown_field")
+    assert reply.error["param"] == "messages[].cache_control"
+    assert (await serving.chat(unheard_of=None)).status == 200
+    assert len(serving.engine.submits) == 1
 
 
 async def test_a_large_body_is_read_beside_the_loop() -> None:

@@ -1,0 +1,96 @@
+"""KnownFields: the keys that a type of request knows, at every depth; all others are reported.
+
+The decoder of msgspec drops what it does not know, and refuses it only type by type. Here the
+types say once what is known where, and a request's plain JSON is held against that.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+
+@dataclass(slots=True)
+class _Shape:
+    """What may stand in one place. Without fields and items, anything is known."""
+
+    fields: "dict[str, _Shape] | None" = None
+    tag_field: str | None = None
+    by_tag: "dict[Any, _Shape]" = field(default_factory=dict)
+    items: "_Shape | None" = None
+    values: "_Shape | None" = None
+
+
+_ANY = _Shape()
+
+
+class KnownFields:
+    """Of one type of request."""
+
+    def __init__(self, kind: type[msgspec.Struct]) -> None:
+        self._shape = _shape_of(inspect.type_info(kind))
+
+    def unknown_in(self, value: Any) -> tuple[str, ...]:
+        """Paths of the keys of `value` that nobody knows, without indices, sorted; keys whose value
+        is null ask for nothing."""
+        return tuple(sorted(set(_unknown(self._shape, value, ""))))
+
+
+def _unknown(shape: _Shape, value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        if shape.tag_field is not None:
+            tag = value.get(shape.tag_field)
+            shape = shape.by_tag.get(tag) or _ANY if isinstance(tag, str) else _ANY
+        for key, item in value.items():
+            below = f"{path}.{key}" if path else key
+            if shape.fields is not None:
+                inner = shape.fields.get(key)
+                if inner is not None:
+                    yield from _unknown(inner, item, below)
+                elif item is not None:
+                    yield below
+            elif shape.values is not None:
+                yield from _unknown(shape.values, item, f"{path}.*")
+    elif isinstance(value, list) and shape.items is not None:
+        for item in value:
+            yield from _unknown(shape.items, item, f"{path}[]")
+
+
+def _shape_of(kind: inspect.Type) -> _Shape:
+    """A union has at most one kind of list, one of mapping, and structs told apart by a tag."""
+    if isinstance(kind, inspect.Metadata):
+        return _shape_of(kind.type)
+    if isinstance(kind, inspect.StructType):
+        shape = _Shape({each.encode_name: _shape_of(each.type) for each in kind.fields})
+        if kind.tag_field is not None and shape.fields is not None:
+            shape.fields[kind.tag_field] = _Shape()
+        return shape
+    if isinstance(kind, inspect.ListType):
+        return _Shape(items=_shape_of(kind.item_type))
+    if isinstance(kind, inspect.DictType):
+        return _Shape(values=_shape_of(kind.value_type))
+    if isinstance(kind, inspect.UnionType):
+        return _union([_plain(each) for each in kind.types])
+    return _Shape()
+
+
+def _union(kinds: list[inspect.Type]) -> _Shape:
+    whole = _Shape()
+    if any(isinstance(kind, inspect.AnyType) for kind in kinds):
+        return whole
+    for kind in kinds:
+        shape = _shape_of(kind)
+        whole.items = whole.items or shape.items
+        whole.values = whole.values or shape.values
+        if isinstance(kind, inspect.StructType) and kind.tag_field is not None:
+            whole.tag_field = kind.tag_field
+            whole.by_tag[kind.tag] = shape
+        elif shape.fields is not None:
+            whole.fields = shape.fields
+    return whole
+
+
+def _plain(kind: inspect.Type) -> inspect.Type:
+    return kind.type if isinstance(kind, inspect.Metadata) else kind
