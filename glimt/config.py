@@ -181,6 +181,9 @@ class ServerSettings:
     """glm45: thinking goes to `reasoning`, apart from `content`."""
     enable_reasoning_content: bool = True
     """Show the thinking under its older name `reasoning_content` as well."""
+    box_tokens: Literal["keep", "strip", "structured"] = "keep"
+    """What becomes of <|begin_of_box|> and <|end_of_box|> in answers: text, nothing, or nothing and
+    a list `boxes` in the message."""
     tool_call_parser: Literal["glm45", "glm47"] | None = None
     """How the model writes tool calls: glm45 with line breaks, glm47 without; both are read by
     the same rules."""

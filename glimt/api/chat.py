@@ -175,6 +175,7 @@ def _text_options(request: ChatRequest, state: ApiState) -> TextOptions:
         skip_special_tokens=request.skip_special_tokens,
         include_reasoning=request.include_reasoning,
         reasoning=ReasoningTokens.of(state.tokenizer) if state.parse_reasoning else None,
+        boxes=state.boxes,
         calls=call_rules(request, state.tools, lambda: f"call_{state.random.getrandbits(96):024x}"),
     )
 
@@ -192,6 +193,7 @@ def answer_form(
         with_logprobs=bool(request.logprobs),
         with_token_ids=bool(request.return_token_ids),
         with_reasoning=request.include_reasoning,
+        with_boxes=state.boxes == "structured",
         with_reasoning_content=state.reasoning_content,
         prompt_token_ids=prompt_token_ids,
         tokens_as_ids=bool(request.return_tokens_as_token_ids),

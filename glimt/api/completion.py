@@ -78,6 +78,14 @@ class AnswerCall(msgspec.Struct, frozen=True, kw_only=True):
     function: AnswerFunction
 
 
+class Box(msgspec.Struct, frozen=True, kw_only=True):
+    """What stood between box marks, and the lists of numbers in it: `[x1, y1, x2, y2]`, or `[x, y]`
+    of a point, from 0 to 1000 over a picture's width and height."""
+
+    text: str
+    coordinates: list[list[float]]
+
+
 class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     """What the model said. `reasoning_content` is the older name of `reasoning`, always equal.
     `content` is null where there are calls and nothing else."""
@@ -88,6 +96,7 @@ class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str | None = None
     reasoning_content: str | UnsetType | None = UNSET
     tool_calls: list[AnswerCall] | UnsetType = UNSET
+    boxes: list[Box] | UnsetType = UNSET  # under --box-tokens structured
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +141,12 @@ class ChunkCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     function: ChunkFunction
 
 
+class ChunkBox(Box, frozen=True, kw_only=True):
+    """A box that is whole now, and its number in the answer."""
+
+    index: int
+
+
 class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is new in a choice; `{}` in its last chunk."""
 
@@ -140,6 +155,7 @@ class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ChunkCall] | UnsetType = UNSET
+    boxes: list[ChunkBox] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 from glimt.api.params import SamplingDefaults
 from glimt.api.tools import ToolSettings
+from glimt.frontend.boxes import BoxMode
 from glimt.frontend.client import EngineClient
 from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.render import Renderer
@@ -59,6 +60,7 @@ class ApiState:
     max_videos: int = 2
     parse_reasoning: bool = False  # thoughts apart from content
     reasoning_content: bool = True  # they are also shown under their older name
+    boxes: BoxMode = "keep"
     tools: ToolSettings = field(default_factory=ToolSettings)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # below the request's own
     priority_policy: bool = False  # priorities count

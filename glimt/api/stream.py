@@ -18,9 +18,11 @@ from glimt.api.completion import (
     AnswerCall,
     AnswerFunction,
     AnswerMessage,
+    Box,
     ChatCompletion,
     Choice,
     ChoiceLogprobs,
+    ChunkBox,
     CompletionDetails,
     LogprobToken,
     PromptDetails,
@@ -31,6 +33,7 @@ from glimt.api.completion import (
 )
 from glimt.api.errors import error_event
 from glimt.frontend.answer import Delta, UsageCounts, fold_deltas
+from glimt.frontend.boxes import coordinates
 from glimt.wire import TokenLogprobs
 
 DONE = b"data: [DONE]\n\n"
@@ -53,6 +56,7 @@ class AnswerForm:
     with_logprobs: bool = False
     with_token_ids: bool = False
     with_reasoning: bool = True
+    with_boxes: bool = False  # a list of them, which may be empty
     with_reasoning_content: bool = True  # the thinking under its older name, too
     prompt_token_ids: tuple[int, ...] = ()  # shown if with_token_ids
     tokens_as_ids: bool = False  # token_id:123 in place of a token's text
@@ -77,6 +81,7 @@ class ChatWriter:
         )
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._is_new = [True] * form.num_choices
+        self._num_boxes = [0] * form.num_choices
         self._content_heads = [
             self._head + b'{"index":%d,"delta":{"content":' % choice
             for choice in range(form.num_choices)
@@ -100,7 +105,7 @@ class ChatWriter:
         return (
             delta.finish_reason is None
             and delta.content != ""
-            and not (delta.reasoning or delta.calls)
+            and not (delta.reasoning or delta.calls or delta.boxes)
             and not (delta.logprobs or self._form.with_token_ids)
             and not self._is_new[delta.choice]
         )
@@ -140,13 +145,15 @@ class ChatWriter:
             parts += (b"}", tail)
 
     def _bodies(self, delta: Delta) -> Iterator[bytes]:
-        """The insides of the `delta` objects that tell what a delta has: its text, then its calls,
-        a call's name in an object of its own, since some clients read no more of the first."""
+        """The insides of the `delta` objects that tell what a delta has: text, boxes, then calls, a
+        call's name in an object of its own, since some clients read no more of the first."""
         shows_tokens = bool(delta.logprobs) or (self._form.with_token_ids and delta.token_ids)
         is_new = self._is_new[delta.choice]
         must_show = shows_tokens or (is_new and delta.finish_reason is not None)
-        if delta.content or delta.reasoning or (must_show and not delta.calls):
+        if delta.content or delta.reasoning or (must_show and not (delta.calls or delta.boxes)):
             yield self._text(delta)
+        if delta.boxes:
+            yield b'"boxes":' + _encode(self._numbered(delta))
         for call in delta.calls:
             head = b'"tool_calls":[{"index":%d,' % call.index
             if call.name:
@@ -156,6 +163,14 @@ class ChatWriter:
                 )
             if call.arguments:
                 yield head + b'"function":{"arguments":%b}}]' % _encode(call.arguments)
+
+    def _numbered(self, delta: Delta) -> list[ChunkBox]:
+        first = self._num_boxes[delta.choice]
+        self._num_boxes[delta.choice] += len(delta.boxes)
+        return [
+            ChunkBox(index=index, text=text, coordinates=coordinates(text))
+            for index, text in enumerate(delta.boxes, start=first)
+        ]
 
     def _text(self, delta: Delta) -> bytes:
         """Both names of the thinking; clients read either."""
@@ -216,11 +231,13 @@ def _message(form: AnswerForm, deltas: list[Delta]) -> AnswerMessage:
         AnswerCall(id=call.id, function=AnswerFunction(name=call.name, arguments=call.arguments))
         for call in reply.calls
     ]
+    boxes = [Box(text=text, coordinates=coordinates(text)) for text in reply.boxes]
     return AnswerMessage(
         content=None if calls and not reply.content else reply.content,
         reasoning=reasoning,
         reasoning_content=reasoning if form.with_reasoning_content else msgspec.UNSET,
         tool_calls=calls or msgspec.UNSET,
+        boxes=boxes if form.with_boxes else msgspec.UNSET,
     )
 
 

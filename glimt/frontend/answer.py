@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from glimt.errors import GlimtError
+from glimt.frontend.boxes import BoxMode, BoxTokens
 from glimt.frontend.generation import Generation
 from glimt.frontend.prompt import Prompt
 from glimt.frontend.reasoning import ReasoningTokens
@@ -37,13 +38,18 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stop_reason: int | str | None = None  # the stop string or token that matched; not a plain eos
     was_reasoning: bool = False
     calls: tuple[CallDelta, ...] = ()  # each call at most once
+    boxes: tuple[str, ...] = ()  # texts of boxes that are whole now
 
 
 def fold_deltas(deltas: Iterable[Delta]) -> ReplyDelta:
     """All deltas of one choice as its whole text, thoughts and calls."""
     return fold(
         ReplyDelta(
-            delta.reasoning, delta.content, was_reasoning=delta.was_reasoning, calls=delta.calls
+            delta.reasoning,
+            delta.content,
+            was_reasoning=delta.was_reasoning,
+            calls=delta.calls,
+            boxes=delta.boxes,
         )
         for delta in deltas
     )
@@ -68,6 +74,7 @@ class TextOptions:
     include_reasoning: bool = True
     reasoning: ReasoningTokens | None = None  # None = all is content
     calls: CallRules | None = None  # None = there are no calls, their marks are text
+    boxes: BoxMode = "keep"
 
 
 class Answer:
@@ -259,6 +266,7 @@ class _Choice:
             stop_reason=stop_reason,
             was_reasoning=reply.was_reasoning,
             calls=reply.calls,
+            boxes=reply.boxes,
         )
 
     def _read(self, output: Output) -> tuple[ReplyDelta, int]:
@@ -285,12 +293,15 @@ class _Choice:
 def _reader(
     tokenizer: Tokenizer, prompt: Prompt, sampling: SamplingParams, options: TextOptions
 ) -> ReplyReader:
+    boxes = None if options.boxes == "keep" else BoxTokens.of(tokenizer)
+    skip_ids = tokenizer.skip_ids if options.skip_special_tokens else frozenset()
     return ReplyReader(
         tokenizer,
         options.reasoning,
         prompt.token_ids,
         calls=options.calls,
-        skip_ids=tokenizer.skip_ids if options.skip_special_tokens else frozenset(),
+        boxes=boxes if options.boxes == "structured" else None,
+        skip_ids=skip_ids | (boxes.ids if boxes else frozenset()),
         stop=options.stop,
         include_stop=options.include_stop,
         min_tokens=sampling.min_tokens,

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from glimt.frontend.boxes import BoxReader, BoxTokens
 from glimt.frontend.detokenize import Detokenizer, TextDelta
 from glimt.frontend.prompt import IntArray
 from glimt.frontend.reasoning import Channel, Piece, ReasoningSplitter, ReasoningTokens
@@ -31,6 +32,7 @@ class ReplyDelta(msgspec.Struct, frozen=True, gc=False):
     was_reasoning: bool = False
     calls: tuple[CallDelta, ...] = ()  # each call at most once
     ends_with_call: bool = False  # the rules allow one call, and that is whole
+    boxes: tuple[str, ...] = ()  # texts of boxes in the content
 
 
 def fold(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
@@ -44,6 +46,7 @@ def fold(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
         whole.stopped,
         calls=whole.calls,
         ends_with_call=whole.ends_with_call,
+        boxes=whole.boxes,
     )
 
 
@@ -52,6 +55,7 @@ def merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
     reasoning: list[str] = []
     content: list[str] = []
     calls: list[CallDelta] = []
+    boxes: list[str] = []
     stopped = None
     was_reasoning = ends_with_call = False
     for delta in deltas:
@@ -60,10 +64,13 @@ def merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
         reasoning.append(delta.reasoning)
         content.append(delta.content)
         calls += delta.calls
+        boxes += delta.boxes
         stopped = stopped or delta.stopped
         ends_with_call = ends_with_call or delta.ends_with_call
     texts = "".join(reasoning), "".join(content)
-    return ReplyDelta(*texts, stopped, was_reasoning, merge_calls(calls), ends_with_call)
+    return ReplyDelta(
+        *texts, stopped, was_reasoning, merge_calls(calls), ends_with_call, tuple(boxes)
+    )
 
 
 class ReplyReader:
@@ -76,16 +83,20 @@ class ReplyReader:
         prompt_ids: IntArray,
         *,
         calls: CallRules | None = None,
+        boxes: BoxTokens | None = None,
         skip_ids: frozenset[int] = frozenset(),
         stop: Sequence[str] = (),
         include_stop: bool = False,
         min_tokens: int = 0,
     ) -> None:
         """`reasoning` None: everything is content, its marks are text; the same with `calls`.
+        `boxes`: those in the content are told apart, and their marks give no text anywhere.
 
         `skip_ids` give no text. Stop strings (see `Detokenizer`) count within the thoughts and
         within the content, never in calls, once more than `min_tokens` tokens are there.
         """
+        self._boxes = BoxReader(boxes, tokenizer, skip_ids) if boxes else None
+        skip_ids |= boxes.ids if boxes else frozenset()
         self._calls = CallReader(calls, tokenizer, skip_ids) if calls else None
         self._splitter = ReasoningSplitter(reasoning, prompt_ids) if reasoning else None
         self._channel: Channel = self._splitter.channel if self._splitter else "content"
@@ -139,6 +150,8 @@ class ReplyReader:
             for piece in self._calls.finish(is_cut=is_cut):
                 deltas += self._read_call(piece, may_stop)
         deltas += self._end_channel(may_stop)
+        if self._boxes is not None and not self._is_over:
+            deltas.append(ReplyDelta(boxes=self._boxes.finish()))
         if not self._is_over:
             self._is_over = True
             deltas += self._shown(self._trim.finish())
@@ -149,6 +162,8 @@ class ReplyReader:
         if self._is_over or self._num_tokens < self._min_tokens:
             return False
         if self._calls is not None and not self._calls.is_plain(token_ids):
+            return False
+        if self._boxes is not None and not self._boxes.is_plain(token_ids):
             return False
         return self._splitter is None or self._splitter.pass_plain(token_ids)
 
@@ -194,6 +209,8 @@ class ReplyReader:
             self._trim = self._trim_for(piece.channel, is_start=True)
         if not self._is_over:
             yield from self._delta(self._text.push(piece.token_ids, may_stop=may_stop))
+        if self._boxes is not None and piece.channel != "reasoning" and not self._is_over:
+            yield ReplyDelta(boxes=self._boxes.read(piece.token_ids))
 
     def _end_channel(self, may_stop: bool) -> Iterator[ReplyDelta]:
         if not self._is_over:

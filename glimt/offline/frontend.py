@@ -165,5 +165,6 @@ class OfflineFrontend:
             include_stop=request.include_stop_str_in_output,
             skip_special_tokens=request.skip_special_tokens,
             reasoning=ReasoningTokens.of(self._tokenizer) if has_thoughts else None,
+            boxes=self._settings.box_tokens,
             calls=call_rules(request, self._tools, lambda: f"call_{secrets.token_hex(12)}"),
         )

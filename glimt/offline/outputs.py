@@ -44,6 +44,7 @@ class CompletionOutput:
     text: str
     reasoning: str | None  # the thoughts, under reasoning_parser
     tool_calls: list[ToolCall]  # of the tools given; `text` has what stands around them
+    boxes: list[str]  # what stood between box marks, under box_tokens="structured"
     token_ids: list[int]
     finish_reason: str  # stop · length · tool_calls
     stop_reason: int | str | None  # the stop string or token that matched; not a plain eos
@@ -77,6 +78,7 @@ def completion_of(
         text=reply.content,
         reasoning=reply.reasoning or None,
         tool_calls=[ToolCall(call.id, call.name, call.arguments) for call in reply.calls],
+        boxes=list(reply.boxes),
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         finish_reason=deltas[-1].finish_reason or "",
         stop_reason=deltas[-1].stop_reason,

@@ -26,7 +26,7 @@ _GROUPS = {
     "server": ServerSettings,
 }
 # Of the server's settings, those that are not about HTTP.
-_SERVER_NAMES = frozenset({"reasoning_parser", "tool_call_parser", "max_logprobs"})
+_SERVER_NAMES = frozenset({"reasoning_parser", "tool_call_parser", "box_tokens", "max_logprobs"})
 # Flags are text where a program has a number, a mapping or a path.
 _TEXTS = frozenset({"max_model_len", "kv_cache_memory_bytes"})
 

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -80,6 +80,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     allowed_origins: tuple[str, ...]
     reasoning_parser: str | None
     reasoning_content: bool
+    box_tokens: Literal["keep", "strip", "structured"]
     tool_call_parser: str | None
     auto_tool_choice: bool
     hide_uncallable_tools: bool

@@ -223,6 +223,7 @@ def _server_start(
         root_path=server.root_path,
         allowed_origins=tuple(server.allowed_origins or ()),
         reasoning_parser=server.reasoning_parser,
+        box_tokens=server.box_tokens,
         reasoning_content=server.enable_reasoning_content,
         tool_call_parser=server.tool_call_parser,
         auto_tool_choice=server.enable_auto_tool_choice,

@@ -121,6 +121,7 @@ class ServerProcess:
             max_images=start.max_images,
             max_videos=start.max_videos,
             parse_reasoning=start.reasoning_parser is not None,
+            boxes=start.box_tokens,
             reasoning_content=start.reasoning_content,
             tools=ToolSettings.of(
                 tokenizer,

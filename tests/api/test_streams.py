@@ -287,3 +287,28 @@ async def test_any_text_survives_the_stream(text: str) -> None:
     tokens = [*tokenizer().encode_text(text), EOS]
     (message,) = folded(await Serving(tokens).chat(stream=True))
     assert message["content"] == text
+
+
+BOXED = "The cat <|begin_of_box|>[[1,2,3,4]]<|end_of_box|> sits."
+
+
+async def test_box_marks_are_kept_stripped_or_told_apart() -> None:
+    (choice,) = (await Serving(spoken(BOXED)).chat()).json()["choices"]
+    assert choice["message"]["content"] == BOXED
+    assert "boxes" not in choice["message"]
+    bare = "The cat [[1,2,3,4]] sits."
+    (choice,) = (await Serving(spoken(BOXED), boxes="strip").chat()).json()["choices"]
+    assert choice["message"]["content"] == bare
+    assert "boxes" not in choice["message"]
+    serving = Serving(spoken(BOXED), boxes="structured")
+    (choice,) = (await serving.chat()).json()["choices"]
+    box = {"text": "[[1,2,3,4]]", "coordinates": [[1, 2, 3, 4]]}
+    assert (choice["message"]["content"], choice["message"]["boxes"]) == (bare, [box])
+    reply = await serving.chat(stream=True)
+    boxes = [
+        b for event in reply.events[:-1] for b in event["choices"][0]["delta"].get("boxes", [])
+    ]
+    assert boxes == [{**box, "index": 0}]
+    assert folded(reply)[0]["content"] == bare
+    (choice,) = (await Serving(spoken("x"), boxes="structured").chat()).json()["choices"]
+    assert choice["message"]["boxes"] == []
