@@ -22,7 +22,8 @@ from PIL import Image
 from glimt.media.decode import decode_image
 from glimt.media.patches import patchify
 from glimt.media.prepare import prepare
-from glimt.media.resize import resize, smart_resize
+from glimt.media.resize import resize
+from glimt.media.sizes import smart_resize
 from glimt.wire import ImageSettings, MediaJob, MediaLimits
 
 

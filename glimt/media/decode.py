@@ -36,7 +36,7 @@ from PIL import (  # noqa: F401
 
 from glimt.errors import BadMedia
 from glimt.media.headers import check_png, image_format, webp_size
-from glimt.media.resize import smart_resize
+from glimt.media.sizes import smart_resize
 from glimt.wire import ImageSettings, MediaLimits
 
 log = logging.getLogger(__name__)

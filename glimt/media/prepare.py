@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from glimt.errors import BadMedia
 from glimt.media.decode import decode_image
 from glimt.media.patches import patchify
-from glimt.media.resize import resize, smart_resize
+from glimt.media.resize import resize
 from glimt.media.sampling import sample, timestamps
+from glimt.media.sizes import smart_resize
 from glimt.media.video import Video
 from glimt.wire import ImageSettings, MediaFrame, MediaJob
 

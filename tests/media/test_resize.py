@@ -14,7 +14,8 @@ from PIL import Image
 from glimt.errors import BadMedia
 from glimt.media.patches import patchify
 from glimt.media.prepare import Prepared, prepare
-from glimt.media.resize import resize, smart_resize
+from glimt.media.resize import resize
+from glimt.media.sizes import smart_resize
 from glimt.wire import ImageSettings, MediaJob, MediaLimits
 from tests.support.media import Pixels, encoded, pattern
 
