@@ -13,6 +13,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from glimt import __version__
+from glimt.chat.wishes import ChatWishes
 from glimt.config import (
     CacheSettings,
     MediaSettings,
@@ -138,6 +139,29 @@ def evaluate(
 
         open_local = LocalModel
     return command.evaluate(model, wishes, open_local, _say, _tell)
+
+
+@app.command
+def chat(
+    model: str | None = None,
+    /,
+    *,
+    wishes: Annotated[ChatWishes, Parameter(name="*")] = ChatWishes(),
+) -> int:
+    """Chat in the terminal, with a model of this machine or with any OpenAI-compatible server.
+
+    A local model is served for as long as the chat lasts; GLIMT_QUANTIZATION=fp8 and the like are
+    flags for its server. In the chat, /help lists the commands. From a pipe, each line is a
+    question, and only the answers are written.
+
+    Parameters
+    ----------
+    model
+        Folder of a checkpoint, or a repository of the hub. With --base-url: its name there.
+    """
+    from glimt.chat import command
+
+    return command.chat(model, wishes)
 
 
 def _say(line: str) -> None:

@@ -48,7 +48,8 @@ def test_help_imports_neither_torch_nor_the_server() -> None:
         "import sys; from glimt.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'starlette', 'zmq', 'numpy', 'jinja2') if m in sys.modules])"
+        "heavy = ('torch', 'starlette', 'zmq', 'numpy', 'jinja2', 'aiohttp', 'PIL')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "[]"

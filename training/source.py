@@ -12,7 +12,8 @@ from PIL import Image
 from glimt.frontend.template import ChatTemplate
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.media.patches import patchify
-from glimt.media.resize import resize, smart_resize
+from glimt.media.resize import resize
+from glimt.media.sizes import smart_resize
 from glimt.wire import ImageSettings
 from training.conversations import Clip, Conversation, converse
 from training.sample import Picture, Sample, Span
