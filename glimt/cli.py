@@ -13,6 +13,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from glimt import __version__
+from glimt.builtin import model as builtin
 from glimt.chat.wishes import ChatWishes
 from glimt.config import (
     CacheSettings,
@@ -37,7 +38,7 @@ app = App(
 
 @app.command
 def serve(
-    model: str,
+    model: str = builtin.NAME,
     /,
     *,
     config: str | None = None,
@@ -52,7 +53,8 @@ def serve(
     Parameters
     ----------
     model
-        Folder of a checkpoint, or a repository of the hub, e.g. zai-org/GLM-4.5V-FP8.
+        Folder of a checkpoint, or a repository of the hub, e.g. zai-org/GLM-4.5V-FP8; default: the
+        small model that comes with Glimt.
     config
         TOML file with any of these options under [serve].
     """
@@ -157,7 +159,8 @@ def chat(
     Parameters
     ----------
     model
-        Folder of a checkpoint, or a repository of the hub. With --base-url: its name there.
+        Folder of a checkpoint, or a repository of the hub; default: the small model that comes with
+        Glimt. With --base-url: its name there.
     """
     from glimt.chat import command
 

@@ -1,4 +1,4 @@
-"""From what the user typed to a folder: a local checkpoint, or a download from the hub.
+"""From what the user typed to a folder: a local checkpoint, the built-in one, or a download.
 
 Downloads go through huggingface_hub, so HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT mean
 what they mean everywhere. Only data is fetched: JSON, Jinja and safetensors; never code, never
@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants, errors
 
+from glimt.builtin import model as builtin
 from glimt.errors import BadCheckpoint
 
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -29,13 +30,17 @@ def locate(
     """The folder that holds the checkpoint `model`, downloaded first if it is a hub repository.
 
     Args:
-        model: a folder, used as it is, or "owner/name".
+        model: a folder, used as it is, or "owner/name", or "builtin" for the model that comes
+            with Glimt.
         revision: branch, tag or commit of the repository.
         download_dir: cache folder for downloads, in place of the hub's own (HF_HOME).
         weights: False leaves the weight files out (`--load-format dummy`).
 
-    Raises BadCheckpoint if there is no such folder or repository, or it cannot be had.
+    Raises BadCheckpoint if there is no such folder or repository, or it cannot be had, and
+    StartupError if the built-in model is not installed.
     """
+    if model == builtin.NAME:
+        return builtin.model_folder()
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         return folder

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from tqdm import tqdm
 
+from glimt.builtin import model as builtin
 from glimt.errors import InvalidRequest
 from glimt.offline.frontend import Job
 from glimt.offline.messages import plain_messages
@@ -38,7 +39,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path = builtin.NAME,
         *,
         dtype: str = "auto",
         max_model_len: int | str | None = None,
@@ -57,7 +58,8 @@ class LLM:
         reasoning_parser: str | None = None,
         **settings: Any,
     ) -> None:
-        """Find the checkpoint `model` (a folder, or owner/name on the hub), load it, start.
+        """Find the checkpoint `model` (a folder, or owner/name on the hub; the built-in one if none
+        is named), load it, start.
 
         Everything means what the flag of `glimt serve` means, and so do other flags' names in
         `settings` (`revision=…`, `block_size=…`, `device="cpu"`). `chat_template` is a file.

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 from urllib.parse import urlsplit
 
+from glimt.builtin import model as builtin
 from glimt.chat.attachments import BadAttachment
 from glimt.chat.conversation import Conversation
 from glimt.chat.image_tokens import image_token_counter
@@ -89,9 +90,12 @@ def _place(model: str | None, wishes: ChatWishes, screen: Screen, open_things: E
     if wishes.base_url is not None:
         base_url = base_url_of(wishes.base_url)
         return _Place(ChatServer(base_url, _api_key(wishes, base_url)), model, Surroundings())
+    model = model or builtin.NAME
+    if model == builtin.NAME:
+        builtin.model_folder()  # refuses now what the server would refuse in its log
     log = state_folder(os.environ) / f"serve-{os.getpid()}.log"
     local = open_things.enter_context(LocalServer(model, log, os.environ))
-    what = model or "the built-in model"
+    what = "the built-in model" if model == builtin.NAME else model
 
     def tell(line: str, seconds: float) -> None:
         screen.status(f"starting {what}, {seconds:.0f} s: {line}")

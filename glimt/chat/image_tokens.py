@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from glimt.builtin import model as builtin
 from glimt.checkpoint import read_checkpoint
 from glimt.errors import BadCheckpoint, BadMedia
 from glimt.media.sizes import smart_resize
@@ -10,10 +11,10 @@ from glimt.media.sizes import smart_resize
 TokenCounter = Callable[[int, int], int | None]
 
 
-def image_token_counter(model: str | None) -> TokenCounter:
-    """From (width, height) to tokens, for the checkpoint folder `model`; None = not known."""
-    folder = Path(model or "").expanduser()
-    if not model or not folder.is_dir():
+def image_token_counter(model: str) -> TokenCounter:
+    """From (width, height) to tokens, for a checkpoint on this machine; None = not known."""
+    folder = builtin.FOLDER if model == builtin.NAME else Path(model).expanduser()
+    if not folder.is_dir():
         return lambda width, height: None
     try:
         settings = read_checkpoint(folder).image

@@ -35,10 +35,10 @@ class LocalServer:
     ended well.
     """
 
-    def __init__(self, model: str | None, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, model: str, log: Path, environment: Mapping[str, str]) -> None:
         self.log = log
         self.api_key = secrets.token_urlsafe()
-        command = [sys.executable, "-m", "glimt", "serve", *([] if model is None else [model])]
+        command = [sys.executable, "-m", "glimt", "serve", model]
         command += ["--host", "127.0.0.1", "--port", "0", "--reasoning-parser", "glm45"]
         variables = {name: text for name, text in environment.items() if name not in _NOT_PASSED}
         try:

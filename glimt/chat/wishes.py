@@ -56,8 +56,6 @@ class ChatWishes:
 def check(model: str | None, wishes: ChatWishes) -> None:
     """Raise BadSettings, with everything that is wrong at once."""
     problems = []
-    if model is None and wishes.model_name is None and wishes.base_url is None:
-        problems.append("nobody to chat with: give the folder of a checkpoint, or --base-url")
     if model is not None and wishes.model_name not in (None, model):
         problems.append(f"{model} and --model {wishes.model_name}: name one model")
     if wishes.temperature is not None and not 0 <= wishes.temperature <= 100:

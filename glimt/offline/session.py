@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from glimt.arena import SharedArena
+from glimt.builtin.defaults import with_defaults
 from glimt.config import Settings, check
 from glimt.errors import EngineDied, GlimtError
 from glimt.frontend.arena_pool import ArenaPool
@@ -49,6 +50,7 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         """Resolve, load, start. Raises StartupError."""
+        settings = with_defaults(settings)
         for note in check(settings):
             log.info("%s", note)
         plan = resolve(settings, lambda line: log.info("%s", line))

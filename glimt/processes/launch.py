@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from glimt import __version__
+from glimt.builtin.defaults import with_defaults
 from glimt.checkpoint import Checkpoint, locate, read_checkpoint
 from glimt.config import Settings, check, parse_count, parse_object
 from glimt.errors import BadCheckpoint, BadSettings
@@ -33,15 +34,16 @@ DTYPES = {"half": "float16", "float": "float32"}
 
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
     """Run `glimt serve`; the exit status. Raises StartupError."""
+    settings = with_defaults(settings)
     say(f"glimt {__version__}: {settings.model}")
     for note in check(settings):
         say(f"  note: {note}")
     remove_stale_folders()
-    listener = bind(settings)
-    plan = resolve(settings, say)
-    for line in (*describe(settings), f"resolved: {resolved(plan)}"):
-        say(f"  {line}")
-    return asyncio.run(_supervise(plan, listener, say))
+    with bind(settings) as listener:
+        plan = resolve(settings, say)
+        for line in (*describe(settings), f"resolved: {resolved(plan)}"):
+            say(f"  {line}")
+        return asyncio.run(_supervise(plan, listener, say))
 
 
 def resolve(settings: Settings, say: Callable[[str], None]) -> Plan:

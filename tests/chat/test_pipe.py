@@ -91,7 +91,6 @@ def test_a_saved_conversation_goes_on_elsewhere(
     [
         (["--base-url", "http://127.0.0.1:9"], "nothing answers at http://127.0.0.1:9/v1"),
         (["--base-url", "ftp://x"], "write it like http://"),
-        ([], "give the folder of a checkpoint, or --base-url"),
         (["one", "--model", "other"], "name one model"),
         (["--temperature", "-1", "--max-tokens", "0"], "must be at least 1"),
         (["--base-url", "http://x", "--once", " "], "the question is empty"),
