@@ -1,14 +1,16 @@
 """Writes the folder: configuration, tokenizer, chat template and sharded safetensors."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from glimt.tiny.config import (
     VOCAB_SIZE,
+    Json,
     Style,
     Variant,
     generation_config,
@@ -50,20 +52,52 @@ def make_tiny_checkpoint(
     words = range(256, min(ids.values()))
     tensors = random_tensors(config, seed, words, unspoken=media + padding)
 
+    template = "chat_template_4.1.jinja" if style == "4.1" else "chat_template.jinja"
+    files = CheckpointFiles(
+        config=config,
+        generation=generation_config(style, ids),
+        image_preprocessor=preprocessor_config("Image", style),
+        video_preprocessor=preprocessor_config("Video", style),
+        tokenizer_config=tokenizer_config(),
+        tokenizer=tokenizer,
+        chat_template=(Path(__file__).parent / template).read_text("utf-8"),
+    )
+    return write_checkpoint(out, files, quantize(tensors) if fp8 else tensors, shards)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """The content of every file of a checkpoint but the weights."""
+
+    config: Json
+    generation: Json
+    image_preprocessor: Json
+    video_preprocessor: Json
+    tokenizer_config: Json
+    tokenizer: Tokenizer
+    chat_template: str
+
+
+def write_checkpoint(
+    out: Path, files: CheckpointFiles, tensors: dict[str, Tensor], shards: int
+) -> Path:
+    """Write a checkpoint in the hub's format to folder `out`, in place of one that is there.
+
+    Args:
+        tensors: hub name -> tensor in the dtype to be stored.
+        shards: number of weight files; 1 writes model.safetensors without an index.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob("model*.safetensors*"):
         stale.unlink()
-    _write_json(out / "config.json", config)
-    _write_json(out / "generation_config.json", generation_config(style, ids))
-    _write_json(out / "preprocessor_config.json", preprocessor_config("Image", style))
-    _write_json(out / "video_preprocessor_config.json", preprocessor_config("Video", style))
-    _write_json(out / "tokenizer_config.json", tokenizer_config())
-    tokenizer.save(str(out / "tokenizer.json"))
-    template = "chat_template_4.1.jinja" if style == "4.1" else "chat_template.jinja"
-    source = Path(__file__).parent / template
-    (out / "chat_template.jinja").write_text(source.read_text("utf-8"), "utf-8")
-    num_layers = config["text_config"]["num_hidden_layers"]
-    _write_weights(out, quantize(tensors) if fp8 else tensors, num_layers, shards)
+    _write_json(out / "config.json", files.config)
+    _write_json(out / "generation_config.json", files.generation)
+    _write_json(out / "preprocessor_config.json", files.image_preprocessor)
+    _write_json(out / "video_preprocessor_config.json", files.video_preprocessor)
+    _write_json(out / "tokenizer_config.json", files.tokenizer_config)
+    files.tokenizer.save(str(out / "tokenizer.json"))
+    (out / "chat_template.jinja").write_text(files.chat_template, "utf-8")
+    _write_weights(out, tensors, files.config["text_config"]["num_hidden_layers"], shards)
     return out
 
 
@@ -92,5 +126,5 @@ def _shard_of(name: str, num_layers: int, shards: int) -> int:
     return int(name.split(".")[3]) * (shards - 1) // num_layers
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Json) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,5 +1,6 @@
-"""The JSON files of a tiny checkpoint: every key that the published ones have, at toy sizes."""
+"""The JSON files of a checkpoint: every key that the published ones have, at any sizes."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Json = dict[str, Any]
@@ -12,10 +13,26 @@ TOKEN_PIXELS = 28 * 28  # pixels behind one image token
 IMAGE_TOKENS, VIDEO_TOKENS = 64, 256  # upper bounds
 
 
-def model_config(variant: Variant, style: Style, ids: dict[str, int], *, fp8: bool) -> Json:
-    """config.json. `ids`: control token -> id."""
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What differs between checkpoints of one architecture: keys of the two inner configs."""
+
+    text: Json
+    vision: Json
+
+
+def model_config(
+    variant: Variant,
+    style: Style,
+    ids: dict[str, int],
+    *,
+    fp8: bool = False,
+    sizes: Sizes | None = None,
+) -> Json:
+    """config.json. `ids`: control token -> id; `sizes`: those of the tiny checkpoints if None."""
+    sizes = sizes or tiny_sizes(variant)
     kind = "glm4v_moe" if variant == "moe" else "glm4v"
-    text = _text_config(variant, style, ids)
+    text = _text_config(variant, style, ids, sizes.text)
     config: Json = {
         "architectures": [
             "Glm4vMoeForConditionalGeneration"
@@ -36,19 +53,17 @@ def model_config(variant: Variant, style: Style, ids: dict[str, int], *, fp8: bo
             "model_type": f"{kind}_vision" if style == "4.6" else kind,
             "attention_bias": False,
             "attention_dropout": 0.0,
-            "depth": 2,
             "hidden_act": "silu",
-            "hidden_size": 256,
             "image_size": 336,
             "in_channels": 3,
             "initializer_range": 0.02,
             "intermediate_size": text["intermediate_size"],
-            "num_heads": 2,
             "out_hidden_size": text["hidden_size"],
             "patch_size": 14,
             "rms_norm_eps": 1e-05,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
+            **sizes.vision,
         },
     }
     if fp8:
@@ -71,15 +86,19 @@ def generation_config(style: Style, ids: dict[str, int]) -> Json:
     }
 
 
-def preprocessor_config(kind: Literal["Image", "Video"], style: Style) -> Json:
+def preprocessor_config(
+    kind: Literal["Image", "Video"], style: Style, limits: tuple[int, int] | None = None
+) -> Json:
     """preprocessor_config.json or video_preprocessor_config.json.
 
-    The limits are volumes frames × height × width, and a still counts as two frames.
+    `limits`: the smallest and the largest volume frames × height × width, where a still counts as
+    two frames; those of the tiny checkpoints if None.
     """
     family = "Glm46V" if style == "4.6" else "Glm4v"
     num_tokens = IMAGE_TOKENS if kind == "Image" else VIDEO_TOKENS
+    shortest, longest = limits or (16 * TOKEN_PIXELS, 2 * num_tokens * TOKEN_PIXELS)
     return {
-        "size": {"shortest_edge": 16 * TOKEN_PIXELS, "longest_edge": 2 * num_tokens * TOKEN_PIXELS},
+        "size": {"shortest_edge": shortest, "longest_edge": longest},
         "do_rescale": True,
         "patch_size": 14,
         "temporal_patch_size": 2,
@@ -91,7 +110,7 @@ def preprocessor_config(kind: Literal["Image", "Video"], style: Style) -> Json:
     }
 
 
-def tokenizer_config() -> Json:
+def tokenizer_config(max_positions: int = MAX_POSITIONS) -> Json:
     """tokenizer_config.json, as far as anybody reads it."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -99,7 +118,7 @@ def tokenizer_config() -> Json:
         "pad_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
-        "model_max_length": MAX_POSITIONS,
+        "model_max_length": max_positions,
     }
 
 
@@ -108,8 +127,17 @@ def _eos_ids(style: Style, ids: dict[str, int]) -> list[int]:
     return [ids[name] for name in (*names, "</answer>")[: 4 if style == "4.1" else 3]]
 
 
-def _text_config(variant: Variant, style: Style, ids: dict[str, int]) -> Json:
+def tiny_sizes(variant: Variant) -> Sizes:
+    """Those of the tiny checkpoints."""
+    text = _MOE_SIZES if variant == "moe" else _DENSE_SIZES
+    vision = {"depth": 2, "hidden_size": 256, "num_heads": 2}
+    return Sizes({**_TINY_TEXT, **text}, vision)
+
+
+def _text_config(variant: Variant, style: Style, ids: dict[str, int], sizes: Json) -> Json:
+    kind = "glm4v_moe_text" if variant == "moe" else "glm4v_text"
     text: Json = {
+        "model_type": kind,
         "attention_bias": True,
         "attention_dropout": 0.0,
         "dtype": "bfloat16",
@@ -117,14 +145,12 @@ def _text_config(variant: Variant, style: Style, ids: dict[str, int]) -> Json:
         "pad_token_id": ids["<|endoftext|>"],
         "hidden_act": "silu",
         "initializer_range": 0.02,
-        "intermediate_size": 192,
-        "max_position_embeddings": MAX_POSITIONS,
-        "num_hidden_layers": 3,
         "rms_norm_eps": 1e-05,
         "use_cache": True,
-        "vocab_size": VOCAB_SIZE,
     }
-    text |= _MOE_SIZES if variant == "moe" else _DENSE_SIZES
+    if variant == "moe":
+        text |= _MOE_ROUTING
+    text |= sizes
     mrope = {"rope_type": "default", "mrope_section": [8, 12, 12]}
     if style == "4.6":
         text["rope_parameters"] = {**mrope, "rope_theta": 500000, "partial_rotary_factor": 0.5}
@@ -135,26 +161,33 @@ def _text_config(variant: Variant, style: Style, ids: dict[str, int]) -> Json:
     return text
 
 
-# Head dim 128 and multiples of 64 everywhere: the GPU kernels run on these sizes too.
-_MOE_SIZES: Json = {
-    "model_type": "glm4v_moe_text",
-    "hidden_size": 128,
-    "head_dim": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+# What all published mixtures have in common.
+_MOE_ROUTING: Json = {
     "first_k_dense_replace": 1,
-    "moe_intermediate_size": 64,
     "n_group": 1,
-    "n_routed_experts": 8,
     "n_shared_experts": 1,
     "norm_topk_prob": True,
-    "num_experts_per_tok": 2,
     "routed_scaling_factor": 1.0,
     "topk_group": 1,
     "use_qk_norm": False,
 }
+# Head dim 128 and multiples of 64 everywhere: the GPU kernels run on these sizes too.
+_TINY_TEXT: Json = {
+    "intermediate_size": 192,
+    "max_position_embeddings": MAX_POSITIONS,
+    "num_hidden_layers": 3,
+    "vocab_size": VOCAB_SIZE,
+}
+_MOE_SIZES: Json = {
+    "hidden_size": 128,
+    "head_dim": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 64,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+}
 _DENSE_SIZES: Json = {
-    "model_type": "glm4v_text",
     "hidden_size": 256,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,

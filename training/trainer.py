@@ -1,0 +1,155 @@
+"""`Trainer`: network, optimizer and averages; one step; and the state that a checkpoint holds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from glimt.models.config import ModelConfig
+from training.attention import choose_attention
+from training.balance import Balance
+from training.network import Batch, Network
+from training.schedule import average_decay, rate_factor
+from training.weights import State, Weights
+
+MAX_SKIPPED = 20  # steps in a row
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the numbers of the training are, beside the network and the data."""
+
+    learning_rate: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    max_norm: float = 1.0
+    average_decay: float = 0.999
+    balance_rate: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did. `skipped`: its loss or gradient was not finite, and nothing changed."""
+
+    loss: float
+    norm: float
+    learning_rate: float
+    skipped: bool
+
+
+class Trainer:
+    """Trains one network on one device."""
+
+    def __init__(
+        self, config: ModelConfig, device: torch.device, recipe: Recipe, *, compiled: bool = False
+    ) -> None:
+        self.device = device
+        self.recipe = recipe
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        head_dims = (config.text.head_dim, config.vision.head_dim)
+        attend, self.attention = choose_attention(device, self.dtype, head_dims)
+        self.network = Network(config, attend)
+        self.weights = Weights(self.network, device, self.dtype, recipe.seed)
+        self.balance = Balance(self.network)
+        self.optimizer = self.weights.optimizer(
+            recipe.learning_rate, recipe.betas, recipe.weight_decay
+        )
+        self.step = 0
+        self.skipped = 0
+        self._skipped_in_a_row = 0
+        if compiled:
+            for block in (*self.network.layers, *self.network.vision.blocks):
+                block.compile(dynamic=True)
+
+    def train(self, batches: Sequence[Batch], progress: float) -> StepReport:
+        """One step over all spans of these micro-batches.
+
+        Raises RuntimeError if MAX_SKIPPED steps in a row had no finite gradient.
+        """
+        self.network.train()
+        self.balance.start()
+        self.weights.clear_gradients()
+        num_targets = sum(batch.counts.targets for batch in batches)
+        loss = torch.zeros((), device=self.device)
+        for batch in batches:
+            part = span_loss(self.network, batch) / num_targets
+            part.backward()  # type: ignore[no-untyped-call]
+            self.weights.collect_gradients()
+            loss += part.detach()
+        rate = self.recipe.learning_rate * rate_factor(progress)
+        loss_value, norm = torch.stack((loss, self.weights.gradient_norm())).tolist()
+        finite = math.isfinite(loss_value) and math.isfinite(norm)
+        if finite:
+            self._update(norm, rate)
+        self._count(finite)
+        return StepReport(loss_value, norm, rate, not finite)
+
+    def _update(self, norm: float, rate: float) -> None:
+        if norm > self.recipe.max_norm:
+            self.weights.scale_gradients(self.recipe.max_norm / norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.balance.update(self.recipe.balance_rate * rate / self.recipe.learning_rate)
+        decay = average_decay(self.step, self.recipe.average_decay)
+        self.weights.update_average(decay)
+        self.balance.update_average(decay)
+        self.weights.publish()
+
+    def _count(self, finite: bool) -> None:
+        self.step += 1
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        self.skipped += not finite
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise RuntimeError(
+                f"{MAX_SKIPPED} steps in a row had a loss or gradient that is not finite: lower "
+                "the learning rate, or look for broken samples"
+            )
+
+    def use_average(self) -> None:
+        """Let the network compute with the averaged weights, until `use_current`."""
+        self.weights.publish(average=True)
+        self.balance.use_average()
+
+    def use_current(self) -> None:
+        """Back to the weights that are trained."""
+        self.weights.publish()
+        self.balance.use_current()
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs to go on as if nothing had been."""
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "weights": self.weights.masters(),
+            "average": self.weights.averages(),
+            "optimizer": self.optimizer.state_dict(),
+            "bias": self.balance.bias,
+            "average_bias": self.balance.average,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Raises ValueError if the state is of another network."""
+        self.weights.load_masters(state["weights"])
+        self.weights.load_averages(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.balance.bias.copy_(state["bias"])
+        self.balance.average.copy_(state["average_bias"])
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.weights.publish()
+
+    def exported(self, *, average: bool = True) -> State:
+        """Float32 parameters and router biases by name, as they are to be exported."""
+        biases = self.balance.average if average else self.balance.bias
+        weights = self.weights.averages() if average else self.weights.masters()
+        return {**weights, **dict(zip(self.balance.names, biases, strict=True))}
+
+
+def span_loss(network: Network, batch: Batch) -> torch.Tensor:
+    """Cross-entropy, summed over the targets of a micro-batch."""
+    targets_M = batch.fields.targets_M.long()
+    return functional.cross_entropy(network(batch), targets_M, reduction="sum")
