@@ -117,7 +117,7 @@ def _picture(
     skill = skill or rng.choices(tuple(_SKILLS), weights=tuple(_SKILLS.values()), k=1)[0]
     scene = compose(recipe_for(skill, rng, progress, held_out), rng)
     turns: list[Turn] = []
-    wanted = rng.choice((1, 2, 2)) if conversation.thinking else rng.choice((2, 3, 4, 5, 6))
+    wanted = rng.choice((1, 2, 2) if conversation.thinking else (1, 3, 4, 5, 6, 7, 8))
     if chat:
         wanted = max(2, wanted)
     for index in range(4 * wanted):

@@ -156,7 +156,9 @@ def _difference(first: Scene, second: Scene, rng: random.Random) -> Turn | None:
     )
     if not changed:
         return _turn(question, "Nothing.", "Every shape is the same in both.")
-    ((one, other),) = changed
+    if len(changed) != 1:
+        return None
+    one, other = changed[0]
     old, new = f"{one.colour} {one.shape}", f"{other.colour} {other.shape}"
     if sum(f"{i.colour} {i.shape}" == old for i in first.shapes) > 1:
         return None
