@@ -6,7 +6,6 @@ value that fits nothing is handed on as it is: judging it is the work of the too
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -63,12 +62,11 @@ class ArgumentTypes:
         kind = kind_of(value)
         if kind == "string" and types != ANY and "string" in types:
             return dump(text)  # a string stands bare: the quotes are its own
-        if kind in ("integer", "number") and _allows(types, value):
-            return stripped  # digits as they were written: a float would round them
         fitted = self._fit(value, schema)
         if not _allows(types, fitted) and "string" in types:
             return dump(text)
-        return dump(fitted)
+        # What fits stays as it was written: a float would round its digits.
+        return stripped if fitted == value and kind != "string" else dump(fitted)
 
     def _fit(self, value: Any, schema: Any) -> Any:
         """The value, its parts turned into the types that the schema wants where that is plain."""
@@ -99,7 +97,7 @@ class ArgumentTypes:
         for part in _parts(schema, "allOf"):
             types &= self.types_of(part)
         if "$ref" in schema:
-            types &= self.types_of(self._referred(schema["$ref"]))
+            types &= self.types_of(self.referred(schema["$ref"]))
         return _with_integers(types) or ANY  # a contradiction says nothing
 
     def _child(self, schema: Any, key: str | int) -> Any:
@@ -121,14 +119,14 @@ class ArgumentTypes:
         found = [] if own is None else [own]
         made_of = [part for name in ("allOf", "anyOf", "oneOf") for part in _parts(schema, name)]
         if "$ref" in schema:
-            made_of.append(self._referred(schema["$ref"]))
+            made_of.append(self.referred(schema["$ref"]))
         for part in made_of:
             child = self._child(part, key)
             if child and child not in found:
                 found.append(child)
         return found
 
-    def _referred(self, reference: Any) -> Any:
+    def referred(self, reference: Any) -> Any:
         """What a local reference (#/$defs/name) leads to; for any other, an empty schema."""
         for _ in range(_REFERENCE_HOPS):
             target: Any = self._root
@@ -177,9 +175,8 @@ def escape(text: str) -> str:
 
 
 def parse(text: str) -> Any:
-    """A JSON value. Raises ValueError, also for NaN and what is too large for a float, or
-    RecursionError."""
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    """A JSON value. Raises ValueError, also for NaN and Infinity, or RecursionError."""
+    return json.loads(text, parse_constant=_refuse)
 
 
 def kind_of(value: Any) -> str:
@@ -229,13 +226,6 @@ def _parsed_or(text: str, default: Any) -> Any:
         return parse(text)
     except (ValueError, RecursionError):
         return default
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError("the number is too large")
-    return value
 
 
 def _refuse(name: str) -> None:

@@ -16,7 +16,8 @@ not follow the grammar is handed back as text, nothing is lost:
     the reply ends in a call    the end that is missing is implied, as is that of a value
     max_tokens ends it          the arguments stay open: half a value is not to be acted upon
 
-Time is linear in the reply. Pieces put together do not depend on how tokens are cut into pushes.
+Decision 0016 says why. Time is linear in the reply. Pieces put together do not depend on how
+tokens are cut into pushes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

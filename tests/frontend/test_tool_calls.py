@@ -120,7 +120,8 @@ def test_a_call_is_read_with_any_space_between_its_marks(between: str) -> None:
         ("n", "123456789012345678901234567890", 123456789012345678901234567890),
         ("x", "1e3", 1000.0),
         ("x", "NaN", "NaN"),
-        ("x", "1e999", "1e999"),
+        ("x", "1e999", float("inf")),  # digits as they were written
+        ("x", "0.1234567890123456789", 0.1234567890123456789),
         ("x", "3", 3),
         ("on", "true", True),
         ("on", "True", True),
@@ -304,6 +305,16 @@ def test_a_single_call_ends_the_reply() -> None:
         assert whole.ends_with_call
 
 
+def test_half_characters_and_nul_are_text() -> None:
+    begin, end = call("f", ("text", "|")).split("|")
+    half = tokenizer().encode_text("é")[:1]
+    token_ids = [*ids(begin), *tokenizer().encode_text("a\0"), *half, *ids(end)]
+    whole = fold(deltas_of(reader(), token_ids, range(len(token_ids))))
+    assert calls_in(whole) == [("f", {"text": "a\0\ufffd"})]
+    whole = fold(deltas_of(reader(), [*ids("<tool_call>"), *half, *ids("</tool_call>b")], []))
+    assert whole.content == "<tool_call>\ufffd</tool_call>b"
+
+
 def test_strings_come_as_they_are_written() -> None:
     text = "one two three four five six"
     token_ids = ids(call("f", ("text", text)))
@@ -319,13 +330,13 @@ def test_a_tokenizer_without_the_marks_has_no_calls() -> None:
 
 
 def test_a_long_reply_takes_time_in_proportion() -> None:
-    """An argument of a million tokens, pushed one by one, is read in one pass; a parser that goes
-    back to the beginning for each token would not come to an end."""
+    """A parser that went back to the beginning of an argument for each of its tokens would not
+    come to an end here."""
     word = tokenizer().encode_text(" fox")
     begin, end = ids("<tool_call>f<arg_key>text</arg_key><arg_value>"), ids("</arg_value>")
     longest = reader()
     longest.push(begin)
-    for _ in range(100_000):
+    for _ in range(50_000):
         longest.push(word)
     for token_ids in (ids("<tool_call>") * 10_000, end, ids("</tool_call>")):
         longest.push(token_ids)
