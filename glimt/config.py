@@ -201,6 +201,9 @@ class ServerSettings:
     """Usage in every stream, asked for or not."""
     enable_request_id_headers: bool = True
     """Echo X-Request-Id."""
+    trust_request_chat_template: bool = False
+    """Let requests bring a `chat_template`. One that loops holds up the server: trusted clients
+    only."""
     strict_fields: bool = False
     """Refuse requests with fields nobody knows; default: name them in a header and the log."""
     shutdown_timeout: float = 300.0

@@ -18,7 +18,7 @@ from glimt.wire import EngineInfo, EngineStats
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 
-FINISH_REASONS = ("stop", "length", "abort", "error")
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 MEDIA_KINDS = ("image", "video")
 STATUS_CLASSES = ("2xx", "4xx", "499", "5xx")
 

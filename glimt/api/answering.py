@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from glimt.api.body import decode_body
-from glimt.api.call import Call, log_failure
+from glimt.api.call import Call, checked_label, log_failure
 from glimt.api.departure import Departure
 from glimt.api.errors import ClientLeft, Draining
 from glimt.api.fields import RequestFields
@@ -134,6 +134,12 @@ def check_form(request: RequestFields) -> None:
             "continuous_usage_stats needs include_usage to be true",
             param="stream_options.continuous_usage_stats",
         )
+
+
+def take_label(call: Call, request: RequestFields) -> None:
+    """A client may name its request in the body; X-Request-Id comes first."""
+    if call.label is None and request.request_id is not None:
+        call.label = checked_label(request.request_id)
 
 
 def ignored_header(names: Iterable[str], call: Call) -> Headers:

@@ -127,4 +127,9 @@ def log_failure(error: Exception, call: Call) -> None:
 
 def _label(headers: list[tuple[bytes, bytes]]) -> str | None:
     labels = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
-    return labels[0] if len(labels) == 1 and _LABEL.fullmatch(labels[0]) else None
+    return checked_label(labels[0]) if len(labels) == 1 else None
+
+
+def checked_label(text: str) -> str | None:
+    """A client's name for its request, if it may stand in a header and in the log."""
+    return text if _LABEL.fullmatch(text) else None

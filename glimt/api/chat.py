@@ -13,12 +13,21 @@ from glimt.api.answering import (
     refuse_if_draining,
     salt_of,
     send_answer,
+    take_label,
 )
 from glimt.api.call import Call
 from glimt.api.departure import Departure
 from glimt.api.fields import StreamOptions
+from glimt.api.media_wishes import media_settings
 from glimt.api.messages import check_media_counts, conversation_of
-from glimt.api.params import sampling_params, template_kwargs, with_length
+from glimt.api.params import (
+    adds_generation_prompt,
+    repetition_rule,
+    sampling_params,
+    template_kwargs,
+    truncation,
+    with_length,
+)
 from glimt.api.schema import KNOWN_FIELDS, ChatRequest, check_supported
 from glimt.api.state import ApiState
 from glimt.api.stream import AnswerForm, ChatWriter
@@ -29,7 +38,7 @@ from glimt.api.tools import (
     tools_in_prompt,
     with_tools,
 )
-from glimt.errors import GlimtError
+from glimt.errors import GlimtError, Unsupported
 from glimt.frontend.answer import Answer, TextOptions
 from glimt.frontend.prompt import Conversation, Prompt
 from glimt.frontend.reasoning import ReasoningTokens
@@ -46,6 +55,7 @@ async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send
     refuse_if_draining(state)
     request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     check_chat(state, request)
+    take_label(call, request)
     headers = ignored_header([*unknown, *without_effect(state, request)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
@@ -62,6 +72,16 @@ def check_chat(state: ApiState, request: ChatRequest) -> None:
     check_form(request)
     check_model(state, request.model)
     check_tools(request, state.tools)
+    check_template(state, request)
+
+
+def check_template(state: ApiState, request: ChatRequest) -> None:
+    """Raises Unsupported for a template from a client that is not trusted with one."""
+    if request.chat_template is not None and not state.trust_request_template:
+        raise Unsupported(
+            "chat_template needs a server started with --trust-request-chat-template",
+            param="chat_template",
+        )
 
 
 def without_effect(state: ApiState, request: ChatRequest) -> list[str]:
@@ -75,10 +95,15 @@ async def start_chat(state: ApiState, request: ChatRequest, call: Call, salt: by
     n = request.n or 1
     with state.client.preparing(n):
         sampling = sampling_of(state, request)
+        options = _text_options(request, state)
         conversation = conversation_in(state, request)
-        prompt = await state.renderer.render(conversation, state.media, cache_salt=salt)
+        prompt = await state.renderer.render(
+            conversation,
+            state.media,
+            cache_salt=salt,
+            max_tokens=truncation(request, state.client.info),
+        )
     call.facts["media"] = len(conversation.media)
-    options = _text_options(request, state)
     return submit_prompt(state, request, prompt, sampling, call, salt, options)
 
 
@@ -99,8 +124,13 @@ def conversation_in(state: ApiState, request: ChatRequest) -> Conversation:
     conversation = conversation_of(
         request.messages,
         template_kwargs=template_kwargs(state.template_kwargs, request),
-        add_generation_prompt=request.add_generation_prompt,
+        add_generation_prompt=adds_generation_prompt(request),
         tools=tools_in_prompt(request, state.tools),
+        settings=media_settings(
+            request.mm_processor_kwargs, request.media_io_kwargs, state.media_settings
+        ),
+        continue_final=request.continue_final_message,
+        template=request.chat_template,
     )
     check_media_counts(conversation, max_images=state.max_images, max_videos=state.max_videos)
     return conversation
@@ -174,6 +204,7 @@ def _text_options(request: ChatRequest, state: ApiState) -> TextOptions:
         include_stop=request.include_stop_str_in_output,
         skip_special_tokens=request.skip_special_tokens,
         include_reasoning=request.include_reasoning,
+        repetition=repetition_rule(request),
         reasoning=ReasoningTokens.of(state.tokenizer) if state.parse_reasoning else None,
         boxes=state.boxes,
         calls=call_rules(request, state.tools, lambda: f"call_{state.random.getrandbits(96):024x}"),
@@ -185,6 +216,8 @@ def answer_form(
 ) -> AnswerForm:
     """What the answer to this request looks like; its id begins with `kind`."""
     options = request.stream_options or StreamOptions()
+    last = request.messages[-1] if request.messages else None
+    echo = last.content if request.echo and last and last.role == "assistant" else None
     return AnswerForm(
         id=f"{kind}-{call.id}",
         created=int(state.wall_clock()),
@@ -195,6 +228,7 @@ def answer_form(
         with_reasoning=request.include_reasoning,
         with_boxes=state.boxes == "structured",
         with_reasoning_content=state.reasoning_content,
+        echo=echo if isinstance(echo, str) else "",
         prompt_token_ids=prompt_token_ids,
         tokens_as_ids=bool(request.return_tokens_as_token_ids),
         include_usage=options.include_usage or state.force_include_usage,

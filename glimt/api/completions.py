@@ -13,6 +13,7 @@ from glimt.api.answering import (
     refuse_if_draining,
     salt_of,
     send_answer,
+    take_label,
 )
 from glimt.api.call import Call
 from glimt.api.chat import answer_form, sampling_of, submit_prompt, without_effect
@@ -25,6 +26,7 @@ from glimt.api.completions_schema import (
 )
 from glimt.api.completions_stream import CompletionWriter, Echo
 from glimt.api.departure import Departure
+from glimt.api.params import repetition_rule, truncation
 from glimt.api.schema import ChatRequest
 from glimt.api.state import ApiState
 from glimt.errors import InvalidRequest
@@ -42,6 +44,7 @@ async def completions(state: ApiState, scope: Scope, receive: Receive, send: Sen
     request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     _check(state, request)
     chat = as_chat(request)
+    take_label(call, chat)
     headers = ignored_header([*unknown, *without_effect(state, chat)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
@@ -88,8 +91,13 @@ async def _start(
                 f"logprobs is {request.logprobs}, the most allowed is {limit}", param="logprobs"
             )
         sampling = sampling_of(state, chat)
+        max_tokens = truncation(chat, state.client.info)
         made = [
-            await state.renderer.render_text(prompt, add_special_tokens=request.add_special_tokens)
+            await state.renderer.render_text(
+                prompt,
+                add_special_tokens=request.add_special_tokens,
+                max_tokens=max_tokens,
+            )
             for prompt in prompts
         ]
     stop = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
@@ -97,6 +105,7 @@ async def _start(
         stop=tuple(stop),
         include_stop=chat.include_stop_str_in_output,
         skip_special_tokens=chat.skip_special_tokens,
+        repetition=repetition_rule(chat),
     )
     answers: list[Answer] = []
     with ExitStack() as undo:

@@ -28,18 +28,18 @@ class CompletionRequest(RequestFields, frozen=True, kw_only=True):
     add_special_tokens: bool = True
     # Known and of no effect here.
     service_tier: NoEffect = None
+    spaces_between_special_tokens: NoEffect = None  # no space is ever added
     # Known and not done; see `_HARMLESS`.
     suffix: NotDone = None
     best_of: NotDone = None
-    truncate_prompt_tokens: NotDone = None
     response_format: NotDone = None
     structured_outputs: NotDone = None
     guided_json: NotDone = None
     guided_regex: NotDone = None
     guided_choice: NotDone = None
     guided_grammar: NotDone = None
-    spaces_between_special_tokens: NotDone = None
-    repetition_detection: NotDone = None
+    stream_interval: NotDone = None
+    truncation_side: NotDone = None
     use_beam_search: NotDone = None
     length_penalty: NotDone = None
     logits_processors: NotDone = None
@@ -55,15 +55,14 @@ KNOWN_FIELDS = KnownFields(CompletionRequest)
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
-    "truncate_prompt_tokens": (),
     "response_format": ({"type": "text"},),
     "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "spaces_between_special_tokens": (True,),
-    "repetition_detection": (),
+    "stream_interval": (1,),
+    "truncation_side": ("left",),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
     "logits_processors": (),

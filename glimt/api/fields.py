@@ -27,6 +27,15 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage_stats: bool = False
 
 
+class Repetition(msgspec.Struct, frozen=True, kw_only=True):
+    """A pattern of so many tokens that comes so often without a pause ends the answer. A largest
+    pattern of 0: nothing does."""
+
+    max_pattern_size: Annotated[int, Meta(ge=0, le=256)] = 0
+    min_pattern_size: Annotated[int, Meta(ge=0, le=256)] = 0  # 0 = 1
+    min_count: Annotated[int, Meta(ge=0, le=2**20)] = 0  # at least 2
+
+
 class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     """How text is drawn, ended and shown. None = the server's or the checkpoint's default."""
 
@@ -38,6 +47,7 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    repetition_detection: Repetition | None = None
     # Sampling.
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
@@ -51,6 +61,8 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=65536)] | None = None
     bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
+    # The prompt.
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 = fit
     # The answer's form.
     stream: bool | None = None
     stream_options: StreamOptions | None = None

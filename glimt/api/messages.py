@@ -1,6 +1,7 @@
 """Messages of a chat request: texts, images and videos, said by whom."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,6 +10,7 @@ from msgspec import Meta
 from glimt.errors import InvalidRequest, Unsupported
 from glimt.frontend.argument_types import parse
 from glimt.frontend.prompt import Conversation, MediaSource
+from glimt.wire import ImageSettings
 
 
 class MediaAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,14 +102,21 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
 
 
+_SERVERS: Mapping[str, ImageSettings] = {}
+
+
 def conversation_of(
     messages: list[Message],
     *,
     template_kwargs: Mapping[str, Any],
     add_generation_prompt: bool,
     tools: tuple[dict[str, Any], ...] | None = None,
+    settings: Mapping[str, ImageSettings] = _SERVERS,
+    continue_final: bool = False,
+    template: str | None = None,
 ) -> Conversation:
-    """The messages as the template and the media preparation want them.
+    """The messages as the template and the media preparation want them. `settings`: by kind, of
+    media that are to be prepared otherwise than the server does it.
 
     Raises InvalidRequest and Unsupported naming the message.
     """
@@ -118,7 +127,12 @@ def conversation_of(
     )
     return Conversation(
         messages=plain,
-        media=tuple(media),
+        media=tuple(
+            replace(source, settings=settings[source.kind]) if source.kind in settings else source
+            for source in media
+        ),
+        continue_final=continue_final,
+        template=template,
         tools=tools,
         template_kwargs=template_kwargs,
         add_generation_prompt=add_generation_prompt,

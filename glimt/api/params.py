@@ -10,8 +10,10 @@ from typing import Any
 
 import msgspec
 
+from glimt.api.fields import RequestFields
 from glimt.api.schema import ChatRequest
 from glimt.errors import BadSettings, InvalidRequest, PromptTooLong
+from glimt.frontend.repetition import RepetitionRule
 from glimt.wire import EngineInfo, SamplingParams
 
 GREEDY_BELOW = 1e-5  # temperatures below this are greedy
@@ -84,6 +86,52 @@ def sampling_params(
         logprobs=_logprobs(request, info),
         prompt_logprobs=_prompt_logprobs(request, info),
     )
+
+
+def repetition_rule(request: RequestFields) -> RepetitionRule | None:
+    """When the answer counts as a loop. Raises InvalidRequest."""
+    wish, path = request.repetition_detection, "repetition_detection"
+    if wish is None or wish.max_pattern_size == 0:
+        return None
+    if wish.min_count < 2:
+        raise InvalidRequest(f"{path}.min_count must be at least 2", param=f"{path}.min_count")
+    if wish.min_pattern_size > wish.max_pattern_size:
+        raise InvalidRequest(
+            f"{path}.min_pattern_size is more than max_pattern_size",
+            param=f"{path}.min_pattern_size",
+        )
+    return RepetitionRule(max(1, wish.min_pattern_size), wish.max_pattern_size, wish.min_count)
+
+
+def adds_generation_prompt(request: ChatRequest) -> bool:
+    """Whether the prompt ends with the beginning of a new turn. Raises InvalidRequest."""
+    continues, adds = request.continue_final_message, request.add_generation_prompt
+    if continues and adds:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt exclude each other",
+            param="continue_final_message",
+        )
+    if continues and request.messages[-1].role != "assistant":
+        raise InvalidRequest(
+            "continue_final_message needs a last message of the assistant",
+            param="continue_final_message",
+        )
+    return not continues if adds is None else adds
+
+
+def truncation(request: ChatRequest, info: EngineInfo) -> int | None:
+    """How many tokens of the prompt are kept; None = all. Raises InvalidRequest."""
+    wish = request.truncate_prompt_tokens
+    if wish is None:
+        return None
+    if wish == -1:
+        return max(1, info.max_model_len - (_asked_length(request) or 1))
+    if not 1 <= wish < info.max_model_len:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens must be -1, or 1 to {info.max_model_len - 1}",
+            param="truncate_prompt_tokens",
+        )
+    return wish
 
 
 def with_length(

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from glimt.api.fields import Count, NoEffect, NotDone, RequestFields
 from glimt.api.known import KnownFields
+from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
 from glimt.api.messages import Message
 from glimt.api.tools import MAX_TOOLS, Tool, ToolChoice
 from glimt.errors import Unsupported
@@ -31,7 +32,12 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
         None
     )
     enable_thinking: bool | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # on, unless the last message is continued
+    continue_final_message: bool = False
+    echo: bool = False
+    chat_template: Annotated[str, Meta(max_length=2**17)] | None = None
+    mm_processor_kwargs: ProcessorKwargs | None = None
+    media_io_kwargs: MediaIoKwargs | None = None
     # Tools.
     tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
@@ -41,6 +47,8 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     prompt_cache_key: NoEffect = None
     safety_identifier: NoEffect = None
     verbosity: NoEffect = None
+    spaces_between_special_tokens: NoEffect = None  # no space is ever added
+    session_id: NoEffect = None
     # Known and not done; see `_HARMLESS`.
     functions: NotDone = None
     function_call: NotDone = None
@@ -50,27 +58,26 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     guided_regex: NotDone = None
     guided_choice: NotDone = None
     guided_grammar: NotDone = None
-    echo: NotDone = None
     documents: NotDone = None
-    continue_final_message: NotDone = None
-    chat_template: NotDone = None
     add_special_tokens: NotDone = None
-    spaces_between_special_tokens: NotDone = None
-    truncate_prompt_tokens: NotDone = None
     thinking_token_budget: NotDone = None
-    repetition_detection: NotDone = None
     use_beam_search: NotDone = None
     best_of: NotDone = None
     length_penalty: NotDone = None
     logprob_token_ids: NotDone = None
     logits_processors: NotDone = None
     custom_logit_processor: NotDone = None
-    media_io_kwargs: NotDone = None
-    mm_processor_kwargs: NotDone = None
     prompt_embeds: NotDone = None
     kv_transfer_params: NotDone = None
     ec_transfer_params: NotDone = None
     vllm_xargs: NotDone = None
+    stream_interval: NotDone = None
+    truncation_side: NotDone = None
+    return_prompt_text: NotDone = None
+    return_token_offsets: NotDone = None
+    return_weight_versions: NotDone = None
+    watermarking: NotDone = None
+    mm_payload: NotDone = None
     lora_path: NotDone = None
     store: NotDone = None
     modalities: NotDone = None
@@ -91,27 +98,26 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "echo": (False,),
     "documents": (),
-    "continue_final_message": (False,),
-    "chat_template": (),
     "add_special_tokens": (False,),
-    "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
     "thinking_token_budget": (),
-    "repetition_detection": (),
     "use_beam_search": (False,),
     "best_of": (1,),
     "length_penalty": (1.0,),
     "logprob_token_ids": (),
     "logits_processors": (),
     "custom_logit_processor": (),
-    "media_io_kwargs": ({},),
-    "mm_processor_kwargs": ({},),
     "prompt_embeds": (),
     "kv_transfer_params": (),
     "ec_transfer_params": (),
     "vllm_xargs": (),
+    "stream_interval": (1,),
+    "truncation_side": ("left",),
+    "return_prompt_text": (False,),
+    "return_token_offsets": (False,),
+    "return_weight_versions": (False,),
+    "watermarking": (),
+    "mm_payload": (),
     "lora_path": (),
     "store": (False,),
     "modalities": (["text"],),

@@ -13,6 +13,7 @@ from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.render import Renderer
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.metrics import Metrics
+from glimt.wire import ImageSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,5 +69,7 @@ class ApiState:
     force_include_usage: bool = False
     request_id_headers: bool = True
     log_requests: bool = False
+    media_settings: Mapping[str, ImageSettings] = field(default_factory=dict)  # by kind
+    trust_request_template: bool = False
     strict_fields: bool = False  # unknown fields are refused, not reported
     allowed_origins: tuple[str, ...] = ()

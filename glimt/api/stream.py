@@ -58,6 +58,7 @@ class AnswerForm:
     with_reasoning: bool = True
     with_boxes: bool = False  # a list of them, which may be empty
     with_reasoning_content: bool = True  # the thinking under its older name, too
+    echo: str = ""  # stands before the answer of each choice
     prompt_token_ids: tuple[int, ...] = ()  # shown if with_token_ids
     tokens_as_ids: bool = False  # token_id:123 in place of a token's text
     include_usage: bool = False
@@ -82,6 +83,7 @@ class ChatWriter:
         self._head = b"data: " + head[:-1] + b',"choices":['
         self._is_new = [True] * form.num_choices
         self._num_boxes = [0] * form.num_choices
+        self._has_role = [False] * form.num_choices
         self._content_heads = [
             self._head + b'{"index":%d,"delta":{"content":' % choice
             for choice in range(form.num_choices)
@@ -128,10 +130,14 @@ class ChatWriter:
 
     def _add_events(self, parts: list[bytes], delta: Delta, tail: bytes) -> None:
         index = b'{"index":%d,"delta":{' % delta.choice
+        if self._form.echo and not self._has_role[delta.choice]:
+            echo = _encode(self._form.echo)
+            parts += (self._head, index, self._role(delta.choice), b'"content":', echo, _NO_MORE)
+            parts.append(tail)
         for number, body in enumerate(self._bodies(delta)):
             is_first, is_new = number == 0, self._is_new[delta.choice]
             self._is_new[delta.choice] = False
-            role = b'"role":"assistant",' if is_new else b""
+            role = self._role(delta.choice)
             # Log-probabilities and ids are of the whole delta: they come once.
             logprobs = self._logprobs(delta) if is_first else b"null"
             parts += (self._head, index, role, body, b'},"logprobs":', logprobs)
@@ -184,6 +190,13 @@ class ChatWriter:
             texts.append(b'"content":' + _encode(delta.content))
         return b",".join(texts)
 
+    def _role(self, choice: int) -> bytes:
+        """Told once, with the first words of a choice."""
+        if self._has_role[choice]:
+            return b""
+        self._has_role[choice] = True
+        return b'"role":"assistant",'
+
     def _logprobs(self, delta: Delta) -> bytes:
         if not delta.logprobs:
             return b"null"
@@ -232,8 +245,9 @@ def _message(form: AnswerForm, deltas: list[Delta]) -> AnswerMessage:
         for call in reply.calls
     ]
     boxes = [Box(text=text, coordinates=coordinates(text)) for text in reply.boxes]
+    content = form.echo + reply.content
     return AnswerMessage(
-        content=None if calls and not reply.content else reply.content,
+        content=None if calls and not content else content,
         reasoning=reasoning,
         reasoning_content=reasoning if form.with_reasoning_content else msgspec.UNSET,
         tool_calls=calls or msgspec.UNSET,

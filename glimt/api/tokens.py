@@ -22,12 +22,13 @@ from glimt.api.answering import (
     send_json,
 )
 from glimt.api.call import Call
-from glimt.api.chat import check_chat, conversation_in, sampling_of, without_effect
+from glimt.api.chat import check_chat, check_template, conversation_in, sampling_of, without_effect
 from glimt.api.departure import Departure
 from glimt.api.fields import TokenId
 from glimt.api.known import KnownFields
+from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
 from glimt.api.messages import Message
-from glimt.api.params import with_length
+from glimt.api.params import truncation, with_length
 from glimt.api.schema import KNOWN_FIELDS, ChatRequest
 from glimt.api.state import ApiState
 from glimt.api.tools import MAX_TOOLS, Tool, check_specs
@@ -45,7 +46,11 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     # Of a conversation.
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: Annotated[str, Meta(max_length=2**17)] | None = None
+    mm_processor_kwargs: ProcessorKwargs | None = None
+    media_io_kwargs: MediaIoKwargs | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
 
@@ -140,9 +145,14 @@ async def _token_ids(state: ApiState, scope: Scope, request: TokenizeRequest) ->
     chat = ChatRequest(
         messages=request.messages or [],
         add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        chat_template=request.chat_template,
+        mm_processor_kwargs=request.mm_processor_kwargs,
+        media_io_kwargs=request.media_io_kwargs,
         chat_template_kwargs=request.chat_template_kwargs,
         tools=request.tools,
     )
+    check_template(state, chat)
     async with rendered(state, chat, salt_of(scope, None)) as prompt:
         token_ids: list[int] = prompt.token_ids.tolist()
         return token_ids
@@ -156,7 +166,12 @@ async def rendered(state: ApiState, request: ChatRequest, salt: bytes) -> AsyncI
     """
     with state.client.preparing():
         conversation = conversation_in(state, request)
-        prompt = await state.renderer.render(conversation, state.media, cache_salt=salt)
+        prompt = await state.renderer.render(
+            conversation,
+            state.media,
+            cache_salt=salt,
+            max_tokens=truncation(request, state.client.info),
+        )
         try:
             yield prompt
         finally:

@@ -15,6 +15,7 @@ from glimt.frontend.boxes import BoxMode, BoxTokens
 from glimt.frontend.generation import Generation
 from glimt.frontend.prompt import Prompt
 from glimt.frontend.reasoning import ReasoningTokens
+from glimt.frontend.repetition import RepetitionDetector, RepetitionRule
 from glimt.frontend.reply import ReplyDelta, ReplyReader, fold, merge
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.frontend.tool_calls import CallDelta, CallRules
@@ -34,7 +35,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     content: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: str | None = None  # stop · length · tool_calls
+    finish_reason: str | None = None  # stop · length · tool_calls · repetition
     stop_reason: int | str | None = None  # the stop string or token that matched; not a plain eos
     was_reasoning: bool = False
     calls: tuple[CallDelta, ...] = ()  # each call at most once
@@ -72,6 +73,7 @@ class TextOptions:
     include_stop: bool = False
     skip_special_tokens: bool = True
     include_reasoning: bool = True
+    repetition: RepetitionRule | None = None
     reasoning: ReasoningTokens | None = None  # None = all is content
     calls: CallRules | None = None  # None = there are no calls, their marks are text
     boxes: BoxMode = "keep"
@@ -234,6 +236,7 @@ class _Choice:
         self._include_stop = options.include_stop
         self._include_reasoning = options.include_reasoning
         self._plain_eos = sampling.eos_token_ids[:1]
+        self._detector = RepetitionDetector(options.repetition) if options.repetition else None
 
     def take(self, output: Output, now_s: float) -> Delta:
         """Read an output's tokens."""
@@ -245,6 +248,8 @@ class _Choice:
             if self.first_s is None:
                 self.first_s = now_s
             self.last_s = now_s
+        if self._detector is not None:
+            output = _cut_at_loop(output, self._detector)
         reply, num_read = self._read(output)
         self.num_tokens += num_read
         stop_reason: int | str | None = reply.stopped
@@ -286,7 +291,7 @@ class _Choice:
             if replies[-1].stopped is not None or replies[-1].ends_with_call:
                 return merge(replies), index + 1
         if output.finish_reason is not None:
-            replies.append(self.reader.finish(is_cut=output.finish_reason == "length"))
+            replies.append(self.reader.finish(is_cut=output.finish_reason != "stop"))
         return (replies[0] if len(replies) == 1 else merge(replies)), len(token_ids)
 
 
@@ -305,6 +310,19 @@ def _reader(
         stop=options.stop,
         include_stop=options.include_stop,
         min_tokens=sampling.min_tokens,
+    )
+
+
+def _cut_at_loop(output: Output, detector: RepetitionDetector) -> Output:
+    """The output up to where the answer has been found to repeat itself, which ends it."""
+    num_read = detector.push(output.token_ids)
+    if num_read is None or (output.finish_reason and num_read == len(output.token_ids)):
+        return output
+    return msgspec.structs.replace(
+        output,
+        token_ids=output.token_ids[:num_read],
+        finish_reason="repetition",
+        stop_token_id=None,
     )
 
 

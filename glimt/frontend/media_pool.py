@@ -54,6 +54,7 @@ class PoolLimits:
 class _Job:
     key: bytes
     kind: str
+    settings: ImageSettings
     payload: Payload | None  # None = at a worker
     outcome: "asyncio.Future[ArenaLease[Frames]]"
     num_wanting: int = 0
@@ -92,7 +93,6 @@ class MediaPool:
         self._metrics = metrics
         self._pool_limits = pool_limits or PoolLimits()
         self._clock = clock
-        self._salts = {kind: self._salt(kind) for kind in self._settings}
         self._jobs: dict[bytes, _Job] = {}
         self._for_room: deque[_Job] = deque()
         self._job_ids = itertools.count(1)
@@ -128,36 +128,30 @@ class MediaPool:
         except MediaFetchFailed:
             self._metrics.media_fetch_errors.inc()
             raise
-        key = await self._key(source.kind, payload)
+        settings = source.settings or self._settings[source.kind]
+        key = await _key(self._salt(source.kind, settings), payload)
         lease = self._arena.lease(key)
         self._metrics.observe_media_lookup(hit=lease is not None or key in self._jobs)
         if lease is None:
-            lease = await self._decoded(key, source, payload)
+            lease = await self._decoded(key, source, settings, payload)
         self._metrics.observe_media(source.kind, self._clock() - began_s)
         frames = tuple(_placed(frame, lease.place) for frame in lease.value)
         return PreparedMedia(source.kind, key, frames, lease)
 
     # -------------------------------------------------------------------------------- keys
 
-    def _salt(self, kind: str) -> bytes:
+    def _salt(self, kind: str, settings: ImageSettings) -> bytes:
         """All that changes the pixels beside the bytes."""
-        parts = (kind, self._settings[kind], self._limits.max_video_frames)
+        parts = (kind, settings, self._limits.max_video_frames)
         return PROCESSOR_VERSION + msgspec.msgpack.encode(parts)
-
-    async def _key(self, kind: str, payload: Payload) -> bytes:
-        """SHA-256 over the bytes as they came, never over the URL."""
-        salt = self._salts[kind] + (b"\1" if payload.is_base64 else b"\0")
-        if len(payload.data) <= _INLINE_HASH_BYTES:
-            return _digest(salt, payload.data)
-        return await asyncio.to_thread(_digest, salt, payload.data)
 
     # -------------------------------------------------------------------------------- jobs
 
     async def _decoded(
-        self, key: bytes, source: MediaSource, payload: Payload
+        self, key: bytes, source: MediaSource, settings: ImageSettings, payload: Payload
     ) -> ArenaLease[Frames]:
         """A lease on the pixels, by joining the job for `key` or starting it."""
-        job = self._jobs.get(key) or self._start(key, source.kind, payload)
+        job = self._jobs.get(key) or self._start(key, source.kind, settings, payload)
         job.num_wanting += 1
         try:
             await asyncio.shield(job.outcome)
@@ -175,7 +169,7 @@ class MediaPool:
             if job.num_wanting == 0:
                 self._leave(job)
 
-    def _start(self, key: bytes, kind: str, payload: Payload) -> _Job:
+    def _start(self, key: bytes, kind: str, settings: ImageSettings, payload: Payload) -> _Job:
         queued = [job for job in self._jobs.values() if job.payload is not None]
         num_bytes = sum(job.num_queued_bytes for job in queued) + len(payload.data)
         limits = self._pool_limits
@@ -183,7 +177,7 @@ class MediaPool:
             queued and num_bytes > limits.max_queued_bytes
         ):
             raise Overloaded("too many images and videos wait to be decoded; try again later")
-        job = _Job(key, kind, payload, asyncio.get_running_loop().create_future())
+        job = _Job(key, kind, settings, payload, asyncio.get_running_loop().create_future())
         self._jobs[key] = job
         job.task = asyncio.ensure_future(self._run(job))
         self._metrics.media_waiting.set(len(self._jobs))
@@ -253,7 +247,7 @@ class MediaPool:
             job_id=next(self._job_ids),
             kind=job.kind,
             is_base64=payload.is_base64,
-            settings=self._settings[job.kind],
+            settings=job.settings,
             limits=self._limits,
         )
         while True:
@@ -297,6 +291,14 @@ class MediaPool:
     def _wake_first(self) -> None:
         if self._for_room:
             self._for_room[0].wake.set()
+
+
+async def _key(salt: bytes, payload: Payload) -> bytes:
+    """SHA-256 over the bytes as they came, never over the URL."""
+    salt += b"\1" if payload.is_base64 else b"\0"
+    if len(payload.data) <= _INLINE_HASH_BYTES:
+        return _digest(salt, payload.data)
+    return await asyncio.to_thread(_digest, salt, payload.data)
 
 
 def _digest(salt: bytes, data: bytes | memoryview) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from glimt.wire import ImageSpan, PixelRef
+from glimt.wire import ImageSettings, ImageSpan, PixelRef
 
 IntArray = NDArray[np.int32]
 
@@ -22,6 +22,7 @@ class MediaSource:
     kind: str  # image · video
     url: str  # http(s):, data: or file:
     param: str  # where it stood in the request, "messages[0].content[1].image_url"
+    settings: ImageSettings | None = None  # in place of the server's
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
+    continue_final: bool = False  # the last message is the beginning of the answer
+    template: str | None = None  # in place of the checkpoint's
 
 
 @dataclass(frozen=True)

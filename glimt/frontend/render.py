@@ -7,7 +7,8 @@ All that can be refused by looking at the text alone is refused before any mediu
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,11 @@ from glimt.frontend.positions import mrope_positions
 from glimt.frontend.prepare import prepare_all
 from glimt.frontend.prompt import Conversation, MediaPreparer, PreparedMedia, Prompt
 from glimt.frontend.standins import StandIns, guarded_characters, strings_in
-from glimt.frontend.template import ChatTemplate, check_template_kwargs
+from glimt.frontend.template import (
+    ChatTemplate,
+    check_template_kwargs,
+    compile_request_template,
+)
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.wire import ImageSettings
 
@@ -54,9 +59,15 @@ class Renderer:
         self._answer_tags = tokenizer.token_id("<answer>") is not None
 
     async def render(
-        self, conversation: Conversation, media: MediaPreparer, *, cache_salt: bytes = b""
+        self,
+        conversation: Conversation,
+        media: MediaPreparer,
+        *,
+        cache_salt: bytes = b"",
+        max_tokens: int | None = None,
     ) -> Prompt:
-        """The prompt of a conversation; the caller owns its leases.
+        """The prompt of a conversation; the caller owns its leases. Of a longer text without media
+        the last `max_tokens` tokens are taken.
 
         Raises InvalidRequest (messages that the template cannot render, template_kwargs),
         PromptTooLong, and what `media.prepare` raises. No lease survives failure or cancellation.
@@ -69,6 +80,13 @@ class Renderer:
             text, lambda: self._tokenizer.encode_template(text, stand_ins.show)
         )
         self._check_placeholders(token_ids, conversation)
+        if max_tokens is not None and len(token_ids) > max_tokens:
+            if conversation.media:
+                raise InvalidRequest(
+                    "truncate_prompt_tokens cannot cut a prompt with images or videos",
+                    param="truncate_prompt_tokens",
+                )
+            token_ids = token_ids[-max_tokens:]
         self._check_length(len(token_ids), 0, "messages")
         prepared = await prepare_all(conversation.media, media)
         try:
@@ -79,9 +97,14 @@ class Renderer:
             raise
 
     async def render_text(
-        self, prompt: str | Sequence[int], *, add_special_tokens: bool = True
+        self,
+        prompt: str | Sequence[int],
+        *,
+        add_special_tokens: bool = True,
+        max_tokens: int | None = None,
     ) -> Prompt:
-        """The prompt of a bare text, or of token ids that the client chose itself.
+        """The prompt of a bare text, or of token ids that the client chose itself; of a longer one
+        the last `max_tokens` tokens.
 
         `add_special_tokens`: a text begins with `[gMASK]<sop>`, as all that the family was trained
         on. Raises InvalidRequest for no tokens or ids out of range, PromptTooLong.
@@ -95,6 +118,8 @@ class Renderer:
                 raise InvalidRequest(f"token ids must lie in 0 … {limit}", param="prompt")
         if not token_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
+        if max_tokens is not None:
+            token_ids = token_ids[-max_tokens:]
         self._check_length(len(token_ids), 0, "prompt")
         return Prompt(token_ids=np.array(token_ids, np.int32))
 
@@ -110,26 +135,31 @@ class Renderer:
 
     def _run_template(self, conversation: Conversation) -> tuple[str, StandIns]:
         """The rendered text, with stand-ins in it, and the way back."""
-        if self._template is None:
+        template = self._template
+        if conversation.template is not None:
+            template = compile_request_template(conversation.template)
+        if template is None:
             raise InvalidRequest("this checkpoint has no chat template", param="messages")
         kwargs = check_template_kwargs(conversation.template_kwargs)
         messages = template_messages(conversation.messages, answer_tags=self._answer_tags)
         if media_kinds(messages) != [source.kind for source in conversation.media]:
             raise InvalidRequest("the messages and the media given do not match", param="messages")
         tools = list(conversation.tools or ())
-        if tools and not self._template.takes_tools:
+        if tools and not template.takes_tools:
             raise InvalidRequest("this checkpoint's chat template takes no tools", param="tools")
         texts = strings_in([messages, tools])
-        stand_ins = StandIns(self._guarded, [self._template.source, *texts])
+        stand_ins = StandIns(self._guarded, [template.source, *texts])
         try:
-            text = self._template.render(
-                hide_messages(messages, stand_ins),
+            text = template.render(
+                hidden := hide_messages(messages, stand_ins),
                 tools=stand_ins.hide(tools),
                 add_generation_prompt=conversation.add_generation_prompt,
                 **kwargs,
             )
         except InvalidRequest as error:
             raise InvalidRequest(stand_ins.show(error.message), param=error.param) from error
+        if conversation.continue_final:
+            text = _up_to_final(text, hidden)
         return text, stand_ins
 
     def _assemble(
@@ -175,6 +205,25 @@ class Renderer:
                 "images and videos: it does not take them in such messages",
                 param="messages",
             )
+
+
+def _up_to_final(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The rendered text without what the template puts behind the last message's content."""
+    content = messages[-1]["content"] if messages else None
+    if not isinstance(content, str) or not content.strip():
+        raise InvalidRequest(
+            "continue_final_message needs a last message with text", param="continue_final_message"
+        )
+    place = text.rfind(content.strip())
+    if place < 0:
+        raise InvalidRequest(
+            "the chat template does not show the last message as it is, so it cannot be continued",
+            param="continue_final_message",
+        )
+    # Templates may trim a message; what they leave of it is kept.
+    whole = content.lstrip()
+    end = whole if text.startswith(whole, place) else content.strip()
+    return text[: place + len(end)]
 
 
 async def _off_loop_if_long(text: str, encode: Callable[[], list[int]]) -> list[int]:

@@ -72,6 +72,17 @@ class ChatTemplate:
         raise InvalidRequest(text, param="messages")
 
 
+def compile_request_template(source: str) -> ChatTemplate:
+    """A template that came with a request, from a client that the operator trusts with it.
+
+    Raises InvalidRequest with the line of a syntax error.
+    """
+    try:
+        return ChatTemplate(source)
+    except BadCheckpoint as error:
+        raise InvalidRequest(error.message, param="chat_template") from None
+
+
 def check_template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """`chat_template_kwargs` as the template gets them: known names and types only.
 

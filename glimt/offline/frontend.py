@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glimt.api.messages import check_media_counts, conversation_of
-from glimt.api.params import SamplingDefaults, sampling_params, template_kwargs, with_length
+from glimt.api.params import (
+    SamplingDefaults,
+    adds_generation_prompt,
+    sampling_params,
+    template_kwargs,
+    with_length,
+)
 from glimt.api.schema import ChatRequest
 from glimt.api.tools import ToolSettings, call_rules, check_tools, tools_in_prompt, with_tools
 from glimt.checkpoint import checkpoint_file
@@ -150,7 +156,7 @@ class OfflineFrontend:
         conversation = conversation_of(
             request.messages,
             template_kwargs=template_kwargs(start.chat_template_kwargs, request),
-            add_generation_prompt=request.add_generation_prompt,
+            add_generation_prompt=adds_generation_prompt(request),
             tools=tools_in_prompt(request, self._tools),
         )
         check_media_counts(conversation, max_images=start.max_images, max_videos=start.max_videos)

@@ -90,6 +90,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     force_include_usage: bool
     request_id_headers: bool
     strict_fields: bool
+    trust_request_template: bool
     log_level: str
     log_json: bool
     log_requests: bool

@@ -236,6 +236,7 @@ def _server_start(
         force_include_usage=server.enable_force_include_usage,
         request_id_headers=server.enable_request_id_headers,
         strict_fields=server.strict_fields,
+        trust_request_template=server.trust_request_chat_template,
         log_level=server.log_level,
         log_json=server.log_json,
         log_requests=server.enable_log_requests,

@@ -135,6 +135,8 @@ class ServerProcess:
             request_id_headers=start.request_id_headers,
             log_requests=start.log_requests,
             strict_fields=start.strict_fields,
+            trust_request_template=start.trust_request_template,
+            media_settings={"image": start.image, "video": start.video},
             allowed_origins=start.allowed_origins,
         )
         config = uvicorn.Config(

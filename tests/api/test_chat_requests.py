@@ -168,13 +168,45 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     ),
     ("J35 budget", {"thinking_token_budget": -1}, "thinking_token_budget"),
     ("J35 effort", {"reasoning_effort": "ultra"}, "reasoning_effort"),
-    ("J36 processor", {"mm_processor_kwargs": {"size": 10**9}}, "mm_processor_kwargs"),
-    ("J36 io", {"media_io_kwargs": {"video": {"fps": 1e9}}}, "media_io_kwargs"),
+    ("J36 processor", {"mm_processor_kwargs": {"size": 10**9}}, "mm_processor_kwargs.size"),
+    ("J36 io", {"media_io_kwargs": {"video": {"fps": 1e9}}}, "media_io_kwargs.video.fps"),
+    (
+        "J36 longest",
+        {"mm_processor_kwargs": {"size": {"longest_edge": 9_633_793}}},
+        "mm_processor_kwargs.size.longest_edge",
+    ),
+    (
+        "no token",
+        {"mm_processor_kwargs": {"images_kwargs": {"size": {"longest_edge": 1567}}}},
+        "mm_processor_kwargs.images_kwargs.size.longest_edge",
+    ),
+    (
+        "crossed edges",
+        {"mm_processor_kwargs": {"size": {"longest_edge": 5000, "shortest_edge": 5001}}},
+        "mm_processor_kwargs.size.shortest_edge",
+    ),
+    ("frames", {"mm_processor_kwargs": {"max_frames": 641}}, "mm_processor_kwargs.max_frames"),
+    (
+        "number of frames",
+        {"media_io_kwargs": {"video": {"num_frames": 8}}},
+        "media_io_kwargs.video.num_frames",
+    ),
+    ("loop once", {"repetition_detection": {"max_pattern_size": 3, "min_count": 1}}, None),
+    (
+        "loop sizes",
+        {"repetition_detection": {"max_pattern_size": 2, "min_pattern_size": 3, "min_count": 2}},
+        "repetition_detection.min_pattern_size",
+    ),
+    ("cut 0", {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ("cut -2", {"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ("cut all", {"truncate_prompt_tokens": INFO.max_model_len}, "truncate_prompt_tokens"),
+    ("both ends", {"continue_final_message": True, "add_generation_prompt": True}, None),
+    ("continue a user", {"continue_final_message": True}, "continue_final_message"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ("functions", {"functions": [{"name": "f"}]}, "functions"),
     ("tool_choice", {"tool_choice": "auto"}, "tool_choice"),
     ("json", {"response_format": {"type": "json_object"}}, "response_format"),
-    ("echo", {"echo": True}, "echo"),
+    ("documents", {"documents": [{}]}, "documents"),
     ("best_of true", {"best_of": True}, "best_of"),
     ("template", {"chat_template": "{{ 1 }}"}, "chat_template"),
     ("template kwargs", {"chat_template_kwargs": {"wild": 1}}, "chat_template_kwargs"),
@@ -279,11 +311,11 @@ async def test_unknown_fields_are_reported_not_dropped() -> None:
 
 
 async def test_a_field_that_is_not_done_says_so() -> None:
-    reply = await Serving().chat(echo=True)
+    reply = await Serving().chat(documents=[{}])
     assert reply.error == {
-        "message": "echo is not supported by this version",
+        "message": "documents is not supported by this version",
         "type": "invalid_request_error",
-        "param": "echo",
+        "param": "documents",
         "code": "unsupported",
     }
 

@@ -16,7 +16,7 @@ from glimt.api.params import SamplingDefaults
 from glimt.api.state import ApiState, Lifecycle
 from glimt.frontend.client import EngineClient
 from glimt.metrics import Metrics
-from glimt.wire import EngineInfo, Submit
+from glimt.wire import EngineInfo, ImageSettings, Submit
 from tests.support.fake_engine import FakeEngine, Running
 from tests.support.prompts import FakeMedia, renderer, tokenizer
 
@@ -29,6 +29,7 @@ INFO = EngineInfo(
     max_num_seqs=8,
     max_image_tokens=1024,
 )
+VIDEO = ImageSettings(max_pixels=47_040_000)
 MODEL = "tiny"
 EOS = tokenizer().control_tokens["<|endoftext|>"]
 USER = tokenizer().control_tokens["<|user|>"]
@@ -108,6 +109,7 @@ class Serving:
                 "random": random.Random(0),
                 "seeds": random.Random(0),
                 "started_at": 1_600_000_000,
+                "media_settings": {"image": ImageSettings(), "video": VIDEO},
                 **state,
             }
         )

@@ -99,10 +99,12 @@ class FakeMedia:
     grids: dict[str, Any]  # image: (h, w); video: [(h, w, timestamp), …]
     failures: dict[str, BaseException] = field(default_factory=dict)
     leases: list[CountedLease] = field(default_factory=list)
+    settings: list[ImageSettings | None] = field(default_factory=list)  # as asked for
 
     async def prepare(self, source: MediaSource) -> PreparedMedia:
         if source.url in self.failures:
             raise self.failures[source.url]
+        self.settings.append(source.settings)
         grids = self.grids[source.url]
         steps = grids if source.kind == "video" else [(*grids, "")]
         self.leases.append(CountedLease())
