@@ -18,6 +18,7 @@ from glimt.layers.attention import KvCache
 from glimt.models.glm4v import Glm4v
 from glimt.runner.batch import Batch, build_batch
 from glimt.runner.encoder import ImageEncoder
+from glimt.runner.forward import hidden_states
 from glimt.runner.prompt_logprobs import PromptJudgement, judge, read_judgement
 from glimt.runner.rows import RowTable
 from glimt.runner.sampler import DrawInputs, DrawOutputs, draw, read_draw
@@ -146,14 +147,7 @@ class ModelExecutor:
         Gives what `LaunchedStep.result` reads: the tensors of each draw, then of the judgement.
         """
         tokens_RL = self._rows.tokens_RL
-        x_TD = self._model.embed(tokens_RL.view(-1)[batch.token_place_T].long())
-        if batch.image_index_I is not None:
-            images_ID = [
-                self._encoder.part(part.span.content_hash, part.low, part.high)
-                for part in batch.image_parts
-            ]
-            x_TD.index_copy_(0, batch.image_index_I, torch.cat(images_ID).to(x_TD.dtype))
-        hidden_TD = self._model.decode(x_TD, batch.step, self._kv)
+        hidden_TD = hidden_states(self._model, batch, tokens_RL, self._encoder, self._kv)
         tensors: list[Tensor] = []
         if batch.draws:
             logits_NV = self._model.logits(hidden_TD[batch.hidden_index_N])
