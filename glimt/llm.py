@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from glimt.builtin import model as builtin
 from glimt.errors import InvalidRequest
-from glimt.offline.frontend import Job
 from glimt.offline.messages import plain_messages
 from glimt.offline.outputs import RequestOutput
 from glimt.offline.params import SamplingParams, request_of
+from glimt.offline.prompts import Job
 from glimt.offline.session import Session
 from glimt.offline.wishes import settings_of
 from glimt.wire import EngineInfo

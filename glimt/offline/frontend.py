@@ -2,63 +2,19 @@
 
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-from glimt.api.messages import check_media_counts, conversation_of
-from glimt.api.params import (
-    SamplingDefaults,
-    adds_generation_prompt,
-    sampling_params,
-    template_kwargs,
-    with_length,
-)
-from glimt.api.schema import ChatRequest
-from glimt.api.tools import ToolSettings, call_rules, check_tools, tools_in_prompt, with_tools
-from glimt.checkpoint import checkpoint_file
+from glimt.api.params import sampling_params, with_length
+from glimt.api.tools import call_rules, with_tools
 from glimt.errors import RequestError
 from glimt.frontend.answer import Answer, Delta, TextOptions
 from glimt.frontend.client import EngineClient
-from glimt.frontend.prompt import MediaPreparer, Prompt
+from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.reasoning import ReasoningTokens
-from glimt.frontend.render import Renderer
-from glimt.frontend.template import ChatTemplate
-from glimt.frontend.tokenizer import Tokenizer
 from glimt.metrics import Metrics
 from glimt.offline.admission import Admission
-from glimt.offline.messages import Picture
 from glimt.offline.outputs import RequestOutput, completion_of
+from glimt.offline.prompts import Job, Language, PromptMaker
 from glimt.processes.control import ServerStart
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One prompt to be answered: text or token ids, or None = the request's messages."""
-
-    request: ChatRequest  # with a seed
-    prompt: str | list[int] | None
-    pictures: Mapping[str, Picture]  # by the addresses that the messages have for them
-
-
-@dataclass(frozen=True, slots=True)
-class Language:
-    """What is read from the checkpoint to make prompts and read answers."""
-
-    tokenizer: Tokenizer
-    renderer: Renderer
-    defaults: SamplingDefaults
-
-
-def read_language(start: ServerStart) -> Language:
-    """Raises BadCheckpoint and BadSettings."""
-    tokenizer = Tokenizer(checkpoint_file(Path(start.model_path), "tokenizer.json"))
-    template = ChatTemplate(start.chat_template)
-    return Language(
-        tokenizer,
-        Renderer(tokenizer, template, start.image, start.max_model_len),
-        SamplingDefaults.from_generation_config(start.generation_defaults),
-    )
 
 
 class OfflineFrontend:
@@ -74,16 +30,12 @@ class OfflineFrontend:
     ) -> None:
         self._settings = start
         self._tokenizer = language.tokenizer
-        self._renderer = language.renderer
         self._defaults = language.defaults
         self._client = client
         self._metrics = metrics
-        self._media = media
+        self._tools = language.tools
+        self._prompts = PromptMaker(start, language, media)
         self._admission = Admission()
-        # A program that gives tools needs no operator who allows them.
-        self._tools = ToolSettings.of(
-            language.tokenizer, start.tool_call_parser or "glm45", auto=True
-        )
 
     async def answer(self, job: Job) -> RequestOutput:
         """The whole answer. Raises typed errors; a cancelled call ends its generation."""
@@ -124,7 +76,7 @@ class OfflineFrontend:
                 encode=self._tokenizer.encode_text,
             )
             sampling = with_tools(sampling, request, self._tools)
-            prompt = await self._prompt(job)
+            prompt = await self._prompts.prompt(job)
         try:
             sampling = with_length(
                 sampling,
@@ -147,20 +99,6 @@ class OfflineFrontend:
             arrival_s=arrival_s,
             metrics=self._metrics,
         )
-
-    async def _prompt(self, job: Job) -> Prompt:
-        if job.prompt is not None:
-            return await self._renderer.render_text(job.prompt)
-        start, request = self._settings, job.request
-        check_tools(request, self._tools)
-        conversation = conversation_of(
-            request.messages,
-            template_kwargs=template_kwargs(start.chat_template_kwargs, request),
-            add_generation_prompt=adds_generation_prompt(request),
-            tools=tools_in_prompt(request, self._tools),
-        )
-        check_media_counts(conversation, max_images=start.max_images, max_videos=start.max_videos)
-        return await self._renderer.render(conversation, self._media)
 
     def _text_options(self, job: Job) -> TextOptions:
         request = job.request

@@ -27,10 +27,11 @@ from glimt.frontend.fetch import FetchPolicy
 from glimt.frontend.media_pool import MediaPool, PoolLimits
 from glimt.metrics import Metrics
 from glimt.offline.engine_thread import EngineThread
-from glimt.offline.frontend import Job, Language, OfflineFrontend, read_language
+from glimt.offline.frontend import OfflineFrontend
 from glimt.offline.media_threads import MediaThreads
 from glimt.offline.outputs import RequestOutput
 from glimt.offline.pictures import PictureFetcher, room_for_pictures
+from glimt.offline.prompts import Job, Language, read_language
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import resolve
 from glimt.processes.supervisor import Plan
