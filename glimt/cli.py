@@ -135,12 +135,13 @@ def evaluate(
     """
     from glimt.evaluation import command
 
-    open_local = None
-    if command.needs_local(wishes):
+    local = None
+    if command.needs_local(model, wishes):
         from glimt.evaluation.local import LocalModel
+        from glimt.evaluation.teacher import compare_logits
 
-        open_local = LocalModel
-    return command.evaluate(model, wishes, open_local, _say, _tell)
+        local = command.LocalParts(LocalModel, compare_logits)
+    return command.evaluate(model, wishes, local, _say, _tell)
 
 
 @app.command

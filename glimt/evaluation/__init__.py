@@ -1,1 +1,1 @@
-"""Measures a model on tasks: `glimt eval`, metrics, results, a report."""
+"""Measures a model on tasks: `glimt eval`, metrics, comparisons, a report."""

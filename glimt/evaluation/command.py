@@ -2,8 +2,8 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,98 +11,98 @@ import msgspec
 
 from glimt import __version__
 from glimt.errors import BadSettings, StartupError
-from glimt.evaluation.asking import Asking, ask_all
+from glimt.evaluation.asking import Asked, Asking, ask_all
+from glimt.evaluation.comparison import Comparison, Results, compare
+from glimt.evaluation.divergence import (
+    Divergence,
+    NotComparable,
+    Place,
+    divergence_of,
+    shared_places,
+)
+from glimt.evaluation.questions import question_of
 from glimt.evaluation.remote import RemoteModel
-from glimt.evaluation.replies import Respondent
+from glimt.evaluation.replies import Respondent, Script
 from glimt.evaluation.report import render_report
-from glimt.evaluation.results import Results, Side, side_of
-from glimt.evaluation.tables import summary_table
-from glimt.evaluation.tasks import TaskFile, read_tasks, select
+from glimt.evaluation.results import Side, side_of
+from glimt.evaluation.subjects import Subject, subjects_of
+from glimt.evaluation.tables import comparison_table, summary_table
+from glimt.evaluation.tasks import Task, TaskFile, read_tasks, select
 from glimt.evaluation.wishes import EvalWishes
 
 RESULTS, REPORT = "results.json", "report.html"
+_TOP_LOGPROBS = 20  # the most that OpenAI's API gives
 _EXIT_OK, _EXIT_ALL_FAILED, _EXIT_INTERRUPTED = 0, 1, 130
+_FULL = "all logits of both models, led through A's answers token by token"
+_LISTED = (
+    f"the {_TOP_LOGPROBS} likeliest tokens that each API lists, up to the first place at which the "
+    "answers differ: KL is a lower bound"
+)
 
 Say = Callable[[str], None]
-# `glimt.evaluation.local.LocalModel`: model, arguments of LLM, how many questions at once.
-OpenLocal = Callable[[str, Mapping[str, Any], int], Respondent]
+
+
+@dataclass(frozen=True)
+class LocalParts:
+    """What is only there where models are loaded in this process, for it imports torch.
+
+    `open` is `glimt.evaluation.local.LocalModel` (model, arguments of LLM, questions at once),
+    `compare_logits` that of `glimt.evaluation.teacher`.
+    """
+
+    open: Callable[[str, Mapping[str, Any], int], Respondent]
+    compare_logits: Callable[[Subject, Subject, Iterator[Script], int], list[list[Place]]]
+
+
+@dataclass(frozen=True)
+class _Work:
+    wishes: EvalWishes
+    subjects: list[Subject]
+    file: TaskFile
+    tasks: list[Task]
+    folder: Path
+    local: LocalParts | None
+
+
+def needs_local(model: str | None, wishes: EvalWishes) -> bool:
+    """Whether a model has to be loaded here. Raises BadSettings."""
+    return any(subject.is_local for subject in subjects_of(model, wishes))
 
 
 def evaluate(
-    model: str | None, wishes: EvalWishes, open_local: OpenLocal | None, say: Say, tell: Say
+    model: str | None, wishes: EvalWishes, local: LocalParts | None, say: Say, tell: Say
 ) -> int:
     """Do it; the exit status. `say` gets progress, `tell` the tables.
 
-    `open_local` is None where no local model is needed. Raises StartupError for what is refused.
+    `local` may be None where `needs_local` is false. Raises StartupError for what is refused.
     """
-    model = _check(model, wishes)
+    subjects = subjects_of(model, wishes)
     file = read_tasks(Path(wishes.tasks))
     tasks = select(file.tasks, wishes.skills, wishes.limit)
-    folder = _output_folder(wishes)
-    respondent = _respondent(model, wishes, open_local)
-    say(f"glimt eval: {len(tasks)} tasks of {file.name} for {respondent.name}")
-    asked = ask_all(Asking(tasks, file.files, wishes), respondent)
-    side = side_of(respondent.name, tasks, asked, wishes)
-    results = _results(model, wishes, file, [side])
-    tell(summary_table(side))
-    content = msgspec.json.format(msgspec.json.encode(results), indent=1)
-    _write(folder / RESULTS, content + b"\n")
-    _write(folder / REPORT, render_report(results, tasks, file.files).encode())
-    say(f"written: {folder / RESULTS}, {folder / REPORT}")
-    if not asked.is_complete:
-        say(f"stopped after {len(side.records)} of {len(tasks)} tasks")
+    work = _Work(wishes, subjects, file, tasks, _output_folder(wishes), local)
+    everything: list[Asked] = []
+    sides: list[Side] = []
+    for subject in subjects:
+        say(f"glimt eval: {len(tasks)} tasks of {file.name} for {subject.label}")
+        asked = _ask(work, subject)
+        everything.append(asked)
+        sides.append(side_of(subject.label, tasks, asked, wishes))
+        _write_results(work, sides, None)  # kept, should the next model fail to load
+        tell(f"{subject.label}\n{summary_table(sides[-1])}\n")
+        if not asked.is_complete:
+            break
+    comparison = None
+    if len(sides) == 2:
+        comparison = _compare(work, everything, sides, say)
+        tell(comparison_table(comparison, [side.model for side in sides]))
+    results = _write_results(work, sides, comparison)
+    _write(work.folder / REPORT, render_report(results, tasks, file.files).encode())
+    say(f"written: {work.folder / RESULTS}, {work.folder / REPORT}")
+    if not everything[-1].is_complete:
+        say(f"stopped after {len(sides[-1].records)} of {len(tasks)} tasks")
         return _EXIT_INTERRUPTED
-    is_useless = all(record.error is not None for record in side.records)
+    is_useless = all(record.error is not None for side in sides for record in side.records)
     return _EXIT_ALL_FAILED if is_useless else _EXIT_OK
-
-
-def needs_local(wishes: EvalWishes) -> bool:
-    """Whether a model has to be loaded here."""
-    return wishes.base_url is None
-
-
-def _check(model: str | None, wishes: EvalWishes) -> str | None:
-    """The model's name, None = the server's first. Raises BadSettings."""
-    problems = []
-    if model is not None and wishes.model_name not in (None, model):
-        problems.append(f"MODEL is {model} and --model is {wishes.model_name}: name one")
-    model = model or wishes.model_name
-    if model is None and wishes.base_url is None:
-        problems.append("name a checkpoint, or a server with --base-url")
-    if wishes.base_url is not None:
-        problems += [
-            f"{flag} is for local models; the server was started with its own"
-            for flag, is_given in (
-                ("--quantization", wishes.quantization is not None),
-                ("--kv-cache-dtype", wishes.kv_cache_dtype != "auto"),
-                ("--dtype", wishes.dtype != "auto"),
-                ("--device", wishes.device != "auto"),
-            )
-            if is_given
-        ]
-    problems += _ranges(wishes)
-    if problems:
-        raise BadSettings("nothing was asked:", problems)
-    return model
-
-
-def _ranges(wishes: EvalWishes) -> list[str]:
-    problems = [
-        f"{flag} {value}: must be at least 1"
-        for flag, value in (
-            ("--limit", wishes.limit),
-            ("--concurrency", wishes.concurrency),
-            ("--max-tokens", wishes.max_tokens),
-        )
-        if value is not None and value < 1
-    ]
-    if not 0 < wishes.iou <= 1:
-        problems.append(f"--iou {wishes.iou}: must be above 0, at most 1")
-    if not 0 <= wishes.temperature <= 100:
-        problems.append(f"--temperature {wishes.temperature}: must be 0 to 100")
-    if not 0 <= wishes.seed < 2**63:
-        problems.append(f"--seed {wishes.seed}: must be 0 to 2^63 - 1")
-    return problems
 
 
 def _output_folder(wishes: EvalWishes) -> Path:
@@ -116,32 +116,77 @@ def _output_folder(wishes: EvalWishes) -> Path:
     return folder
 
 
-def _respondent(model: str | None, wishes: EvalWishes, open_local: OpenLocal | None) -> Respondent:
-    if wishes.base_url is not None:
-        return RemoteModel(wishes.base_url, model, wishes.api_key)
-    if model is None or open_local is None:
-        raise RuntimeError("a local model is needed")
-    settings = {
-        "quantization": wishes.quantization,
-        "kv_cache_dtype": wishes.kv_cache_dtype,
-        "dtype": wishes.dtype,
-        "device": wishes.device,
-        "seed": wishes.seed,
-    }
-    return open_local(model, settings, wishes.concurrency)
+def _ask(work: _Work, subject: Subject) -> Asked:
+    is_pair = len(work.subjects) == 2
+    by_logits = all(each.is_local for each in work.subjects)
+    top_logprobs = _TOP_LOGPROBS if is_pair and not by_logits else None
+    asking = Asking(work.tasks, work.file.files, work.wishes, top_logprobs)
+    return ask_all(asking, _respondent(work, subject))
 
 
-def _results(
-    model: str | None, wishes: EvalWishes, file: TaskFile, sides: Sequence[Side]
-) -> Results:
-    settings = asdict(wishes)
-    settings["api_key"] = "(hidden)" if wishes.api_key else None
-    return Results(
+def _respondent(work: _Work, subject: Subject) -> Respondent:
+    if subject.base_url is not None:
+        return RemoteModel(subject.base_url, subject.model, work.wishes.api_key)
+    if subject.model is None or work.local is None:
+        raise RuntimeError("a model that is not there cannot be loaded")
+    return work.local.open(subject.model, subject.settings, work.wishes.concurrency)
+
+
+# ------------------------------------------------------------------------------------ comparing
+
+
+def _compare(work: _Work, asked: Sequence[Asked], sides: Sequence[Side], say: Say) -> Comparison:
+    divergence, note = _divergence(work, asked, say)
+    return compare(
+        sides[0], sides[1], seed=work.wishes.seed, divergence=divergence, divergence_note=note
+    )
+
+
+def _divergence(work: _Work, asked: Sequence[Asked], say: Say) -> tuple[Divergence | None, str]:
+    a, b = asked
+    if work.local is not None and all(subject.is_local for subject in work.subjects):
+        if not b.is_complete:
+            return None, "interrupted before the logits were compared"
+        say("comparing logits")
+        answered = [index for index in a.replies if a.replies[index].token_ids]
+        try:
+            places = work.local.compare_logits(
+                work.subjects[0], work.subjects[1], _scripts(work, a, answered), len(answered)
+            )
+        except NotComparable as error:
+            return None, str(error)
+        except KeyboardInterrupt:
+            return None, "interrupted before the logits were compared"
+        return divergence_of(places, "logits"), _FULL
+    pairs = [(a.replies[index], b.replies[index]) for index in a.replies if index in b.replies]
+    shared = [list(shared_places(one, other)) for one, other in pairs]
+    divergence = divergence_of(shared, "listed logprobs")
+    return divergence, _LISTED if divergence else "the servers gave no log-probabilities"
+
+
+def _scripts(work: _Work, asked: Asked, answered: Sequence[int]) -> Iterator[Script]:
+    for index in sorted(answered):
+        question = question_of(work.tasks[index], work.file.files, work.wishes)
+        yield Script(question, asked.replies[index].token_ids)
+
+
+# -------------------------------------------------------------------------------------- results
+
+
+def _write_results(work: _Work, sides: Sequence[Side], comparison: Comparison | None) -> Results:
+    settings = asdict(work.wishes)
+    settings["api_key"] = "(hidden)" if work.wishes.api_key else None
+    file = work.file
+    results = Results(
         tasks_file={"name": file.name, "sha256": file.sha256, "num_tasks": len(file.tasks)},
-        settings={"model": model, **settings},
+        settings=settings,
         versions={"glimt": __version__, "python": platform.python_version()},
         sides=list(sides),
+        comparison=comparison,
     )
+    content = msgspec.json.format(msgspec.json.encode(results), indent=1)
+    _write(work.folder / RESULTS, content + b"\n")
+    return results
 
 
 def _write(path: Path, content: bytes) -> None:

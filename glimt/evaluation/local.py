@@ -9,7 +9,7 @@ import torch
 
 from glimt import __version__
 from glimt.errors import GlimtError
-from glimt.evaluation.replies import Alternatives, Json, Question, Reply, split_thoughts
+from glimt.evaluation.replies import Alternatives, Json, Question, Reply, call_of, split_thoughts
 from glimt.llm import LLM
 from glimt.offline.outputs import CompletionOutput, RequestOutput
 from glimt.offline.params import SamplingParams
@@ -72,20 +72,23 @@ class LocalModel:
             [output] = self._llm.chat(
                 question.messages,
                 params,
+                tools=question.tools or None,
                 chat_template_kwargs={"enable_thinking": question.thinking},
                 use_tqdm=False,
             )
         except GlimtError as error:
             return Reply(error=error.code, error_message=error.message)
-        return _reply(output)
+        return reply_of(output)
 
 
-def _reply(output: RequestOutput) -> Reply:
+def reply_of(output: RequestOutput) -> Reply:
+    """The only answer of a request as a reply."""
     [answer] = output.outputs
     text, reasoning = split_thoughts(answer.text, answer.reasoning or "")
     return Reply(
         text=text,
         reasoning=reasoning,
+        calls=tuple(call_of(call.name, call.arguments) for call in answer.tool_calls),
         finish_reason=answer.finish_reason,
         prompt_tokens=output.usage.prompt_tokens,
         completion_tokens=output.usage.completion_tokens,

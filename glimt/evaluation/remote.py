@@ -11,10 +11,10 @@ import msgspec
 from glimt.errors import BadSettings
 from glimt.evaluation.replies import (
     Alternatives,
-    Call,
     Json,
     Question,
     Reply,
+    call_of,
     split_thoughts,
 )
 
@@ -44,7 +44,7 @@ class RemoteModel:
             async with self._session.get(where) as response:
                 body = await response.read()
                 if response.status != 200:
-                    error = _error_of(response.status, body)
+                    error = error_of(response.status, body)
                     raise BadSettings(f"{where} answers {response.status}: {error.error_message}")
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise BadSettings(f"no server answers at {where} ({_reason(error)})") from None
@@ -77,7 +77,7 @@ class RemoteModel:
                 break
             await asyncio.sleep(_wait_s(response.headers.get("Retry-After"), wait_s))
             wait_s *= 2
-        return reply_of(data) if response.status == 200 else _error_of(response.status, data)
+        return reply_of(data) if response.status == 200 else error_of(response.status, data)
 
     def facts(self) -> Json:
         """Address and name; the key is nobody's business."""
@@ -116,7 +116,10 @@ def reply_of(data: bytes) -> Reply:
         return Reply(
             text=text,
             reasoning=reasoning,
-            calls=tuple(_call(call["function"]) for call in message.get("tool_calls") or ()),
+            calls=tuple(
+                call_of(call["function"]["name"], call["function"]["arguments"])
+                for call in message.get("tool_calls") or ()
+            ),
             finish_reason=choice.get("finish_reason") or "",
             prompt_tokens=usage.get("prompt_tokens") or 0,
             completion_tokens=usage.get("completion_tokens") or 0,
@@ -124,14 +127,6 @@ def reply_of(data: bytes) -> Reply:
         )
     except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
         return Reply(error="bad_response", error_message="the body is no chat completion")
-
-
-def _call(function: Json) -> Call:
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        with suppress(msgspec.DecodeError):
-            arguments = msgspec.json.decode(arguments)
-    return Call(str(function["name"]), arguments)
 
 
 def _alternatives(logprobs: Json | None) -> tuple[Alternatives, ...]:
@@ -145,7 +140,7 @@ def _alternatives(logprobs: Json | None) -> tuple[Alternatives, ...]:
     )
 
 
-def _error_of(status: int, data: bytes) -> Reply:
+def error_of(status: int, data: bytes) -> Reply:
     """The class and the sentence of an error body, whatever shape it has."""
     error: Any = None
     with suppress(msgspec.DecodeError):

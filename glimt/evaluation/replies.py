@@ -1,6 +1,7 @@
 """What a model is asked, and what came back: the same for local models and servers."""
 
-from typing import Any, Protocol
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -50,6 +51,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
 
 
+class Script(NamedTuple):
+    """A question, and the tokens of the answer that models are led through."""
+
+    question: Question
+    token_ids: tuple[int, ...]
+
+
 class Respondent(Protocol):
     """A model that answers questions."""
 
@@ -66,6 +74,14 @@ class Respondent(Protocol):
 
     async def close(self) -> None:
         """Give everything back; whoever still waits for an answer gets a failure."""
+
+
+def call_of(name: str, arguments: Any) -> Call:
+    """A call whose arguments came as JSON text; what is no JSON stays text."""
+    if isinstance(arguments, str):
+        with suppress(msgspec.DecodeError):
+            arguments = msgspec.json.decode(arguments)
+    return Call(name, arguments)
 
 
 def split_thoughts(text: str, reasoning: str) -> tuple[str, str]:

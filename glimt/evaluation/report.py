@@ -9,10 +9,11 @@ from jinja2 import Environment, StrictUndefined
 from tqdm import tqdm
 
 from glimt.evaluation.boxes import SCALE, parse_box
+from glimt.evaluation.comparison import Comparison, Results, said
 from glimt.evaluation.pictures import Thumbnails, rectangle
 from glimt.evaluation.replies import Json
-from glimt.evaluation.results import Record, Results, Side
-from glimt.evaluation.tables import interval, percent
+from glimt.evaluation.results import Record, Side
+from glimt.evaluation.tables import interval, likeness_lines, percent
 from glimt.evaluation.tasks import MediaFiles, Task
 
 _PICTURE_BYTES = 3 * 2**20  # for all pictures, encoded
@@ -35,6 +36,7 @@ def render_report(results: Results, tasks: Sequence[Task], files: MediaFiles) ->
         subtitle=f"{source}, glimt {results.versions['glimt']}",
         figures=list(_figures(results)),
         sides=[_side(side, index, len(results.sides)) for index, side in enumerate(results.sides)],
+        comparison=_comparison(results.comparison),
         skills=[row.skill for row in results.sides[0].summary.skills],
         cards=cards,
         num_left_out=num_left_out,
@@ -52,6 +54,15 @@ def _side(side: Side, index: int, num_sides: int) -> Json:
         "is_complete": side.is_complete,
         "overall": side.summary.overall,
         "rows": [*side.summary.skills, side.summary.overall],
+    }
+
+
+def _comparison(comparison: Comparison | None) -> Json | None:
+    if comparison is None:
+        return None
+    return {
+        "rows": [*comparison.skills, comparison.overall],
+        "lines": list(likeness_lines(comparison)),
     }
 
 
@@ -108,6 +119,7 @@ def _card(task: Task, records: Sequence[tuple[int, Record]], num_sides: int) -> 
         "thinking": first.thinking,
         "question": first.question,
         "expected": " · ".join(_shown(answer) for answer in task.answers if answer is not None),
+        "differs": len({said(record) for _, record in records}) > 1,
         "is_wrong": any(not record.is_right for _, record in records),
         "answers": [_answer(record, index, num_sides) for index, record in records],
         "boxes": list(_boxes(task, records)),

@@ -88,16 +88,6 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     records: list[Record]
 
 
-class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of results.json. `format` grows when fields change their meaning."""
-
-    format: int = 1
-    tasks_file: Json
-    settings: Json
-    versions: Json
-    sides: list[Side]
-
-
 def side_of(model: str, tasks: Sequence[Task], asked: Asked, wishes: EvalWishes) -> Side:
     """Score what was answered."""
     records = [

@@ -1,7 +1,8 @@
 """Results as text for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from glimt.evaluation.comparison import Comparison
 from glimt.evaluation.results import Share, Side, SkillResult, Summary
 
 _MAX_WIDTH = 32
@@ -10,6 +11,11 @@ _MAX_WIDTH = 32
 def summary_table(side: Side) -> str:
     """Accuracy by skill, then form, failures and speed."""
     return "\n".join(_lines(side.summary))
+
+
+def comparison_table(comparison: Comparison, names: Sequence[str]) -> str:
+    """Accuracy of both by skill, then how alike their answers and distributions are."""
+    return "\n".join(_comparison_lines(comparison, names))
 
 
 def percent(share: float) -> str:
@@ -44,6 +50,49 @@ def _lines(summary: Summary) -> Iterator[str]:
     )
 
 
+def _comparison_lines(comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
+    results = [*comparison.skills, comparison.overall]
+    width = min(_MAX_WIDTH, max(len(result.skill) for result in results))
+    yield f"A: {names[0]}"
+    yield f"B: {names[1]}"
+    yield (
+        f"{'skill':<{width}}      n        A        B    B - A    95 % interval  "
+        "only A right  only B right  McNemar p"
+    )
+    for result in results:
+        low, high = (100 * end for end in result.interval)
+        name = _cut(result.skill, width)
+        yield (
+            f"{name:<{width}}  {result.n:>5}  {percent(result.accuracy_a):>7}  "
+            f"{percent(result.accuracy_b):>7}  {100 * result.difference:>+5.1f} %  "
+            f"{f'{low:+.1f} – {high:+.1f} %':>15}  {result.only_a:>12}  {result.only_b:>12}  "
+            f"{result.p_value:>9.3f}"
+        )
+    yield ""
+    yield from likeness_lines(comparison)
+
+
+def likeness_lines(comparison: Comparison) -> Iterator[str]:
+    """How alike answers and distributions are."""
+    same = comparison.same_answer
+    yield f"the same answer to the letter: {percent(same.share)} ({same.num} of {same.n})"
+    divergence = comparison.divergence
+    if divergence is None:
+        yield f"logits: not compared, {comparison.divergence_note}"
+        return
+    spread = ", ".join(f"{name} {kl:.2e}" for name, kl in divergence.kl_quantiles.items())
+    yield f"KL(A || B): {divergence.mean_kl:.2e} nats on average; quantiles {spread}"
+    yield f"top-1 agreement: {100 * divergence.same_top.share:.2f} %"
+    yield (
+        f"perplexity of A's answers: A {divergence.perplexity_a:.4f}, "
+        f"B {divergence.perplexity_b:.4f}, ratio {divergence.perplexity_ratio:.4f}"
+    )
+    yield (
+        f"over {divergence.num_places:,} tokens of {divergence.num_answers:,} answers; "
+        f"{comparison.divergence_note}"
+    )
+
+
 def _row(result: SkillResult, width: int) -> str:
     failed = f"  ({result.num_failed} failed)" if result.num_failed else ""
     row = _share_row(result.skill, result.accuracy, width)
@@ -51,8 +100,11 @@ def _row(result: SkillResult, width: int) -> str:
 
 
 def _share_row(name: str, share: Share, width: int) -> str:
-    name = name if len(name) <= width else f"{name[: width - 1]}…"
     return (
-        f"{name:<{width}}  {share.n:>5}  {share.num:>5}  {percent(share.share):>8}  "
+        f"{_cut(name, width):<{width}}  {share.n:>5}  {share.num:>5}  {percent(share.share):>8}  "
         f"{interval(share):>15}"
     )
+
+
+def _cut(name: str, width: int) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"

@@ -46,3 +46,12 @@ class EvalWishes:
     """Compute type of local models. auto: the checkpoint's on a GPU, float32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where local models compute."""
+    against: str | None = None
+    """Compare with this checkpoint or URL on the same inputs; default where another --against flag
+    is given: the same model."""
+    against_model: str | None = None
+    """Name of the model at the server of --against."""
+    against_quantization: Fp8 | None = None
+    """--quantization of the model compared with."""
+    against_kv_cache_dtype: Fp8 | None = None
+    """--kv-cache-dtype of the model compared with."""

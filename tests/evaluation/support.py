@@ -64,6 +64,15 @@ TASKS: list[dict[str, Any]] = [
         "answer": "red",
         "metric": "anls",
     },
+    {
+        "id": "tool-1",
+        "skill": "tools",
+        "image": "b.png",
+        "question": "Mark it.",
+        "tools": [TOOL],
+        "answer": {"name": "mark", "arguments": {"colour": "red"}},
+        "metric": "tool_call",
+    },
 ]
 
 
@@ -98,3 +107,24 @@ def results(folder: Path) -> dict[str, Any]:
     """results.json."""
     content: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return content
+
+
+SHORT = ("--max-tokens", "12", "--concurrency", "4")
+
+
+def compared(tasks: Path, folder: Path, *arguments: str | Path) -> dict[str, Any]:
+    """The results of `glimt eval … --tasks … --output …`."""
+    assert run_eval(*arguments, "--tasks", tasks, "--output", folder, *SHORT) == 0
+    return results(folder)
+
+
+def check_no_difference(content: dict[str, Any]) -> None:
+    """Both models said and expected the same everywhere."""
+    comparison = content["comparison"]
+    assert comparison["overall"]["n"] == len(TASKS)
+    for result in (*comparison["skills"], comparison["overall"]):
+        assert result["difference"] == 0.0
+        assert result["interval"] == [0.0, 0.0]
+        assert (result["only_a"], result["only_b"], result["p_value"]) == (0, 0, 1.0)
+    assert comparison["same_answer"]["share"] == 1.0
+    assert comparison["divergence"]["same_top"]["share"] == 1.0

@@ -12,10 +12,16 @@ import pytest
 
 from glimt.evaluation.local import LocalModel
 from glimt.tiny.checkpoint import make_tiny_checkpoint
-from tests.evaluation.support import TASKS, results, run_eval, write_tasks
+from tests.evaluation.support import (
+    SHORT,
+    TASKS,
+    check_no_difference,
+    compared,
+    results,
+    run_eval,
+    write_tasks,
+)
 from tests.support.serving import Serving
-
-SHORT = ("--max-tokens", "12", "--concurrency", "4")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +36,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def serving(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    flags = ("--reasoning-parser", "glm45", "--enable-auto-tool-choice", "--tool-call-parser")
     log = tmp_path_factory.mktemp("log") / "server.txt"
-    with Serving(checkpoint, "--reasoning-parser", "glm45", log=log) as serving:
+    with Serving(checkpoint, *flags, "glm45", log=log) as serving:
         yield serving
 
 
@@ -61,10 +68,10 @@ def test_a_local_model_answers_every_task(offline: dict[str, Any], checkpoint: P
     assert all(record["completion_tokens"] for record in side["records"])
     summary = side["summary"]
     assert [skill["skill"] for skill in summary["skills"]] == [
-        *("counting", "boxes", "two", "motion", "turns")
+        *("counting", "boxes", "two", "motion", "turns", "tools")
     ]
     assert summary["overall"]["accuracy"]["n"] == len(TASKS)
-    assert summary["in_format"]["n"] == 2  # the box, and the thoughts
+    assert summary["in_format"]["n"] == 3  # the box, the thoughts, the call
     assert summary["tokens_per_s"] > 0
     assert sum(record["prompt_tokens"] for record in side["records"]) == summary["prompt_tokens"]
     assert side["facts"]["model"] == str(checkpoint)
@@ -117,12 +124,32 @@ def test_skills_and_limit_choose_and_the_table_shows_it(
     assert run_eval("--base-url", serving.url, "--output", tmp_path, *chosen) == 0
     assert [record["id"] for record in results(tmp_path)["sides"][0]["records"]] == ["c-1", "b-1"]
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in table[1:5]] == [
+    assert [line.split()[:2] for line in table[2:6]] == [
         ["counting", "1"],
         ["boxes", "1"],
         ["overall", "2"],
         ["format", "1"],
     ]
+
+
+def test_two_servers_are_compared_by_what_they_list(
+    serving: Serving, tasks: Path, tmp_path: Path
+) -> None:
+    content = compared(tasks, tmp_path, "--base-url", serving.url, "--against", serving.url)
+    check_no_difference(content)
+    divergence = content["comparison"]["divergence"]
+    assert divergence["method"] == "listed logprobs"
+    assert divergence["mean_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert "lower bound" in content["comparison"]["divergence_note"]
+
+
+def test_a_server_and_a_checkpoint_are_compared_likewise(
+    serving: Serving, checkpoint: Path, tasks: Path, tmp_path: Path
+) -> None:
+    flags = ("--against", checkpoint, "--device", "cpu")
+    content = compared(tasks, tmp_path, "--base-url", serving.url, *flags)
+    check_no_difference(content)
+    assert content["comparison"]["divergence"]["mean_kl"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_an_interruption_leaves_what_was_answered(

@@ -9,8 +9,10 @@ import pytest
 
 from glimt.evaluation import report
 from glimt.evaluation.asking import Asked
+from glimt.evaluation.comparison import Results, compare
+from glimt.evaluation.divergence import Place, divergence_of
 from glimt.evaluation.replies import Call, Reply
-from glimt.evaluation.results import Results, side_of
+from glimt.evaluation.results import side_of
 from glimt.evaluation.tasks import TaskFile, read_tasks
 from glimt.evaluation.wishes import EvalWishes
 from tests.evaluation.support import TASKS, TOOL, write_tasks
@@ -25,6 +27,7 @@ REPLIES = [
     Reply(text="It moves left."),
     Reply(text="rad"),
     Reply(calls=(Call("mark", {"colour": "red"}),)),
+    Reply(text="I call nothing.", calls=(Call("mark", {"colour": "red"}),)),
 ]
 
 
@@ -54,16 +57,24 @@ def file(tmp_path: Path) -> TaskFile:
     return read_tasks(path)
 
 
-def rendered(file: TaskFile, *sides: list[Reply]) -> str:
+def rendered(file: TaskFile, *replies_of: list[Reply]) -> str:
     wishes = EvalWishes(tasks="")
+    sides = [
+        side_of(HOSTILE, file.tasks, Asked({}, dict(enumerate(replies)), 2.0, True), wishes)
+        for replies in replies_of
+    ]
+    comparison = None
+    if len(sides) == 2:
+        places = [[Place(0.25, True, 0.1, 0.2), Place(0.0, False, 0.1, 0.2)]]
+        comparison = compare(
+            *sides, seed=0, divergence=divergence_of(places, "logits"), divergence_note="By hand."
+        )
     results = Results(
         tasks_file={"name": file.name, "sha256": file.sha256, "num_tasks": len(file.tasks)},
         settings={},
         versions={"glimt": "0"},
-        sides=[
-            side_of(HOSTILE, file.tasks, Asked({}, dict(enumerate(replies)), 2.0, True), wishes)
-            for replies in sides
-        ],
+        sides=sides,
+        comparison=comparison,
     )
     return report.render_report(results, file.tasks, file.files)
 
@@ -73,10 +84,10 @@ def test_the_page_shows_every_task_with_pictures_answers_and_verdicts(file: Task
     cards = page.all("article")
     assert [card["data-skill"] for card in cards] == [task.skill for task in file.tasks]
     assert ["wrong" in (card.get("class") or "") for card in cards] == [
-        *(False, True, True, True, False, False, False)
+        *(False, True, True, True, False, False, False, False)
     ]
-    assert len(page.all("img")) == 1 + 1 + 1 + 2 + 1 + 1
-    for text in ("How many?", "It moves left.", "timeout", 'mark({"colour": "red"})', "4 of 7"):
+    assert len(page.all("img")) == 1 + 1 + 1 + 2 + 1 + 1 + 1
+    for text in ("How many?", "It moves left.", "timeout", 'mark({"colour": "red"})', "5 of 8"):
         assert text in page.text
 
 
@@ -104,11 +115,20 @@ def test_nothing_is_loaded_and_no_text_becomes_markup(file: TaskFile) -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
+def test_the_same_answers_do_not_differ(file: TaskFile) -> None:
+    page = Page(rendered(file, REPLIES, REPLIES))
+    assert not any("differs" in (card.get("class") or "") for card in page.all("article"))
+
+
 def test_two_models_stand_side_by_side(file: TaskFile) -> None:
-    page = Page(rendered(file, REPLIES, [Reply(text="2")] * 7))
-    assert len(page.all("article")) == 7
+    page = Page(rendered(file, REPLIES, [Reply(text="2")] * 8))
+    assert len(page.all("article")) == 8
     classes = [each["class"] for each in page.all("dt") if each["class"] != "true"]
-    assert classes == ["a", "b"] * 7
+    assert classes == ["a", "b"] * 8
+    differing = ["differs" in (card.get("class") or "") for card in page.all("article")]
+    assert differing == [True] * 8
+    for text in ("KL(A || B): 1.25e-01 nats", "By hand.", "only A right", "-50.0 %"):
+        assert text in page.text
 
 
 def test_mistakes_keep_their_pictures_when_there_are_too_many(
@@ -116,8 +136,8 @@ def test_mistakes_keep_their_pictures_when_there_are_too_many(
 ) -> None:
     monkeypatch.setattr(report, "_PICTURE_BYTES", 3_000)
     text = rendered(file, REPLIES)
-    wrong = [part for part in text.split("<article")[1:] if "class=wrong" in part[:80]]
-    right = [part for part in text.split("<article")[1:] if "class=wrong" not in part[:80]]
+    wrong = [part for part in text.split("<article")[1:] if "wrong" in part.partition(">")[0]]
+    right = [part for part in text.split("<article")[1:] if "wrong" not in part.partition(">")[0]]
     assert "<img" in wrong[0]
     assert not any("<img" in part for part in right)
     assert re.search(r"pictures of \d right answers were left out", text)
@@ -125,4 +145,4 @@ def test_mistakes_keep_their_pictures_when_there_are_too_many(
 
 def test_a_picture_that_cannot_be_shown_leaves_the_rest(file: TaskFile, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"broken")
-    assert len(Page(rendered(file, REPLIES)).all("img")) == 4
+    assert len(Page(rendered(file, REPLIES)).all("img")) == 5

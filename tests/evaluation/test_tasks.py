@@ -102,7 +102,7 @@ def test_tasks_are_chosen_by_skill_and_number(tmp_path: Path) -> None:
 
 
 def test_a_task_becomes_messages_with_its_files_inside(tmp_path: Path) -> None:
-    file = read_tasks(write_tasks(tmp_path, [*TASKS, {**GOOD, "id": "t", "tools": [TOOL]}]))
+    file = read_tasks(write_tasks(tmp_path, TASKS))
     asked = {
         task.id: question_of(task, file.files, EvalWishes(tasks="", seed=3)) for task in file.tasks
     }
@@ -118,9 +118,9 @@ def test_a_task_becomes_messages_with_its_files_inside(tmp_path: Path) -> None:
     assert video["video_url"]["url"].startswith("data:video/mp4;base64,")
     turns = asked["m-1"].messages
     assert turns[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
-    assert turns[1:] == TASKS[-1]["messages"][1:]
-    assert asked["t"].tools == [TOOL]
-    assert asked["t"].seed == 3
+    assert turns[1:] == TASKS[-2]["messages"][1:]
+    assert asked["tool-1"].tools == [TOOL]
+    assert asked["tool-1"].seed == 3
     assert text_of(file.tasks[5]) == "What colour?"
 
 
@@ -131,6 +131,6 @@ def test_thinking_is_asked_for_as_the_task_or_the_user_says(tmp_path: Path) -> N
         wishes = EvalWishes(tasks="", thinking=wish)
         return [question_of(task, file.files, wishes).thinking for task in file.tasks]
 
-    assert thinking("task") == [False, False, False, True, False, False]
-    assert thinking("on") == [True] * 6
-    assert thinking("off") == [False] * 6
+    assert thinking("task") == [False, False, False, True, False, False, False]
+    assert thinking("on") == [True] * 7
+    assert thinking("off") == [False] * 7
