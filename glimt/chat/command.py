@@ -97,13 +97,19 @@ def _place(model: str | None, wishes: ChatWishes, screen: Screen, open_things: E
     local = open_things.enter_context(LocalServer(model, log, os.environ))
     what = "the built-in model" if model == builtin.NAME else model
 
+    watched = screen
+    if not screen.look.is_terminal:  # somebody may still look at the errors
+        watched = Screen(sys.stderr, sys.stderr, look_of(sys.stderr, os.environ))
+    if not watched.look.can_erase:
+        watched.say(f"starting {what}")
+
     def tell(line: str, seconds: float) -> None:
-        screen.status(f"starting {what}, {seconds:.0f} s: {line}")
+        watched.status(f"starting {what}, {seconds:.0f} s: {line}")
 
     try:
         base_url = local.wait_until_ready(tell)
     finally:
-        screen.status("")
+        watched.status("")
     surroundings = Surroundings(local.last_words, image_token_counter(model))
     return _Place(ChatServer(base_url, local.api_key), None, surroundings)
 

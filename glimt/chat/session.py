@@ -149,16 +149,19 @@ class Session:
         """Ask, show what comes, and keep it."""
         view = AnswerView(self._screen.out, self._screen.look)
         outcome: Outcome = "answered"
+        failure = None
         try:
             asyncio.run(self._stream(question, view))
         except KeyboardInterrupt:
             outcome = "stopped"
         except AskFailed as error:
+            failure = error
+        finally:
             view.end()
+        if failure is not None:
             self._conversation.take_back(question)
-            self._explain(error)
+            self._explain(failure)
             return "failed"
-        view.end()
         if outcome == "stopped" and not view.reply.content.strip():
             self._conversation.take_back(question)
             self._screen.say("stopped before the answer; the question is taken back (/retry)")

@@ -116,6 +116,20 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(server: ScriptedServer, start:
     assert texts(server.requests[3]) == [*texts(server.requests[1]), "Yes. ", "Sure?"]
 
 
+def test_a_chat_that_is_told_to_end_leaves_the_terminal_as_it_was(
+    server: ScriptedServer, start: Start
+) -> None:
+    server.script.append(Scripted([delta(reasoning="Let me think")], hangs=True))
+    with start("--base-url", server.url) as chat:
+        chat.expect(PROMPT)
+        chat.type("Why?\r")
+        chat.expect(r"\x1b\[2mLet me think")
+        chat.process.terminate()
+        chat.expect(r"\x1b\[0m\r\n")
+        assert chat.ended() == 128 + 15
+    assert server.client_left.wait(10)
+
+
 def test_a_failed_question_is_taken_back_and_can_be_asked_again(
     server: ScriptedServer, start: Start, picture: Path
 ) -> None:
