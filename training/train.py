@@ -4,6 +4,7 @@
 --out/model/          the result, in the hub's format, as soon as the budget is spent
 """
 
+import os
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
 from glimt.errors import BadSettings
@@ -35,8 +37,16 @@ class Stop:
     def __init__(self, stop_after_s: float) -> None:
         self._deadline = time.monotonic() + stop_after_s
         self._asked = False
-        signal.signal(signal.SIGINT, self._ask)
-        signal.signal(signal.SIGTERM, self._ask)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -204,9 +214,12 @@ def train(options: Options, stop: Stop) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 with one line if it cannot be done."""
     options = read_options(arguments)
-    stop = Stop(options.stop_after_s)
+    if options.workers:
+        # They need the other cores; threads that wait for a core stall each small operation.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - options.workers))
     try:
-        train(options, stop)
+        with Stop(options.stop_after_s) as stop:
+            train(options, stop)
     except (BadSettings, OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

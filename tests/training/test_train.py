@@ -4,10 +4,13 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -99,6 +102,41 @@ def test_a_run_that_is_not_there_cannot_be_resumed(
     arguments = ["--resume", "--out", str(tmp_path), "--tokenizer", str(tokenizer_file)]
     assert main([*arguments, "--device", "cpu"]) == 1
     assert "there is no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_with_workers_it_stops_in_time_resumes_and_leaves_no_process(
+    tmp_path: Path, tokenizer_file: Path
+) -> None:
+    command = [
+        *(sys.executable, "-m", "training.train", "--preset", "small", "--source", SOURCE),
+        *("--tokenizer", str(tokenizer_file), "--device", "cpu", "--workers", "2"),
+        *("--tokens", "512", "--patches", "512", "--eval-samples", "48", "--log-every-s", "1"),
+        *("--learning-rate", "3e-3", "--steps", "60", "--out", str(tmp_path)),
+    ]
+    first = run([*command, "--stop-after-s", "6"])
+    assert "go on with --resume" in first
+    assert not (tmp_path / "model").exists()
+    second = run([*command, "--resume"])
+    assert "resuming after" in second
+    assert (tmp_path / "model" / "config.json").exists()
+    assert records(tmp_path, "steps")[-1]["step"] == 60
+    assert records(tmp_path, "steps")[-1]["fresh_share"] <= 1
+    right, spans = (
+        sum(c) for c in zip(*records(tmp_path, "accuracy")[-1]["skills"].values(), strict=True)
+    )
+    assert right > 0.9 * spans
+    alive = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    assert not alive
+
+
+def run(command: list[str]) -> str:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=False, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # ------------------------------------------------------------------------------------ single steps
