@@ -97,7 +97,8 @@ class Boundary:
             self._metrics.rejections.inc()
         if status is not None:
             raise error  # the answer has begun: closing the connection is all that is left
-        await error_response(error, call.id)(scope, receive, send)
+        dialect = call.match.route.errors if call.match is not None else "openai"
+        await error_response(error, call.id, dialect)(scope, receive, send)
         return status_of(error)
 
     def _finish(self, call: Call, scope: Scope, status: int | None) -> None:

@@ -90,8 +90,13 @@ def without_effect(state: ApiState, request: ChatRequest) -> list[str]:
     return [*ignored, *ignored_tool_fields(request)]
 
 
-async def start_chat(state: ApiState, request: ChatRequest, call: Call, salt: bytes) -> Answer:
-    """Make the prompt and submit it; all that can be refused without media is refused before."""
+async def start_chat(
+    state: ApiState, request: ChatRequest, call: Call, salt: bytes, *, fits: bool = False
+) -> Answer:
+    """Make the prompt and submit it; all that can be refused without media is refused before.
+
+    `fits`: an answer that may be longer than the context has room for ends there.
+    """
     n = request.n or 1
     with state.client.preparing(n):
         sampling = sampling_of(state, request)
@@ -104,7 +109,7 @@ async def start_chat(state: ApiState, request: ChatRequest, call: Call, salt: by
             max_tokens=truncation(request, state.client.info),
         )
     call.facts["media"] = len(conversation.media)
-    return submit_prompt(state, request, prompt, sampling, call, salt, options)
+    return submit_prompt(state, request, prompt, sampling, call, salt, options, fits=fits)
 
 
 def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
@@ -146,6 +151,7 @@ def submit_prompt(
     options: TextOptions,
     *,
     prompt_field: str = "messages",
+    fits: bool = False,
 ) -> Answer:
     """Hand a prompt to an engine; takes its leases over. Raises PromptTooLong, Overloaded."""
     n = request.n or 1
@@ -157,6 +163,7 @@ def submit_prompt(
             num_prompt_tokens=prompt.num_tokens,
             max_model_len=state.client.info.max_model_len,
             prompt_field=prompt_field,
+            fits=fits,
         )
     except GlimtError:
         prompt.release()

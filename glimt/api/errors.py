@@ -7,6 +7,7 @@ the request's id, under which the log has the rest.
 
 import math
 from http import HTTPStatus
+from typing import Literal
 
 import msgspec
 from starlette.responses import Response
@@ -66,6 +67,23 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
+class AnthropicErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong, in Anthropic's shape; the message names the field that has to change."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of every failed answer of /v1/messages."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorBody
+    request_id: str
+
+
+Dialect = Literal["openai", "anthropic"]
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -75,6 +93,7 @@ _TYPES = {
     429: "rate_limit_error",
     499: "client_left",
 }
+_ANTHROPIC_TYPES = {503: "overloaded_error", 504: "timeout_error"}
 _ENGINE_RESTART_S = 5
 
 
@@ -126,12 +145,27 @@ def headers_of(error: Exception) -> dict[str, str]:
     return {}
 
 
-def error_response(error: Exception, request_id: str) -> Response:
+def anthropic_body_of(error: Exception, request_id: str) -> AnthropicErrorAnswer:
+    """The same as Anthropic's clients expect it."""
+    body = body_of(error, request_id).error
+    status = status_of(error)
+    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else body.type)
+    if body.param is not None and body.param not in body.message:
+        body = msgspec.structs.replace(body, message=f"{body.param}: {body.message}")
+    inner = AnthropicErrorBody(type=kind, message=body.message)
+    return AnthropicErrorAnswer(error=inner, request_id=request_id)
+
+
+def error_response(error: Exception, request_id: str, dialect: Dialect = "openai") -> Response:
     """The whole answer to a request that failed before its first byte was sent."""
+    of_dialect = anthropic_body_of if dialect == "anthropic" else body_of
+    headers = headers_of(error)
+    if dialect == "anthropic":
+        headers = {**headers, "request-id": request_id}
     return Response(
-        msgspec.json.encode(body_of(error, request_id)),
+        msgspec.json.encode(of_dialect(error, request_id)),
         status_code=status_of(error),
-        headers=headers_of(error),
+        headers=headers,
         media_type="application/json",
     )
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
-from glimt.api.errors import ErrorAnswer
+from glimt.api.errors import AnthropicErrorAnswer, ErrorAnswer
 from glimt.api.route import Access, ApiRoute
 
+_FAILURES = {"openai": ErrorAnswer, "anthropic": AnthropicErrorAnswer}
 _NO_BRACES = str.maketrans("", "", "{}")
 _REF = "#/components/schemas/{name}"
 
@@ -38,7 +39,8 @@ def document(routes: Iterable[ApiRoute], *, version: str, has_keys: bool) -> dic
 
 def _kinds(routes: tuple[ApiRoute, ...]) -> tuple[Any, ...]:
     named = [kind for route in routes for kind in (route.body, route.answer, route.event)]
-    return tuple(dict.fromkeys([*(kind for kind in named if kind is not None), ErrorAnswer]))
+    known = [kind for kind in named if kind is not None]
+    return tuple(dict.fromkeys([*known, *_FAILURES.values()]))
 
 
 def _operation(
@@ -49,7 +51,7 @@ def _operation(
     }
     if route.event is not None:
         content["text/event-stream"] = {"schema": by_kind[route.event]}
-    failure = {"application/json": {"schema": by_kind[ErrorAnswer]}}
+    failure = {"application/json": {"schema": by_kind[_FAILURES[route.errors]]}}
     operation: dict[str, Any] = {
         "operationId": method.lower() + re.sub(r"\W", "_", route.path.translate(_NO_BRACES)),
         "summary": route.summary,

@@ -142,11 +142,12 @@ def with_length(
     num_prompt_tokens: int,
     max_model_len: int,
     prompt_field: str = "messages",
+    fits: bool = False,
 ) -> SamplingParams:
     """Set max_tokens: as asked, or the rest of the context where the request leaves it open.
 
     Raises PromptTooLong with the numbers if prompt, or prompt and answer, exceed the context;
-    images count like text, and an answer that was asked for is never shortened.
+    images count like text. An answer that was asked for is only shortened where `fits` says so.
     """
     left = max_model_len - num_prompt_tokens
     if left < 1:
@@ -156,6 +157,8 @@ def with_length(
             param=prompt_field,
         )
     asked = _asked_length(request)
+    if asked is not None and fits:
+        asked = min(asked, left)
     if asked is not None and asked > left:
         raise PromptTooLong(
             f"the prompt has {num_prompt_tokens} tokens and the answer may have {asked}, together "

@@ -3,10 +3,11 @@
 import enum
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
+from glimt.api.errors import Dialect
 from glimt.api.state import ApiState
 
 Endpoint = Callable[[ApiState, Scope, Receive, Send], Awaitable[None]]
@@ -36,7 +37,7 @@ class ApiRoute:
     answer: Any = None  # msgspec type of the answer's JSON; None = `answer_type` without schema
     answer_type: str = "application/json"
     event: Any = None  # msgspec type of a streamed answer's events
-    errors: Literal["openai"] = "openai"  # whose shape errors have
+    errors: Dialect = "openai"  # whose shape they have
     is_quiet: bool = False  # no log line
 
     @property

@@ -7,6 +7,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from glimt.api.answering import json_response
+from glimt.api.anthropic import count_tokens, messages
+from glimt.api.anthropic_schema import (
+    CountRequest,
+    MessagesAnswer,
+    MessagesEvent,
+    MessagesRequest,
+    TokenCount,
+)
 from glimt.api.chat import chat_completions
 from glimt.api.completion import ChatChunk, ChatCompletion
 from glimt.api.completions import completions
@@ -108,6 +116,25 @@ ROUTES: tuple[ApiRoute, ...] = (
         body=CompletionRequest,
         answer=Completion,
         event=Completion,
+    ),
+    ApiRoute(
+        path="/v1/messages",
+        methods=("POST",),
+        summary="Answer a conversation as Anthropic's clients have it; streamed or whole",
+        endpoint=messages,
+        body=MessagesRequest,
+        answer=MessagesAnswer,
+        event=MessagesEvent,
+        errors="anthropic",
+    ),
+    ApiRoute(
+        path="/v1/messages/count_tokens",
+        methods=("POST",),
+        summary="How many tokens such a conversation has, images and tools included",
+        endpoint=count_tokens,
+        body=CountRequest,
+        answer=TokenCount,
+        errors="anthropic",
     ),
     ApiRoute(
         path="/v1/models",

@@ -1,0 +1,105 @@
+"""Deltas of one choice -> blocks: stretches of thought, of text, and calls, one after the other.
+
+The shape of /v1/messages and /v1/responses, streamed or whole: both are written from the same
+changes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from glimt.frontend.answer import Delta
+from glimt.frontend.tool_calls import CallDelta
+from glimt.wire import TokenLogprobs
+
+Kind = Literal["thinking", "text", "call"]
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """One stretch. Of a call, `text` is its arguments' JSON."""
+
+    index: int
+    kind: Kind
+    text: str = ""
+    id: str = ""  # of a call
+    name: str = ""  # of the function called
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of text
+
+
+class Change(NamedTuple):
+    """What happens to a block: it begins, it grows by `text`, or it ends."""
+
+    what: Literal["begin", "grow", "end"]
+    block: Block
+    text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class BlockReader:
+    """Reads one choice. All `blocks` but the last are whole."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self._open: Block | None = None
+
+    def read(self, delta: Delta) -> Iterator[Change]:
+        """The changes that a delta makes, in order; take all of them."""
+        if delta.reasoning:
+            yield from self._grow("thinking", delta.reasoning)
+        if delta.content:
+            # With thoughts or calls in the same delta nobody could tell whose tokens they are.
+            is_pure = not (delta.reasoning or delta.calls)
+            yield from self._grow("text", delta.content, delta.logprobs if is_pure else ())
+        for call in delta.calls:
+            yield from self._call(call)
+        if delta.finish_reason is not None:
+            yield from self._end()
+
+    def _grow(
+        self, kind: Kind, text: str, logprobs: tuple[TokenLogprobs, ...] = ()
+    ) -> Iterator[Change]:
+        block = self._open
+        if block is None or block.kind != kind:
+            yield from self._end()
+            block = Block(len(self.blocks), kind)
+            yield self._begin(block)
+        block.text += text
+        block.logprobs += logprobs
+        yield Change("grow", block, text, logprobs)
+
+    def _call(self, call: CallDelta) -> Iterator[Change]:
+        if call.name:
+            yield from self._end()
+            yield self._begin(Block(len(self.blocks), "call", id=call.id, name=call.name))
+        if call.arguments and self._open is not None:
+            self._open.text += call.arguments
+            yield Change("grow", self._open, call.arguments)
+
+    def _begin(self, block: Block) -> Change:
+        self.blocks.append(block)
+        self._open = block
+        return Change("begin", block)
+
+    def _end(self) -> Iterator[Change]:
+        block, self._open = self._open, None
+        if block is not None:
+            yield Change("end", block)
+
+
+def whole_blocks(deltas: Iterable[Delta]) -> list[Block]:
+    """The blocks of a whole answer. Unlike a stream, it can mend what was first taken for text and
+    turned out to be thought."""
+    kept: list[Delta] = []
+    thought = ""
+    for delta in deltas:
+        if delta.was_reasoning:
+            thought += "".join(each.reasoning + each.content for each in kept)
+            kept = []
+        kept.append(delta)
+    reader = BlockReader()
+    if thought := thought.strip():
+        list(reader.read(Delta(choice=0, reasoning=thought)))
+    for delta in kept:
+        list(reader.read(delta))
+    return reader.blocks
