@@ -36,9 +36,12 @@ from glimt.engine.loop import EngineLoop
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.simulated import InstantExecutor
 from glimt.frontend.client import EngineClient
+from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.render import Renderer
 from glimt.frontend.template import ChatTemplate
 from glimt.frontend.tokenizer import Tokenizer
+from glimt.grammar.compiler import GrammarCompiler
+from glimt.grammar.vocabulary import Vocabulary
 from glimt.log import set_up
 from glimt.metrics import Metrics
 from glimt.tiny.tokenizer import make_tokenizer
@@ -119,6 +122,9 @@ def make_state(folder: Path) -> ApiState:
         renderer=Renderer(tokenizer, ChatTemplate(source), ImageSettings(), INFO.max_model_len),
         media=NoMedia(),
         tokenizer=tokenizer,
+        grammars=GrammarChecker(
+            GrammarCompiler(lambda: Vocabulary.read(folder / "tokenizer.json", INFO.vocab_size))
+        ),
         metrics=metrics,
         lifecycle=Lifecycle(),
         defaults=SamplingDefaults(),

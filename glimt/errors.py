@@ -8,6 +8,7 @@
     │  ├─ BadMedia                             undecodable, too large, too extreme       400
     │  ├─ MediaBlocked                         address, path or scheme not allowed       400
     │  ├─ MediaFetchFailed                     one text for every network failure        400
+    │  ├─ BadGrammar                           uncompilable, or too complex              400
     │  └─ ModelNotFound                                                                  404
     ├─ Overloaded(retry_after_s)               healthy but full                          429
     ├─ EngineFailed                            the request ended without its answer
@@ -80,6 +81,12 @@ class MediaFetchFailed(RequestError):
     """A media address that gave no usable answer; the details are only in the log."""
 
     code = "media_fetch_failed"
+
+
+class BadGrammar(RequestError):
+    """A schema, expression or grammar that cannot be compiled, or costs too much."""
+
+    code = "invalid_grammar"
 
 
 class ModelNotFound(RequestError):

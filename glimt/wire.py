@@ -13,6 +13,29 @@ processes of a machine share.
 import msgspec
 
 
+class ThoughtTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer under a grammar tells its thoughts, which are free, from what must match."""
+
+    begin: int  # <think>
+    end: int  # </think>
+    leave: tuple[int, ...] = ()  # end thoughts too, and belong to what follows: <tool_call>
+    # May stand once before <think> or after </think>, as models write them; no part of the text.
+    line_breaks: tuple[int, ...] = ()
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an answer must match, and from where on."""
+
+    text: str  # as glimt/grammar/source.py writes it; compiled by both sides
+    allows_control: bool = False  # may name control tokens: only grammars of the server's own
+    # Where the answer starts: content · reasoning (within its thoughts, the grammar begins after
+    # them) · undecided (the model thinks first, or does not).
+    channel: str = "content"
+    thoughts: ThoughtTokens | None = None  # set unless channel is content
+    # Tokens with which something else may begin in its place, and go on freely: calls of tools.
+    instead: tuple[int, ...] = ()
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to turn logits into tokens, and when to stop. Validated by the client tower.
 
@@ -37,6 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: dict[int, float] = {}
     logprobs: int | None = None  # None = off, 0 = the chosen token only, k = and the k most likely
     prompt_logprobs: int | None = None  # the same of each prompt token but the first
+    grammar: Grammar | None = None
 
 
 class PixelRef(msgspec.Struct, frozen=True, array_like=True):

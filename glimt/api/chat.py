@@ -3,6 +3,7 @@
 import logging
 
 import msgspec
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from glimt.api.answering import (
@@ -18,6 +19,7 @@ from glimt.api.answering import (
 from glimt.api.call import Call
 from glimt.api.departure import Departure
 from glimt.api.fields import StreamOptions
+from glimt.api.grammar import grammar_of
 from glimt.api.media_wishes import media_settings
 from glimt.api.messages import check_media_counts, conversation_of
 from glimt.api.params import (
@@ -33,6 +35,7 @@ from glimt.api.state import ApiState
 from glimt.api.stream import AnswerForm, ChatWriter
 from glimt.api.tools import (
     call_rules,
+    calls_instead,
     check_tools,
     ignored_tool_fields,
     tools_in_prompt,
@@ -40,6 +43,7 @@ from glimt.api.tools import (
 )
 from glimt.errors import GlimtError, Unsupported
 from glimt.frontend.answer import Answer, TextOptions
+from glimt.frontend.grammars import after_thoughts
 from glimt.frontend.prompt import Conversation, Prompt
 from glimt.frontend.reasoning import ReasoningTokens
 from glimt.wire import SamplingParams
@@ -99,7 +103,7 @@ async def start_chat(
     """
     n = request.n or 1
     with state.client.preparing(n):
-        sampling = sampling_of(state, request)
+        sampling = await sampling_of(state, request)
         options = _text_options(request, state)
         conversation = conversation_in(state, request)
         prompt = await state.renderer.render(
@@ -112,8 +116,11 @@ async def start_chat(
     return submit_prompt(state, request, prompt, sampling, call, salt, options, fits=fits)
 
 
-def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
-    """How the answer is drawn, but for its length. Raises InvalidRequest, EngineDied."""
+async def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
+    """How the answer is drawn, but for its length.
+
+    Raises InvalidRequest, Unsupported, BadGrammar, Overloaded, EngineDied.
+    """
     sampling = sampling_params(
         request,
         state.defaults,
@@ -121,7 +128,11 @@ def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
         fresh_seed=lambda: state.seeds.getrandbits(63),
         encode=state.tokenizer.encode_text,
     )
-    return with_tools(sampling, request, state.tools)
+    sampling = with_tools(sampling, request, state.tools)
+    grammar = await grammar_of(request, state.grammars)
+    if grammar is None:
+        return sampling
+    return replace(sampling, grammar=replace(grammar, instead=calls_instead(request, state.tools)))
 
 
 def conversation_in(state: ApiState, request: ChatRequest) -> Conversation:
@@ -168,6 +179,11 @@ def submit_prompt(
     except GlimtError:
         prompt.release()
         raise
+    if sampling.grammar is not None and options.reasoning is not None:
+        grammar = after_thoughts(
+            sampling.grammar, options.reasoning, state.tokenizer, prompt.token_ids
+        )
+        sampling = replace(sampling, grammar=grammar)
     generation = state.client.generate(
         prompt, sampling, n=n, priority=request.priority, cache_salt=salt
     )
@@ -190,7 +206,8 @@ def submit_prompt(
 
 
 def _log_start(call: Call, request: ChatRequest, prompt: Prompt, sampling: SamplingParams) -> None:
-    """What was asked for, without a word of what was said (stop strings are the client's text)."""
+    """What was asked for, without a word of what was said (stop strings and grammars are the
+    client's text)."""
     fields = {
         "id": call.id,
         "label": call.label,
@@ -199,7 +216,8 @@ def _log_start(call: Call, request: ChatRequest, prompt: Prompt, sampling: Sampl
         "messages": len(request.messages),
         "prompt_tokens": prompt.num_tokens,
         "media_tokens": prompt.num_media_tokens,
-        "sampling": msgspec.json.encode(sampling).decode(),
+        "grammar": sampling.grammar is not None,
+        "sampling": msgspec.json.encode(replace(sampling, grammar=None)).decode(),
     }
     logger.info("request started", extra={"fields": fields})
 

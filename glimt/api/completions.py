@@ -90,7 +90,7 @@ async def _start(
             raise InvalidRequest(
                 f"logprobs is {request.logprobs}, the most allowed is {limit}", param="logprobs"
             )
-        sampling = sampling_of(state, chat)
+        sampling = await sampling_of(state, chat)
         max_tokens = truncation(chat, state.client.info)
         made = [
             await state.renderer.render_text(

@@ -32,12 +32,6 @@ class CompletionRequest(RequestFields, frozen=True, kw_only=True):
     # Known and not done; see `_HARMLESS`.
     suffix: NotDone = None
     best_of: NotDone = None
-    response_format: NotDone = None
-    structured_outputs: NotDone = None
-    guided_json: NotDone = None
-    guided_regex: NotDone = None
-    guided_choice: NotDone = None
-    guided_grammar: NotDone = None
     stream_interval: NotDone = None
     truncation_side: NotDone = None
     use_beam_search: NotDone = None
@@ -55,12 +49,6 @@ KNOWN_FIELDS = KnownFields(CompletionRequest)
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "stream_interval": (1,),
     "truncation_side": ("left",),
     "use_beam_search": (False,),

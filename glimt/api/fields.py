@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from glimt.api.formats import Choices, GrammarText, Regex, ResponseFormat, StructuredOutputs
+
 _NOT_DONE = Meta(description="Not done by this version: anything that asks for it is refused.")
 _NO_EFFECT = Meta(description="Accepted; has no effect.")
 NotDone = Annotated[Any, _NOT_DONE]
@@ -70,6 +72,13 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     skip_special_tokens: bool = True
+    # What the answer must look like: one of these.
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: Regex | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None
     # Scheduling and labels.
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\0]*$")] | None = (

@@ -52,12 +52,6 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     # Known and not done; see `_HARMLESS`.
     functions: NotDone = None
     function_call: NotDone = None
-    response_format: NotDone = None
-    structured_outputs: NotDone = None
-    guided_json: NotDone = None
-    guided_regex: NotDone = None
-    guided_choice: NotDone = None
-    guided_grammar: NotDone = None
     documents: NotDone = None
     add_special_tokens: NotDone = None
     thinking_token_budget: NotDone = None
@@ -92,12 +86,6 @@ KNOWN_FIELDS = KnownFields(ChatRequest)
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "functions": (),
     "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "documents": (),
     "add_special_tokens": (False,),
     "thinking_token_budget": (),

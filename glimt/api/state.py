@@ -9,6 +9,7 @@ from glimt.api.params import SamplingDefaults
 from glimt.api.tools import ToolSettings
 from glimt.frontend.boxes import BoxMode
 from glimt.frontend.client import EngineClient
+from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.render import Renderer
 from glimt.frontend.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ class ApiState:
     renderer: Renderer
     media: MediaPreparer
     tokenizer: Tokenizer
+    grammars: GrammarChecker
     metrics: Metrics
     lifecycle: Lifecycle
     defaults: SamplingDefaults

@@ -206,7 +206,7 @@ async def render_chat(state: ApiState, scope: Scope, receive: Receive, send: Sen
     headers = ignored_header([*unknown, *without_effect(state, request)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
-        sampling = sampling_of(state, request)
+        sampling = await sampling_of(state, request)
         async with rendered(state, request, salt_of(scope, request.cache_salt)) as prompt:
             sampling = with_length(
                 sampling,

@@ -158,6 +158,13 @@ def with_tools(
     return msgspec.structs.replace(sampling, bad_words=words)
 
 
+def calls_instead(request: ToolFields, settings: ToolSettings) -> tuple[int, ...]:
+    """The token that begins a call, where the model may call instead of answering in a form that
+    the request prescribes."""
+    may_call = request.tools and request.tool_choice in (None, "auto")
+    return (settings.tokens.begin,) if may_call and settings.tokens is not None else ()
+
+
 def ignored_tool_fields(request: ToolFields) -> Iterator[str]:
     """Names of tool fields that were given and do nothing."""
     for index, tool in enumerate(request.tools or ()):

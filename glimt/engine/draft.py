@@ -20,6 +20,7 @@ class StepDraft:
         self.encode: list[ImageSpan] = []
         self.num_image_queries = 0
         self.num_image_hits = 0
+        self.waits_for_masks = False
         self._images = images
         self._with_images: list[Request] = []
         self._no_more_images = False
@@ -45,6 +46,8 @@ class StepDraft:
         """The request computes its next `num_tokens` tokens in this step."""
         start = request.num_computed_tokens
         samples = request.advance(num_tokens)
+        if samples and request.constraint is not None:
+            self.waits_for_masks = True
         self.work.append(RowWork(request.row, start, num_tokens, new_pages, samples))
         self.requests.append(request)
         self.token_budget -= num_tokens
@@ -53,6 +56,8 @@ class StepDraft:
         """`add` for a request whose every token but the last is computed: the usual case."""
         start = request.num_computed_tokens
         request.advance_by_one()
+        if request.constraint is not None:
+            self.waits_for_masks = True
         self.work.append(RowWork(request.row, start, 1, new_pages, True))
         self.requests.append(request)
         self.token_budget -= 1

@@ -1,12 +1,13 @@
 """EngineLoop: receive, schedule, launch, commit the step before, send.
 
-    ┌─▶ receive ─▶ schedule n+1 ─▶ launch n+1 ─▶ commit n ─▶ send ─┐
-    └──────────────────────────────────────────────────────────────┘
+    ┌─▶ receive ─▶ schedule n+1 ─▶ launch n+1 ─▶ commit n ─▶ (masks n+1) ─▶ send ─┐
+    └──────────────────────────────────────────────────────────────────────────────┘
 
-While the device computes step n+1, the host takes the tokens of step n and plans step n+2. The
-loop knows neither sockets nor torch; it is given a mailbox and an executor. Each Submit received
-is answered by exactly one terminal Output, whatever fails: a bad message ends one request, a step
-that raises ends the requests in it, and the end of the loop ends all that are left.
+While the device computes step n+1, the host takes the tokens of step n, makes the masks of rows
+under a grammar, without which step n+1 does not draw, and plans step n+2. The loop knows neither
+sockets nor torch; it is given a mailbox and an executor. Each Submit received is answered by
+exactly one terminal Output, whatever fails: a bad message ends one request, a step that raises
+ends the requests in it, and the end of the loop ends all that are left.
 """
 
 import logging
@@ -15,12 +16,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult
-from glimt.engine.scheduler import Addressed, Scheduler, refuse
+from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult, TokenMasks
+from glimt.engine.scheduler import Scheduler
+from glimt.engine.terminal import Addressed, refuse
 from glimt.errors import EngineDied, EngineFailed, StepFailed
 from glimt.wire import Abort, EngineInbound, ErrorInfo, Output, Outputs, Submit
 
 STATS_INTERVAL_S = 0.5
+COMPILING_INTERVAL_S = 0.001  # at which an idle loop looks whether a grammar is compiled
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,9 @@ class FailedLaunch:
     def __init__(self, plan: StepPlan, error: Exception) -> None:
         self.plan = plan
         self._error = error
+
+    def draw(self, masks: TokenMasks) -> None:
+        """There is nothing to draw from."""
 
     def result(self) -> StepResult:
         """Raises what the launch raised."""
@@ -104,11 +110,16 @@ class EngineLoop:
         self._progress()
         for message in self._receive():
             self._outputs += self._take(message)
+        self._outputs += self._scheduler.take_ready()
         plan = self._scheduler.schedule()
         behind, self._behind = self._behind, None if plan is None else self._launch(plan)
         self._is_busy = plan is not None
         if behind is not None:
             self._outputs += self._commit(behind)
+        if self._behind is not None and self._behind.plan.waits_for_masks:
+            masks, ended = self._scheduler.masks(self._behind.plan)
+            self._outputs += ended
+            self._behind.draw(masks)
         if self._behind is not None and not self._overlap:
             ahead, self._behind = self._behind, None
             self._outputs += self._commit(ahead)
@@ -120,7 +131,10 @@ class EngineLoop:
         if self._is_busy:
             self._is_checked = False
             return self._mailbox.receive(0.0)
-        messages = self._mailbox.receive(max(0.0, self._stats_due_s - self._clock()))
+        timeout_s = max(0.0, self._stats_due_s - self._clock())
+        if self._scheduler.is_compiling:
+            timeout_s = min(timeout_s, COMPILING_INTERVAL_S)
+        messages = self._mailbox.receive(timeout_s)
         if not messages and not self._is_checked:
             self._check()
         return messages

@@ -67,11 +67,23 @@ class StepPlan:
     drop_images: tuple[bytes, ...] = ()
     encode: tuple[ImageSpan, ...] = ()
     work: tuple[RowWork, ...] = ()
+    waits_for_masks: bool = False  # draws when `InFlight.draw` is called, not before
 
     @property
     def num_tokens(self) -> int:
         """Tokens this step computes, over all rows."""
         return sum(work.num_tokens for work in self.work)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """Which tokens may be drawn in the rows that are under a grammar; all tokens in the others.
+
+    `bits` int32 [G, W]: token t may be drawn in `rows[g]` if bit t % 32 of word t // 32 is set.
+    """
+
+    rows: tuple[int, ...]
+    bits: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,14 @@ class InFlight(Protocol):
     @property
     def plan(self) -> StepPlan:
         """What was launched."""
+        ...
+
+    def draw(self, masks: TokenMasks) -> None:
+        """Draw, in a step that waits for masks: once, and before the next step is launched.
+
+        The masks depend on the tokens of the step before, so the host makes them while the device
+        computes. Returns without waiting for the device, and never raises.
+        """
         ...
 
     def result(self) -> StepResult:

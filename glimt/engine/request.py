@@ -1,8 +1,8 @@
 """Request: one generation's state inside the engine, and how it may change.
 
-    WAITING ── admit ──▶ RUNNING ── finish ──▶ FINISHED
-       ▲                    │                     ▲
-       └───── preempt ──────┘      finish ────────┘ (from WAITING too)
+    COMPILING ── ready ──▶ WAITING ── admit ──▶ RUNNING ── finish ──▶ FINISHED
+    (with a grammar)          ▲                    │                     ▲
+                              └───── preempt ──────┘      finish ────────┘ (from anywhere)
 
 Counts run ahead of knowledge: `advance` is called when a step is planned, `append` when its token
 is known. In between `num_tokens` counts a token whose id only the device has.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from glimt.engine.admission import Prompt
+from glimt.engine.constraint import Constraint
 from glimt.engine.image_cache import CachedImage
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import IntArray, NewRow
@@ -31,6 +32,7 @@ Rank = tuple[int, int, int]
 class RequestState(enum.Enum):
     """Where a request is; see the module."""
 
+    COMPILING = enum.auto()
     WAITING = enum.auto()
     RUNNING = enum.auto()
     FINISHED = enum.auto()
@@ -54,6 +56,7 @@ class Request:
         "num_computed_tokens",  # KV reaches so far once all planned steps are done
         "max_num_tokens",  # prompt and output
         "stop_ids",
+        "constraint",  # of its answer, once the grammar is compiled
         "num_in_flight",  # planned and uncommitted steps that have work for it
         "num_preemptions",
         "last_encode_step",  # its pixels are read up to this step
@@ -71,7 +74,8 @@ class Request:
         self.prompt = prompt
         self.num_prompt_tokens = len(prompt.token_ids)
         self.output_ids: list[int] = []
-        self.state = RequestState.WAITING
+        needs_grammar = sampling.grammar is not None
+        self.state = RequestState.COMPILING if needs_grammar else RequestState.WAITING
         self.rank: Rank = (1, submit.priority if limits.policy == "priority" else 0, arrival)
         self.row = NO_ROW
         self.page_ids: list[int] = []
@@ -83,6 +87,7 @@ class Request:
             self.num_prompt_tokens + sampling.max_tokens, limits.max_model_len
         )
         self.stop_ids = frozenset(sampling.eos_token_ids) | frozenset(sampling.stop_token_ids)
+        self.constraint: Constraint | None = None
         self.num_in_flight = 0
         self.num_preemptions = 0
         self.last_encode_step = 0
@@ -112,6 +117,11 @@ class Request:
         wanted = self.submit.sampling.prompt_logprobs is not None
         return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
+    def ready(self, constraint: Constraint) -> None:
+        """Its grammar is compiled."""
+        self._move(RequestState.COMPILING, RequestState.WAITING)
+        self.constraint = constraint
+
     def admit(self, row: int, pages: list[int], num_cached_tokens: int, page_end: int) -> None:
         """Take a row and a page table whose first tokens are computed already."""
         self._move(RequestState.WAITING, RequestState.RUNNING)
@@ -136,10 +146,15 @@ class Request:
         self.num_in_flight += 1
 
     def append(self, token_id: int) -> str | None:
-        """The token drawn in a committed step; gives the finish_reason if it is the last."""
+        """The token drawn in a committed step; gives the finish_reason if it is the last.
+
+        Raises BadGrammar if it is under a grammar that cannot read the token.
+        """
         output_ids = self.output_ids
         output_ids.append(token_id)
         if token_id in self.stop_ids and len(output_ids) > self.submit.sampling.min_tokens:
+            return "stop"
+        if self.constraint is not None and self.constraint.advance(token_id):
             return "stop"
         if self.num_prompt_tokens + len(output_ids) >= self.max_num_tokens:
             return "length"
@@ -173,6 +188,7 @@ class Request:
             raise RuntimeError(f"request {self.key} finishes twice")
         self.state = RequestState.FINISHED
         self.page_ids = []
+        self.constraint = None
 
     def new_row(self, num_cached_pages: int) -> NewRow:
         """What an executor must know to compute this request behind its first, cached pages."""

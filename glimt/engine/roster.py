@@ -48,9 +48,10 @@ class Roster:
         return list(self._by_key.values())
 
     def enlist(self, request: Request) -> None:
-        """A new request waits."""
+        """A new request waits, at first for its grammar if it has one."""
         self._by_key[request.key] = request
-        self.waiting.add(request)
+        if request.state is RequestState.WAITING:
+            self.waiting.add(request)
 
     def hits(self, request: Request) -> list[int]:
         """Known pages of a waiting request's tokens, the page of its last token left out.
@@ -92,7 +93,7 @@ class Roster:
         if request.state is RequestState.RUNNING:
             self.running.remove(request)
             self._give_up(request)
-        else:
+        elif request.state is RequestState.WAITING:
             self.waiting.remove(request)
         request.finish()
         del self._by_key[request.key]

@@ -7,26 +7,31 @@ When pages run out, the last running request is preempted: it gives up its pages
 again later, on the same tokens. After three times it goes first, is admitted only when its
 longest possible course fits beside the other such requests, and is never preempted again.
 
+A request under a grammar first waits for it to be compiled (`take_ready`). Its mask for a step
+depends on its token of the step before, so a step that draws for it waits for `masks()`, which
+come when that step is committed; the device computes in the meantime.
+
 `schedule()` of a step may come before `commit()` of the one before. Then a request that turns out
 to have finished was scheduled one step too far; the token of that step is dropped.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from glimt.engine.admission import read_prompt
 from glimt.engine.draft import StepDraft
+from glimt.engine.grammars import Failure, Grammars
 from glimt.engine.limits import SchedulerLimits
-from glimt.engine.plan import RowWork, StepPlan, StepResult
+from glimt.engine.plan import RowWork, StepPlan, StepResult, TokenMasks
 from glimt.engine.request import Request, RequestState
 from glimt.engine.roster import Roster
-from glimt.errors import InvalidRequest, RequestError, StepFailed
+from glimt.engine.terminal import Addressed, refuse, terminal
+from glimt.errors import BadGrammar, InvalidRequest, RequestError, StepFailed
+from glimt.grammar.compiler import GrammarCompiler
 from glimt.wire import EngineStats, ErrorInfo, Output, Submit, TokenLogprobs
 
 _RUNNING, _FINISHED = RequestState.RUNNING, RequestState.FINISHED
-
-Addressed = tuple[int, Output]  # the first is the server
 
 
 class InFlightStep:
@@ -46,10 +51,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, limits: SchedulerLimits, clock: Callable[[], float] = time.monotonic
+        self,
+        limits: SchedulerLimits,
+        clock: Callable[[], float] = time.monotonic,
+        compiler: GrammarCompiler | None = None,
     ) -> None:
         self.limits = limits
         self.roster = Roster(limits)
+        self._grammars = Grammars(compiler)
         self._clock = clock
         self._in_flight: deque[InFlightStep] = deque()
         self._held_back: list[tuple[int, Addressed]] = []  # (step to wait for, terminal output)
@@ -68,6 +77,11 @@ class Scheduler:
         """Someone still waits for a terminal output."""
         return len(self.roster) > 0 or bool(self._held_back)
 
+    @property
+    def is_compiling(self) -> bool:
+        """Someone waits for a grammar: `take_ready` may soon have something to do."""
+        return self._grammars.num_compiling > 0
+
     # ------------------------------------------------------------------------- requests come, go
 
     def add(self, submit: Submit) -> list[Addressed]:
@@ -76,16 +90,26 @@ class Scheduler:
             if self.roster.find((submit.server, submit.request_id)) is not None:
                 raise InvalidRequest(f"request_id {submit.request_id} is in use")
             prompt = read_prompt(submit, self.limits)
+            request = Request(submit, prompt, self.limits, self._num_arrived)
+            if submit.sampling.grammar is not None:
+                self._grammars.start(request, submit.sampling.grammar)
         except RequestError as error:
             return [refuse(submit, ErrorInfo(error.code, error.message))]
-        self.roster.enlist(Request(submit, prompt, self.limits, self._num_arrived))
+        self.roster.enlist(request)
         self._num_arrived += 1
-        return []
+        return self.take_ready()
+
+    def take_ready(self) -> list[Addressed]:
+        """Let those wait for a row whose grammar is compiled now; end those whose is refused."""
+        ready, failed = self._grammars.take_ready()
+        for request in ready:
+            self.roster.waiting.add(request)
+        return self._end_failed(failed)
 
     def abort(self, server: int, request_id: int) -> list[Addressed]:
         """End a request now. Unknown and finished ids are ignored."""
         request = self.roster.find((server, request_id))
-        return [] if request is None else self._end(request, _terminal(request, "abort"))
+        return [] if request is None else self._end(request, terminal(request, "abort"))
 
     def end_all(self, error: ErrorInfo) -> list[Addressed]:
         """End every request with `error`. Steps in flight count as done."""
@@ -93,7 +117,7 @@ class Scheduler:
         self._committed_step = self._step
         outputs = self._due_outputs()
         for request in self.roster.all():
-            outputs += self._end(request, _terminal(request, "error", error))
+            outputs += self._end(request, terminal(request, "error", error))
         return outputs
 
     def reset_caches(self, *, prefix: bool, images: bool) -> None:
@@ -124,6 +148,7 @@ class Scheduler:
             drop_images=self.roster.images.take_dropped(),
             encode=tuple(draft.encode),
             work=tuple(draft.work),
+            waits_for_masks=draft.waits_for_masks,
         )
         self._in_flight.append(InFlightStep(plan, draft.requests))
         return plan
@@ -203,6 +228,25 @@ class Scheduler:
         promised = [self.limits.num_pages_for(r.max_num_tokens) for r in (request, *protected)]
         return sum(promised) <= self.limits.num_pages
 
+    def masks(self, plan: StepPlan) -> tuple[TokenMasks, list[Addressed]]:
+        """Masks of the newest step, to be asked for when all steps before it are committed.
+
+        Also ends requests: those that turn out to need no further token, and those whose grammar
+        fails.
+        """
+        step = self._in_flight[-1]
+        if step.plan is not plan or len(self._in_flight) > 1:
+            raise RuntimeError(f"the masks of step {plan.step} cannot be known yet")
+        masks, complete, failed = self._grammars.masks(
+            (work.row, request)
+            for work, request in zip(plan.work, step.requests, strict=True)
+            if work.samples and request is not None and request.state is _RUNNING
+        )
+        outputs = self._end_failed(failed)
+        for request in complete:
+            outputs += self._end(request, terminal(request, "stop"))
+        return masks, outputs
+
     # ----------------------------------------------------------------------------------- commit
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Addressed]:
@@ -230,13 +274,17 @@ class Scheduler:
                 error = ErrorInfo(StepFailed.code, "The step drew no token for this request.")
                 outputs += self._fail_row(request, plan, error)
                 continue
-            finish_reason = request.append(token_id)
+            try:
+                finish_reason = request.append(token_id)
+            except BadGrammar as error:
+                outputs += self._end_failed([(request, error)])
+                continue
             submit = request.submit
             output = Output(
                 submit.request_id,
                 (token_id,),
                 finish_reason,
-                token_id if finish_reason == "stop" else None,
+                token_id if finish_reason == "stop" and token_id in request.stop_ids else None,
                 (logprobs[row],) if row in logprobs else None,
                 None,
                 request.num_cached_tokens,
@@ -257,7 +305,7 @@ class Scheduler:
         outputs: list[Addressed] = []
         for request in step.requests:
             if request is not None and request.state is not _FINISHED:
-                outputs += self._end(request, _terminal(request, "error", error))
+                outputs += self._end(request, terminal(request, "error", error))
         self._distrust_images(plan, {span.content_hash for span in plan.encode})
         return outputs + self._due_outputs()
 
@@ -270,7 +318,7 @@ class Scheduler:
     def _fail_row(self, request: Request, plan: StepPlan, error: ErrorInfo) -> list[Addressed]:
         # Whatever went wrong may sit in its KV or its embeddings: no later request may find them.
         self.roster.pool.forget(self.roster.pool.match(request.page_hashes))
-        outputs = self._end(request, _terminal(request, "error", error))
+        outputs = self._end(request, terminal(request, "error", error))
         self._distrust_images(plan, {span.content_hash for span in request.images})
         return outputs
 
@@ -305,6 +353,13 @@ class Scheduler:
         self._held_back.append((request.last_encode_step, addressed))
         return []
 
+    def _end_failed(self, failed: Iterable[Failure]) -> list[Addressed]:
+        outputs: list[Addressed] = []
+        for request, error in failed:
+            info = ErrorInfo(error.code, error.message)
+            outputs += self._end(request, terminal(request, "error", info))
+        return outputs
+
     def _due_outputs(self) -> list[Addressed]:
         due = [output for step, output in self._held_back if step <= self._committed_step]
         self._held_back = [held for held in self._held_back if held[0] > self._committed_step]
@@ -315,7 +370,7 @@ class Scheduler:
         return EngineStats(
             step=self._step,
             num_running=len(self.roster.running),
-            num_waiting=len(self.roster.waiting),
+            num_waiting=len(self.roster.waiting) + self._grammars.num_compiling,
             num_pages=self.limits.num_pages,
             num_used_pages=self.roster.pool.num_used,
             prefix_query_tokens=self._prefix_query_tokens,
@@ -325,22 +380,6 @@ class Scheduler:
             preemptions=self._num_preemptions,
             step_tokens=self._step_tokens,
         )
-
-
-def refuse(submit: Submit, error: ErrorInfo) -> Addressed:
-    """The terminal output of a Submit that is not taken on."""
-    return submit.server, Output(submit.request_id, (), "error", error=error)
-
-
-def _terminal(request: Request, finish_reason: str, error: ErrorInfo | None = None) -> Output:
-    return Output(
-        request.submit.request_id,
-        (),
-        finish_reason,
-        error=error,
-        num_cached_tokens=request.num_cached_tokens,
-        scheduled_s=request.scheduled_s,
-    )
 
 
 def _first(request: Request) -> tuple[TokenLogprobs, ...] | None:

@@ -12,12 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan, StepResult
+from glimt.engine.plan import (
+    InFlight,
+    IntArray,
+    NewRow,
+    RowWork,
+    StepPlan,
+    StepResult,
+    TokenMasks,
+)
 from glimt.engine.simulated_model import SimulatedModel, image_at, mix, position_at
-from glimt.errors import BadMedia, NumericalError
+from glimt.errors import BadMedia, InvalidRequest, NumericalError
 from glimt.wire import ErrorInfo, ImageSpan, TokenLogprobs
 
 _GARBAGE = 0xDEAD
+_NOTHING_ALLOWED = ErrorInfo(InvalidRequest.code, "A mask leaves no token to draw.")
 
 
 class InjectedFault(Exception):
@@ -57,7 +66,12 @@ class SimulatedStep:
         self.plan = plan
         self.raises = raises
         self.outcome: StepResult | InjectedFault | None = None
+        self.masks: TokenMasks | None = None
         self._executor = executor
+
+    def draw(self, masks: TokenMasks) -> None:
+        """Take the masks, once."""
+        self._executor.take_masks(self, masks)
 
     def result(self) -> StepResult:
         """Compute this step, after all launched before it."""
@@ -106,12 +120,20 @@ class SimulatedExecutor:
             raise InjectedFault(f"the launch of step {plan.step} was told to raise")
         return step
 
+    def take_masks(self, step: SimulatedStep, masks: TokenMasks) -> None:
+        """The newest step draws with these masks."""
+        if not step.plan.waits_for_masks or step.masks is not None:
+            self._complain(step.plan, "is given masks that it does not wait for")
+        if not self._launched or self._launched[-1] is not step:
+            self._complain(step.plan, "is given masks after a later step was launched")
+        step.masks = masks
+
     def compute_until(self, last: SimulatedStep) -> None:
         """Compute launched steps in order, up to `last`."""
         while last.outcome is None:
             step = self._launched.popleft()
             self._keep_books(step.plan)
-            step.outcome = self._fail(step.plan) if step.raises else self._compute(step.plan)
+            step.outcome = self._fail(step.plan) if step.raises else self._compute(step)
 
     def _keep_books(self, plan: StepPlan) -> None:
         for row in plan.freed_rows:
@@ -135,7 +157,13 @@ class SimulatedExecutor:
                 row.token_ids.append(0)
         return InjectedFault()
 
-    def _compute(self, plan: StepPlan) -> StepResult:
+    def _compute(self, step: SimulatedStep) -> StepResult:
+        plan = step.plan
+        if plan.waits_for_masks and step.masks is None:
+            self._complain(plan, "is to draw before it has its masks")
+        masks = (
+            {} if step.masks is None else dict(zip(step.masks.rows, step.masks.bits, strict=True))
+        )
         for place, span in enumerate(plan.encode):
             self._on_encode(span)
             if not self.faults.hits(3, self.faults.bad_image, plan.step, place):
@@ -144,10 +172,12 @@ class SimulatedExecutor:
             self._complain(plan, "encodes more than the image cache holds")
         result = StepResult(plan.step)
         for work in plan.work:
-            self._compute_row(plan, work, result)
+            self._compute_row(plan, work, result, masks.get(work.row))
         return result
 
-    def _compute_row(self, plan: StepPlan, work: RowWork, result: StepResult) -> None:
+    def _compute_row(
+        self, plan: StepPlan, work: RowWork, result: StepResult, mask: IntArray | None
+    ) -> None:
         row = self._rows[work.row]
         self._check_work(plan, work, row)
         history, error = self._extend(row, work)
@@ -165,8 +195,11 @@ class SimulatedExecutor:
         if error is not None:
             result.failed[work.row] = error
         elif work.samples:
-            token_id = self.model.draw(history, sampling, num_outputs)
-            result.token_ids[work.row] = token_id
+            drawn = self.model.draw(history, sampling, num_outputs, mask)
+            if drawn is None:
+                result.failed[work.row] = _NOTHING_ALLOWED
+            else:
+                token_id = result.token_ids[work.row] = drawn
             if sampling.logprobs is not None:
                 result.logprobs[work.row] = TokenLogprobs(token_id, -1.0, 1, ())
         if work.samples:
@@ -220,6 +253,9 @@ class InstantStep:
     def __init__(self, plan: StepPlan, vocab_size: int) -> None:
         self.plan = plan
         self._vocab_size = vocab_size
+
+    def draw(self, masks: TokenMasks) -> None:
+        """Whatever is allowed, the tokens are the same."""
 
     def result(self) -> StepResult:
         """Some token for each row that draws."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from glimt.engine.constraint import Constraint
 from glimt.engine.plan import IntArray
+from glimt.grammar.matcher import Matcher
 from glimt.wire import ImageSpan, SamplingParams, Submit
 
 _MASK = 2**64 - 1
@@ -39,10 +41,14 @@ def _salted(index: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """`eos_probability`: share of draws that give the first eos id where a request has one."""
+    """`eos_probability`: share of draws that give the first eos id where a request has one.
+
+    `favourites`: tokens that rows with a mask draw more often than others.
+    """
 
     vocab_size: int = 1000
     eos_probability: float = 0.0
+    favourites: tuple[int, ...] = ()
 
     def embed(self, token_id: int, position: Sequence[int], image: tuple[bytes, int] | None) -> int:
         """What enters at one token: id, position on three axes, (content hash, offset)."""
@@ -68,10 +74,22 @@ class SimulatedModel:
         salts = mix_words(indices * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
         return int(mix_words(kv ^ salts).sum(dtype=np.uint64))
 
-    def draw(self, history: int, sampling: SamplingParams, num_outputs: int) -> int:
-        """The next token; no eos or stop token among the first `min_tokens`."""
+    def draw(
+        self,
+        history: int,
+        sampling: SamplingParams,
+        num_outputs: int,
+        mask: IntArray | None = None,
+    ) -> int | None:
+        """The next token; no eos or stop token among the first `min_tokens`.
+
+        With a `mask` (int32 [W], see `plan.TokenMasks`) one of those in it, or None if that leaves
+        none.
+        """
         value = mix(history ^ mix(sampling.seed & _MASK))
         may_stop = num_outputs >= sampling.min_tokens
+        if mask is not None:
+            return self._draw_masked(value, sampling, mask, may_stop=may_stop)
         if sampling.eos_token_ids and may_stop and value / 2**64 < self.eos_probability:
             return sampling.eos_token_ids[0]
         token_id = mix(value) % self.vocab_size
@@ -79,6 +97,20 @@ class SimulatedModel:
         for _ in barred:
             token_id = (token_id + (token_id in barred)) % self.vocab_size
         return token_id
+
+    def _draw_masked(
+        self, value: int, sampling: SamplingParams, mask: IntArray, *, may_stop: bool
+    ) -> int | None:
+        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: self.vocab_size]
+        allowed = set(np.flatnonzero(bits).tolist())
+        if not may_stop:
+            allowed -= {*sampling.eos_token_ids, *sampling.stop_token_ids}
+        ends = {*sampling.eos_token_ids} & allowed
+        if ends and value / 2**64 < self.eos_probability:
+            return min(ends)
+        favourites = sorted(allowed & set(self.favourites))
+        choice = favourites if favourites and value % 4 == 0 else sorted(allowed)
+        return choice[mix(value) % len(choice)] if choice else None
 
 
 def image_at(images: Sequence[ImageSpan], index: int) -> tuple[bytes, int] | None:
@@ -99,10 +131,16 @@ def position_at(
 
 
 def expected_tokens(
-    model: SimulatedModel, submit: Submit, max_model_len: int
+    model: SimulatedModel, submit: Submit, max_model_len: int, compiled: Matcher | None = None
 ) -> tuple[list[int], str]:
-    """What a request must be answered, computed alone and at once: token ids, finish_reason."""
+    """What a request must be answered, computed alone and at once: token ids, finish_reason.
+
+    `compiled`: its grammar, if it has one. The reason is "error" where no token can be drawn.
+    """
     sampling = submit.sampling
+    constraint = None
+    if sampling.grammar is not None and compiled is not None:
+        constraint = Constraint(sampling.grammar, compiled, sampling.eos_token_ids)
     token_ids = np.frombuffer(submit.token_ids, dtype=np.int32).tolist()
     positions = None
     if submit.positions is not None:
@@ -116,10 +154,18 @@ def expected_tokens(
         if index < num_prompt - 1:
             continue
         num_outputs = len(token_ids) - num_prompt
-        token_id = model.draw(history, sampling, num_outputs)
+        bits_W = None if constraint is None else np.empty(constraint.num_words, np.uint32)
+        if constraint is not None and bits_W is not None and not constraint.fill(bits_W):
+            return token_ids[num_prompt:], "stop"
+        mask = None if bits_W is None else bits_W.view(np.int32)
+        token_id = model.draw(history, sampling, num_outputs, mask)
+        if token_id is None:
+            return token_ids[num_prompt:], "error"
         token_ids.append(token_id)
         stops = token_id in sampling.eos_token_ids or token_id in sampling.stop_token_ids
         if stops and num_outputs >= sampling.min_tokens:
+            return token_ids[num_prompt:], "stop"
+        if constraint is not None and constraint.advance(token_id):
             return token_ids[num_prompt:], "stop"
         if num_outputs + 1 >= sampling.max_tokens or len(token_ids) >= max_model_len:
             break

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from glimt.errors import (
+    BadGrammar,
     EngineDied,
     EngineFailed,
     GlimtError,
@@ -24,7 +25,15 @@ from glimt.wire import ErrorInfo, Output
 
 _ERRORS: dict[str, type[GlimtError]] = {
     kind.code: kind
-    for kind in (InvalidRequest, PromptTooLong, Overloaded, EngineDied, StepFailed, NumericalError)
+    for kind in (
+        InvalidRequest,
+        BadGrammar,
+        PromptTooLong,
+        Overloaded,
+        EngineDied,
+        StepFailed,
+        NumericalError,
+    )
 }
 
 

@@ -104,6 +104,17 @@ def allow_only_(scores_NV: Tensor, rows_A: Tensor, place_B: Tensor) -> None:
     scores_NV.masked_fill_(banned_NV, NEVER)
 
 
+def allow_bits_(scores_NV: Tensor, row_G: Tensor, bits_GW: Tensor) -> None:
+    """In row `row_G[g]` forbid all tokens but those whose bit is set in `bits_GW[g]` (int32).
+
+    Token v is bit v % 32 of word v // 32; words of little-endian machines.
+    """
+    bit_8 = 1 << torch.arange(8, device=bits_GW.device).to(torch.uint8)
+    allowed_GB8 = bits_GW.view(torch.uint8)[:, :, None] & bit_8
+    allowed_GV = allowed_GB8.flatten(1)[:, : scores_NV.shape[1]]
+    scores_NV[row_G] = scores_NV[row_G].masked_fill_(allowed_GV == 0, NEVER)
+
+
 def mask_min_p_(scores_NV: Tensor, min_p_N: Tensor) -> None:
     """Forbid tokens less likely than min_p times the most likely one (Nguyen et al., 2024)."""
     least_N1 = scores_NV.amax(1, keepdim=True) + min_p_N.log()[:, None]

@@ -3,11 +3,15 @@
 import secrets
 import time
 
+from msgspec.structs import replace
+
+from glimt.api.grammar import grammar_of
 from glimt.api.params import sampling_params, with_length
-from glimt.api.tools import call_rules, with_tools
+from glimt.api.tools import call_rules, calls_instead, with_tools
 from glimt.errors import RequestError
 from glimt.frontend.answer import Answer, Delta, TextOptions
 from glimt.frontend.client import EngineClient
+from glimt.frontend.grammars import after_thoughts
 from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.reasoning import ReasoningTokens
 from glimt.metrics import Metrics
@@ -31,6 +35,7 @@ class OfflineFrontend:
         self._settings = start
         self._tokenizer = language.tokenizer
         self._defaults = language.defaults
+        self._grammars = language.grammars
         self._client = client
         self._metrics = metrics
         self._tools = language.tools
@@ -76,6 +81,9 @@ class OfflineFrontend:
                 encode=self._tokenizer.encode_text,
             )
             sampling = with_tools(sampling, request, self._tools)
+            if (grammar := await grammar_of(request, self._grammars)) is not None:
+                instead = calls_instead(request, self._tools)
+                sampling = replace(sampling, grammar=replace(grammar, instead=instead))
             prompt = await self._prompts.prompt(job)
         try:
             sampling = with_length(
@@ -88,12 +96,18 @@ class OfflineFrontend:
         except RequestError:
             prompt.release()
             raise
+        options = self._text_options(job)
+        if sampling.grammar is not None and options.reasoning is not None:
+            grammar = after_thoughts(
+                sampling.grammar, options.reasoning, self._tokenizer, prompt.token_ids
+            )
+            sampling = replace(sampling, grammar=grammar)
         return Answer(
             self._client.generate(prompt, sampling, n=n),
             prompt,
             sampling,
             n=n,
-            options=self._text_options(job),
+            options=options,
             tokenizer=self._tokenizer,
             clock=time.monotonic,
             arrival_s=arrival_s,

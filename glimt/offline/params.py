@@ -35,6 +35,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = None  # None = off, 0 = the chosen token's, k = and of the k most likely
     skip_special_tokens: bool = True
+    # One of json, regex, choice, grammar, json_object; as in the HTTP API.
+    structured_outputs: dict[str, Any] | None = None
 
 
 # A bare prompt has no messages; the rules of all other fields are the same.

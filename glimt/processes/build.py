@@ -12,6 +12,8 @@ from glimt.checkpoint import read_checkpoint
 from glimt.engine.limits import SchedulerLimits, SchedulingPolicy
 from glimt.engine.scheduler import Scheduler
 from glimt.errors import BadSettings
+from glimt.grammar.compiler import GrammarCompiler
+from glimt.grammar.vocabulary import Vocabulary
 from glimt.models.config import ModelConfig
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
@@ -70,6 +72,10 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
         longest = longest_request(start, config.text.max_position_embeddings)
         steps = step_sizes(start, device.type, longest)
         detail.append(f"{config.architecture}, {str(dtype).removeprefix('torch.')} on {device}")
+    # Its thread reads the vocabulary while this one reads the weights.
+    compiler = GrammarCompiler(
+        lambda: Vocabulary.read(checkpoint.tokenizer_path, config.text.vocab_size)
+    )
     with phases.phase("weights") as detail:
         model, weights_format = load_weights(start, config, device, dtype)
         detail.append(weights_format)
@@ -113,7 +119,7 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
         phases_s=phases.seconds,
     )
     overlap = start.overlap and device.type != "cpu"
-    return Engine(Scheduler(limits), executor, info, overlap)
+    return Engine(Scheduler(limits, compiler=compiler), executor, info, overlap)
 
 
 def _policy(name: str) -> SchedulingPolicy:

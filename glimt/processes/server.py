@@ -29,10 +29,13 @@ from glimt.errors import StartupError
 from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
+from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.media_pool import MediaPool
 from glimt.frontend.render import Renderer
 from glimt.frontend.template import ChatTemplate
 from glimt.frontend.tokenizer import Tokenizer
+from glimt.grammar.compiler import GrammarCompiler
+from glimt.grammar.vocabulary import Vocabulary
 from glimt.log import set_up
 from glimt.metrics import Metrics
 from glimt.processes.connection import KEEP_ALIVE_S, Connection
@@ -92,13 +95,17 @@ class ServerProcess:
             limits=start.limits,
             metrics=self._metrics,
         )
+        path = checkpoint_file(Path(start.model_path), "tokenizer.json")
+        self._tokenizer = tokenizer = Tokenizer(path)
+        self._grammars = GrammarChecker(
+            GrammarCompiler(lambda: Vocabulary.read(path, tokenizer.vocab_size))
+        )
         self._http = self._make_http()
         self._tasks: list[asyncio.Task[Any]] = []
 
-    def _make_http(self) -> uvicorn.Server:
-        start = self._start
-        tokenizer = Tokenizer(checkpoint_file(Path(start.model_path), "tokenizer.json"))
-        state = ApiState(
+    def _make_state(self) -> ApiState:
+        start, tokenizer = self._start, self._tokenizer
+        return ApiState(
             served_names=start.served_model_names,
             model_name=start.model_path,
             version=__version__,
@@ -108,6 +115,7 @@ class ServerProcess:
             ),
             media=self._media,
             tokenizer=tokenizer,
+            grammars=self._grammars,
             metrics=self._metrics,
             lifecycle=self._lifecycle,
             defaults=SamplingDefaults.from_generation_config(start.generation_defaults),
@@ -139,8 +147,10 @@ class ServerProcess:
             media_settings={"image": start.image, "video": start.video},
             allowed_origins=start.allowed_origins,
         )
+
+    def _make_http(self) -> uvicorn.Server:
         config = uvicorn.Config(
-            create_app(state),
+            create_app(self._make_state()),
             loop="none",
             http=Connection,
             ws="none",
@@ -148,7 +158,7 @@ class ServerProcess:
             log_config=None,
             access_log=False,
             server_header=False,
-            root_path=start.root_path,
+            root_path=self._start.root_path,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=5,
         )
@@ -170,6 +180,7 @@ class ServerProcess:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._fetcher.close()
+            self._grammars.close()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -1,17 +1,18 @@
 """Logits of the sampling rows to tokens and logprobs; a feature that no row uses costs nothing.
 
-Order, as users know it from vLLM: raw logprobs, allowed tokens, bad words, min_tokens, logit_bias,
-penalties, greedy rows; then for the others temperature, min_p, top_k, top_p and the draw.
+Order, as users know it from vLLM: raw logprobs, grammar, allowed tokens, bad words, min_tokens,
+logit_bias, penalties, greedy rows; then for the others temperature, min_p, top_k, top_p, the draw.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from glimt.engine.plan import TokenMasks
 from glimt.errors import InvalidRequest, NumericalError
 from glimt.kernels import sampling
 from glimt.runner.sampling_rows import SamplingRows, num_candidates
@@ -31,9 +32,14 @@ _ERRORS = {
     ),
     _NOTHING_ALLOWED: ErrorInfo(
         InvalidRequest.code,
-        "allowed_token_ids, logit_bias, bad_words and min_tokens leave no token to draw.",
+        "allowed_token_ids, logit_bias, bad_words, min_tokens and a grammar, where there are any, "
+        "leave no token to draw.",
     ),
 }
+
+
+# Tensors of features that change scores.
+_MODIFIERS = {"penalised_K", "bias_place_B", "allowed_N_A", "words_WM", "grammar_G", "seed_N"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +80,28 @@ def prepare_draws(
     return draws
 
 
+def masked(
+    inputs: DrawInputs, row_N: Sequence[int], masks: TokenMasks, device: torch.device
+) -> DrawInputs:
+    """The same draw, of which the rows `row_N`, within their masks if they have one."""
+    place = {row: g for g, row in enumerate(masks.rows)}
+    pairs = [(n, place[row]) for n, row in enumerate(row_N) if row in place]
+    if not pairs:
+        return inputs
+    arrays: dict[str, Array] = {
+        "grammar_G": np.array([n for n, _ in pairs], np.int64),
+        "bits_GW": masks.bits[[g for _, g in pairs]],
+    }
+    return replace(inputs, tensors=inputs.tensors | to_device(arrays, device))
+
+
 def draw(logits_NV: Tensor, tokens_RL: Tensor, inputs: DrawInputs) -> DrawOutputs:
     """Draw one token for each row of `inputs`. `tokens_RL`: the history of all device rows."""
     logits_NV = logits_NV[inputs.first : inputs.first + inputs.count]
     tensors = inputs.tensors
     highest_N, token_N = logits_NV.max(dim=1)  # NaN if there is one in the row
     status_N = torch.where(highest_N.isfinite(), _DRAWN, _NUMERICAL)
-    if tensors.keys() & {"penalised_K", "bias_place_B", "allowed_N_A", "words_WM", "seed_N"}:
+    if tensors.keys() & _MODIFIERS:
         scores_NV = logits_NV.clone()
         _modify_(scores_NV, tokens_RL[:, : inputs.max_length], tensors)
         if "seed_N" in tensors:
@@ -140,6 +161,8 @@ def _draw_inputs(
 
 def _modify_(scores_NV: Tensor, tokens_RL: Tensor, tensors: dict[str, Tensor]) -> None:
     """Everything that also changes a greedy row's choice."""
+    if "grammar_G" in tensors:
+        sampling.allow_bits_(scores_NV, tensors["grammar_G"], tensors["bits_GW"])
     if "allowed_N_A" in tensors:
         sampling.allow_only_(scores_NV, tensors["allowed_N_A"], tensors["allowed_place_B"])
     if "words_WM" in tensors:

@@ -205,7 +205,6 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ("functions", {"functions": [{"name": "f"}]}, "functions"),
     ("tool_choice", {"tool_choice": "auto"}, "tool_choice"),
-    ("json", {"response_format": {"type": "json_object"}}, "response_format"),
     ("documents", {"documents": [{}]}, "documents"),
     ("best_of true", {"best_of": True}, "best_of"),
     ("template", {"chat_template": "{{ 1 }}"}, "chat_template"),

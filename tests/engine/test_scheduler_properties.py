@@ -8,10 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glimt.engine.limits import SchedulerLimits
 from glimt.engine.simulated import Faults
 from glimt.engine.simulated_model import SimulatedModel
 from tests.support.engine_rig import Rig
+from tests.support.grammars import thought_tokens, tiny_compiler
 from tests.support.workload import random_limits, random_submit
+
+
+def model(limits: SchedulerLimits, eos_probability: float) -> SimulatedModel:
+    thoughts = thought_tokens()
+    return SimulatedModel(limits.vocab_size, eos_probability, (thoughts.begin, thoughts.end))
 
 
 def play(rng: random.Random, rig: Rig, *, abort_probability: float, num_requests: int) -> None:
@@ -19,7 +26,7 @@ def play(rng: random.Random, rig: Rig, *, abort_probability: float, num_requests
     request_id = 0
     while request_id < num_requests:
         for _ in range(rng.choice([0, 1, 1, 4])):
-            rig.add(random_submit(rng, request_id, rig.limits))
+            rig.add(random_submit(rng, request_id, rig.limits, grammars=True))
             request_id += 1
         for _ in range(rng.choice([0, 1, 3, 10])):
             rig.step()
@@ -35,7 +42,7 @@ def play(rng: random.Random, rig: Rig, *, abort_probability: float, num_requests
 def test_every_request_gets_the_tokens_it_would_get_alone(seed: int) -> None:
     rng = random.Random(seed)
     limits = random_limits(rng)
-    rig = Rig(limits, model=SimulatedModel(limits.vocab_size, eos_probability=0.1))
+    rig = Rig(limits, model=model(limits, 0.1), compiler=tiny_compiler())
     play(rng, rig, abort_probability=0.0, num_requests=rng.randint(1, 12))
     rig.assert_answered()
     assert rig.executor.num_missing_embeddings == 0
@@ -46,13 +53,14 @@ def test_every_request_gets_the_tokens_it_would_get_alone(seed: int) -> None:
 def test_aborts_at_any_moment_end_one_request_and_change_no_other(seed: int) -> None:
     rng = random.Random(seed)
     limits = random_limits(rng)
-    rig = Rig(limits, model=SimulatedModel(limits.vocab_size, eos_probability=0.05))
+    rig = Rig(limits, model=model(limits, 0.05), compiler=tiny_compiler())
     play(rng, rig, abort_probability=0.3, num_requests=rng.randint(1, 12))
     rig.assert_consistent()
     assert {rig.end(request_id).finish_reason for request_id in rig.submits} <= {
         "stop",
         "length",
         "abort",
+        "error",
     }
     assert rig.executor.num_missing_embeddings == 0
 
@@ -69,7 +77,7 @@ def test_failures_end_requests_with_an_error_and_leave_the_others_exact(seed: in
         nan=rng.choice([0.0, 0.03]),
         bad_image=rng.choice([0.0, 0.2]),
     )
-    rig = Rig(limits, faults=faults)
+    rig = Rig(limits, faults=faults, compiler=tiny_compiler())
     play(rng, rig, abort_probability=0.1, num_requests=rng.randint(1, 12))
     rig.assert_consistent()
 
@@ -78,7 +86,7 @@ def test_failures_end_requests_with_an_error_and_leave_the_others_exact(seed: in
 def test_the_same_events_give_the_same_plans(policy: str) -> None:
     def plans() -> list[object]:
         rng = random.Random(7)
-        rig = Rig(random_limits(rng))
+        rig = Rig(random_limits(rng), compiler=tiny_compiler())
         play(rng, rig, abort_probability=0.1, num_requests=10)
         return [(plan.work, plan.encode, plan.drop_images) for plan in rig.plans]
 

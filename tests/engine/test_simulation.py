@@ -54,6 +54,7 @@ def test_the_stories_go_where_it_hurts() -> None:
         seen["preemptions"] += stats.preemptions
         seen["prefix hits"] += stats.prefix_hit_tokens
         seen["image hits"] += stats.image_hits
+        seen["under a grammar"] += world.num_constrained
         seen["faults"] += world.faults != NO_FAULTS
         for request_id in world.ended:
             end = world.outputs[request_id][-1]
@@ -70,6 +71,8 @@ def test_the_stories_go_where_it_hurts() -> None:
         "numerical_error",
         "image_parse_error",
         "invalid_request",
+        "under a grammar",
+        "invalid_grammar",
         "not_ready",
     ):
         assert seen[name] > 0, name

@@ -158,3 +158,28 @@ def test_logprobs_are_a_plain_log_softmax(logits: list[float], data: st.DataObje
         top_NC[0].double(), expected_V.sort(descending=True).values[:num_top], rtol=1e-4, atol=1e-4
     )
     torch.testing.assert_close(top_NC[0].double(), expected_V[top_id_NC[0]], rtol=1e-4, atol=1e-4)
+
+
+@given(
+    num_rows=st.integers(1, 4),
+    vocab_size=st.integers(1, 100),
+    chosen=st.lists(st.integers(0, 3), max_size=4, unique=True),
+    seed=st.integers(0, 2**16),
+)
+def test_masks_forbid_exactly_the_tokens_whose_bit_is_not_set(
+    num_rows: int, vocab_size: int, chosen: list[int], seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    rows = [row for row in chosen if row < num_rows]
+    allowed = generator.random((len(rows), vocab_size)) < 0.5
+    padded = np.zeros((len(rows), -(-vocab_size // 32) * 32), bool)
+    padded[:, :vocab_size] = allowed
+    padded[:, vocab_size:] = generator.random(padded[:, vocab_size:].shape) < 0.5
+    bits = np.packbits(padded, axis=1, bitorder="little").view(np.int32)
+    before = scores(num_rows, vocab_size, seed)
+    after = before.clone()
+    sampling.allow_bits_(after, torch.tensor(rows, dtype=torch.int64), torch.from_numpy(bits))
+    for row in range(num_rows):
+        for token in range(vocab_size):
+            banned = row in rows and not allowed[rows.index(row), token]
+            assert after[row, token] == (-math.inf if banned else before[row, token])

@@ -19,6 +19,7 @@ from glimt.api.app import create_app
 from glimt.api.params import SamplingDefaults
 from glimt.api.state import ApiState, HttpLimits, Lifecycle
 from glimt.frontend.client import EngineClient
+from glimt.frontend.grammars import GrammarChecker
 from glimt.metrics import Metrics
 from glimt.wire import Abort, Outputs, Submit
 from tests.simulation.connection import Connection
@@ -28,6 +29,7 @@ from tests.simulation.judge import Judge
 from tests.simulation.media import SimulatedMedia
 from tests.simulation.oracle import EOS, USER
 from tests.simulation.story import BODY_TIMEOUT_S, MAX_STALLED_S, MODEL, Ask, Death, Story
+from tests.support.grammars import tiny_compiler
 from tests.support.prompts import renderer, tokenizer
 
 PATIENCE_S = 200.0  # more than any request may take, in virtual seconds
@@ -86,6 +88,7 @@ class ServerWorld:
             renderer=renderer(max_model_len=story.limits.max_model_len),
             media=self.media,
             tokenizer=tokenizer(),
+            grammars=GrammarChecker(tiny_compiler()),
             metrics=self._metrics,
             lifecycle=self._lifecycle,
             defaults=SamplingDefaults(eos_token_ids=(EOS, USER)),

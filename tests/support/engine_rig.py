@@ -6,9 +6,12 @@ from collections import defaultdict
 
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import InFlight, StepPlan
-from glimt.engine.scheduler import Addressed, Scheduler
+from glimt.engine.scheduler import Scheduler
 from glimt.engine.simulated import Faults, InjectedFault, SimulatedExecutor
 from glimt.engine.simulated_model import SimulatedModel, expected_tokens
+from glimt.engine.terminal import Addressed
+from glimt.errors import BadGrammar
+from glimt.grammar.compiler import GrammarCompiler
 from glimt.wire import ErrorInfo, ImageSpan, Output, Submit
 
 
@@ -21,10 +24,12 @@ class Rig:
         *,
         model: SimulatedModel | None = None,
         faults: Faults | None = None,
+        compiler: GrammarCompiler | None = None,
     ) -> None:
         self.limits = limits
+        self.compiler = compiler
         self.model = model or SimulatedModel(limits.vocab_size)
-        self.scheduler = Scheduler(limits, clock=lambda: 5.0)
+        self.scheduler = Scheduler(limits, clock=lambda: 5.0, compiler=compiler)
         self.executor = SimulatedExecutor(
             limits.num_pages,
             limits.page_size,
@@ -51,6 +56,7 @@ class Rig:
 
     def step(self) -> StepPlan | None:
         """One turn of the loop; gives the plan made in it, whose result is not yet known."""
+        self._collect(self.scheduler.take_ready())
         plan = self.scheduler.schedule()
         self.check()
         ahead: InFlight | None = None
@@ -65,6 +71,10 @@ class Rig:
         self.settle()
         if failed is not None:
             self._collect(self.scheduler.fail(failed, ErrorInfo("step_failed", "launch")))
+        if ahead is not None and ahead.plan.waits_for_masks:
+            masks, ended = self.scheduler.masks(ahead.plan)
+            self._collect(ended)
+            ahead.draw(masks)
         self.behind = ahead
         self.check()
         return plan
@@ -108,7 +118,15 @@ class Rig:
         return last
 
     def expected(self, request_id: int) -> tuple[list[int], str]:
-        return expected_tokens(self.model, self.submits[request_id], self.limits.max_model_len)
+        submit = self.submits[request_id]
+        compiled = None
+        if submit.sampling.grammar is not None:
+            assert self.compiler is not None
+            try:
+                compiled = self.compiler.start(submit.sampling.grammar.text).result()
+            except BadGrammar:
+                return [], "error"
+        return expected_tokens(self.model, submit, self.limits.max_model_len, compiled)
 
     def assert_answered(self, *request_ids: int) -> None:
         """These requests (default: all) ended by themselves with exactly the right tokens."""

@@ -15,9 +15,11 @@ from glimt.api.app import create_app
 from glimt.api.params import SamplingDefaults
 from glimt.api.state import ApiState, Lifecycle
 from glimt.frontend.client import EngineClient
+from glimt.frontend.grammars import GrammarChecker
 from glimt.metrics import Metrics
 from glimt.wire import EngineInfo, ImageSettings, Submit
 from tests.support.fake_engine import FakeEngine, Running
+from tests.support.grammars import tiny_compiler
 from tests.support.prompts import FakeMedia, renderer, tokenizer
 
 INFO = EngineInfo(
@@ -101,6 +103,7 @@ class Serving:
                 "renderer": renderer(max_model_len=INFO.max_model_len),
                 "media": self.media,
                 "tokenizer": tokenizer(),
+                "grammars": GrammarChecker(tiny_compiler()),
                 "metrics": self.metrics,
                 "lifecycle": self.lifecycle,
                 "defaults": SamplingDefaults(eos_token_ids=(EOS, USER)),

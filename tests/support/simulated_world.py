@@ -15,10 +15,19 @@ from glimt.engine.loop import EngineLoop
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.simulated import Faults, SimulatedExecutor
 from glimt.engine.simulated_model import SimulatedModel, expected_tokens
+from glimt.errors import BadGrammar
 from glimt.wire import Abort, EngineInbound, ImageSpan, Output, Outputs, ResetCaches, Submit
+from tests.support.grammars import (
+    DESCRIBED,
+    SlowPool,
+    answer_text,
+    thought_tokens,
+    tiny_compiler,
+)
 from tests.support.workload import make_submit, random_limits, random_submit
 
 MAX_TURNS = 5000
+ORACLE = tiny_compiler()
 NO_FAULTS = Faults()
 
 
@@ -29,7 +38,12 @@ class World:
         self.rng = rng = random.Random(seed)
         self.now_s = 100.0
         self.limits = random_limits(rng)
-        self.model = SimulatedModel(self.limits.vocab_size, rng.choice([0.0, 0.05, 0.3]))
+        thoughts = thought_tokens()
+        self.model = SimulatedModel(
+            self.limits.vocab_size, rng.choice([0.0, 0.05, 0.3]), (thoughts.begin, thoughts.end)
+        )
+        self.pool = SlowPool()
+        self.num_constrained = 0
         self.submits: dict[int, Submit] = {}
         self.outputs: defaultdict[int, list[Output]] = defaultdict(list)
         self.ended: set[int] = set()
@@ -44,7 +58,9 @@ class World:
         self._stop_at_turn = rng.randrange(5, 60) if rng.random() < 0.1 else MAX_TURNS
         self.faults = self._draw_faults(seed)
         self._write_story()
-        self.scheduler = Scheduler(self.limits, clock=lambda: self.now_s)
+        self.scheduler = Scheduler(
+            self.limits, clock=lambda: self.now_s, compiler=tiny_compiler(self.pool)
+        )
         self.executor = SimulatedExecutor(
             self.limits.num_pages,
             self.limits.page_size,
@@ -87,7 +103,7 @@ class World:
             messages.append(message)
             if isinstance(message, Submit):
                 self.submits[message.request_id] = message
-        if not self._events and self._num_quiet_ticks > 3:
+        if not self._events and self._num_quiet_ticks > 3 and not self.scheduler.has_requests:
             self.loop.stop()
         return messages
 
@@ -116,7 +132,7 @@ class World:
         pace_s = rng.choice([0.0, 0.02, 0.3])
         for request_id in range(rng.randint(1, 9)):
             time_s += rng.random() * pace_s
-            submit = random_submit(rng, request_id, self.limits)
+            submit = random_submit(rng, request_id, self.limits, grammars=True)
             if rng.random() < 0.03:
                 self.malformed.add(request_id)
                 submit = make_submit(request_id, [2, -1], server=submit.server)
@@ -146,6 +162,8 @@ class World:
 
     def _on_turn(self) -> None:
         self.num_turns += 1
+        if self.rng.random() < 0.7:
+            self.pool.work()
         if self.num_turns >= self._stop_at_turn:
             self.loop.stop()
         self.problems += self.scheduler.roster.check()
@@ -181,11 +199,34 @@ class World:
                 self.problems.append(f"malformed request {request_id} ended with {end}")
             return
         mine = [token for output in outputs for token in output.token_ids]
-        tokens, finish_reason = expected_tokens(self.model, submit, self.limits.max_model_len)
+        tokens, finish_reason = self._expected(submit)
         if end.finish_reason in ("stop", "length"):
             if (mine, end.finish_reason) != (tokens, finish_reason):
                 self.problems.append(f"request {request_id} got {mine}, not {tokens}")
         elif mine != tokens[: len(mine)]:
             self.problems.append(f"request {request_id} got {mine} of {tokens}")
-        if end.error is not None and self.faults == NO_FAULTS and end.error.code != "not_ready":
+        self._judge_grammar(submit, mine, end)
+        may_fail = self.faults != NO_FAULTS or finish_reason == "error"
+        if end.error is not None and not may_fail and end.error.code != "not_ready":
             self.problems.append(f"request {request_id} failed without a fault: {end.error}")
+
+    def _expected(self, submit: Submit) -> tuple[list[int], str]:
+        compiled = None
+        if submit.sampling.grammar is not None:
+            try:
+                compiled = ORACLE.start(submit.sampling.grammar.text).result()
+            except BadGrammar:
+                return [], "error"
+        return expected_tokens(self.model, submit, self.limits.max_model_len, compiled)
+
+    def _judge_grammar(self, submit: Submit, token_ids: list[int], end: Output) -> None:
+        """An answer that ended by itself is as its grammar says, by other means than a matcher."""
+        sampling = submit.sampling
+        if sampling.grammar is None or end.finish_reason != "stop":
+            return
+        if end.stop_token_id in sampling.stop_token_ids:
+            return  # cut
+        self.num_constrained += 1
+        text = answer_text(token_ids, sampling)
+        if text is None or not DESCRIBED[sampling.grammar.text](text):
+            self.problems.append(f"request {submit.request_id} answered {text!r}")

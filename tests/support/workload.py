@@ -10,6 +10,7 @@ import numpy as np
 
 from glimt.engine.limits import SchedulerLimits
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
+from tests.support.grammars import random_grammar
 
 IMAGE_TOKEN = 1
 EOS = 0
@@ -85,8 +86,13 @@ def image_positions(num_tokens: int, images: Sequence[ImageSpan]) -> tuple[Any, 
     return np.array(columns, dtype=np.int32).T.copy(), base - num_tokens
 
 
-def random_submit(rng: random.Random, request_id: int, limits: SchedulerLimits) -> Submit:
-    """Anything that fits; prompts often share prefixes and images with others of the same rng."""
+def random_submit(
+    rng: random.Random, request_id: int, limits: SchedulerLimits, *, grammars: bool = False
+) -> Submit:
+    """Anything that fits; prompts often share prefixes and images with others of the same rng.
+
+    With `grammars` some answers are under one.
+    """
     salt = rng.choice([b"", b"", b"tenant"])
     room = limits.max_model_len - 2
     token_ids: list[int] = [2, 3, 4, 5, 6, 7, 8, 9][: min(rng.choice([0, 4, 8]), room)]
@@ -115,6 +121,7 @@ def random_submit(rng: random.Random, request_id: int, limits: SchedulerLimits) 
         eos_token_ids=(EOS,) if rng.random() < 0.7 else (),
         stop_token_ids=(rng.randrange(1000), rng.randrange(1000)),
         logprobs=rng.choice([None, None, 0]),
+        grammar=random_grammar(rng) if grammars and rng.random() < 0.4 else None,
     )
 
 

@@ -1,0 +1,96 @@
+"""Grammars: requests that wait for their grammar to be compiled, and the masks of each step."""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+
+import numpy as np
+
+from glimt.engine.constraint import Constraint
+from glimt.engine.plan import TokenMasks
+from glimt.engine.request import Request, RequestState
+from glimt.errors import BadGrammar, GlimtError
+from glimt.grammar.compiler import GrammarCompiler
+from glimt.grammar.matcher import Matcher
+from glimt.grammar.vocabulary import Bits
+from glimt.wire import Grammar
+
+MAX_MASK_S = 0.1
+"""Of the engine's own time. A usual mask takes 10 to 500 µs; all requests wait for the slowest."""
+
+Failure = tuple[Request, GlimtError]
+
+
+class Grammars:
+    """Owns the engine's compiled grammars; the state of one answer belongs to its request."""
+
+    def __init__(
+        self, compiler: GrammarCompiler | None, cpu_clock: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._compiler = compiler
+        self._cpu_clock = cpu_clock
+        self._compiling: list[tuple[Request, Grammar, Future[Matcher]]] = []
+
+    @property
+    def num_compiling(self) -> int:
+        """Requests that wait for their grammar."""
+        return len(self._compiling)
+
+    def start(self, request: Request, grammar: Grammar) -> None:
+        """Have the grammar of a request compiled."""
+        if self._compiler is None:
+            raise BadGrammar("this engine was started without a vocabulary for grammars")
+        self._compiling.append((request, grammar, self._compiler.start(grammar.text)))
+
+    def take_ready(self) -> tuple[list[Request], list[Failure]]:
+        """The requests that can go on now, and those that never can. Ended ones are forgotten."""
+        ready: list[Request] = []
+        failed: list[Failure] = []
+        compiling: list[tuple[Request, Grammar, Future[Matcher]]] = []
+        for request, grammar, compiled in self._compiling:
+            if request.state is not RequestState.COMPILING:
+                continue
+            if not compiled.done():
+                compiling.append((request, grammar, compiled))
+                continue
+            try:
+                eos_token_ids = request.submit.sampling.eos_token_ids
+                request.ready(Constraint(grammar, compiled.result(), eos_token_ids))
+                ready.append(request)
+            except GlimtError as error:
+                failed.append((request, error))
+        self._compiling = compiling
+        return ready, failed
+
+    def masks(
+        self, drawing: Iterable[tuple[int, Request]]
+    ) -> tuple[TokenMasks, list[Request], list[Failure]]:
+        """Masks of those (row, request) that are under a grammar; the requests among them whose
+        answer is complete without another token, and those whose grammar failed."""
+        rows: list[int] = []
+        masks: list[Bits] = []
+        complete: list[Request] = []
+        failed: list[Failure] = []
+        for row, request in drawing:
+            if request.constraint is None:
+                continue
+            try:
+                bits_W = self._mask(request.constraint)
+            except BadGrammar as error:
+                failed.append((request, error))
+                continue
+            if bits_W is None:
+                complete.append(request)
+            else:
+                rows.append(row)
+                masks.append(bits_W)
+        bits_GW = np.stack(masks).view(np.int32) if masks else np.zeros((0, 0), np.int32)
+        return TokenMasks(tuple(rows), bits_GW), complete, failed
+
+    def _mask(self, constraint: Constraint) -> Bits | None:
+        bits_W = np.empty(constraint.num_words, np.uint32)
+        began_s = self._cpu_clock()
+        goes_on = constraint.fill(bits_W)
+        if self._cpu_clock() - began_s > MAX_MASK_S:
+            raise BadGrammar("the grammar is too complex: finding out what may come takes too long")
+        return bits_W if goes_on else None

@@ -1,0 +1,1 @@
+"""Grammars: what an answer must match, compiled, and which tokens may come next."""
