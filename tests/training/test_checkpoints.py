@@ -23,14 +23,13 @@ while True:
 """
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.013, 0.037])
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, delay_s: float) -> None:
+def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
-        time.sleep(delay_s)  # somewhere in the writing of the next one
+        time.sleep(0.013)  # somewhere in the writing of the next one
         writer.kill()
     state = checkpoints.load(tmp_path / checkpoints.FILE)
     assert state["number"] >= 1
