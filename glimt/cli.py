@@ -35,6 +35,8 @@ app = App(
     version_flags=["--version", "-V"],
 )
 
+app.command("glimt.bench.cli:app", name="bench", help="Measure a server.")
+
 
 @app.command
 def serve(

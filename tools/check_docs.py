@@ -2,9 +2,9 @@
 
 Checked: relative links lead to files; files named in backticks exist; `file.py: name` pairs (as in
 docs/life-of-a-request.md) name a function, class or method of that file; README's tree has one
-line for each module of the package; the tables of docs/serving.md are those that
-tools/doc_tables.py makes from the code; make targets named in backticks exist; each error code of
-glimt/errors.py is in docs/errors.md. Exit status 1 and one line per lie.
+line for each module of the package; the tables of docs/serving.md and docs/benchmarking.md are
+those that tools/doc_tables.py makes from the code; make targets named in backticks exist; each
+error code of glimt/errors.py is in docs/errors.md. Exit status 1 and one line per lie.
 """
 
 import ast
@@ -78,10 +78,7 @@ def first_sentence(file: Path) -> str:
 def tree() -> str:
     """The package as a list: one line per file, in its own words."""
     lines = ["```"]
-    packages = [ROOT / "glimt", *sorted(p for p in (ROOT / "glimt").iterdir() if p.is_dir())]
-    for package in packages:
-        if not (package / "__init__.py").exists():
-            continue
+    for package in sorted(init.parent for init in (ROOT / "glimt").rglob("__init__.py")):
         name = f"{package.relative_to(ROOT)}/"
         lines.append(f"{name:<27}{first_sentence(package / '__init__.py')}")
         lines += [
@@ -93,7 +90,11 @@ def tree() -> str:
 
 
 # What is made from the code, by document: each stands between two comments that name it.
-MADE = {"README.md": {"tree": tree}, "docs/serving.md": doc_tables.TABLES}
+MADE = {
+    "README.md": {"tree": tree},
+    "docs/serving.md": doc_tables.TABLES,
+    "docs/benchmarking.md": {"options": doc_tables.bench_options},
+}
 
 
 def with_made(document: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables of docs/serving.md, made from the code that decides what they say."""
+"""The tables of docs/serving.md and docs/benchmarking.md, made from the code that decides."""
 
 import ast
 import types
@@ -14,6 +14,7 @@ from glimt import config
 from glimt.api import body, schema
 from glimt.api.routes import ROUTES
 from glimt.api.state import HttpLimits
+from glimt.bench import options as bench
 from glimt.frontend.fetch import FetchPolicy
 from glimt.metrics import Metrics
 from glimt.wire import EngineInfo, EngineStats, MediaLimits
@@ -24,6 +25,14 @@ GROUPS = (
     config.MediaSettings,
     config.ParallelSettings,
     config.ServerSettings,
+)
+BENCH_GROUPS = (
+    bench.TargetOptions,
+    bench.LoadOptions,
+    bench.DataOptions,
+    bench.SamplingOptions,
+    bench.FigureOptions,
+    bench.OutputOptions,
 )
 INFO = EngineInfo(
     max_model_len=1,
@@ -38,10 +47,19 @@ INFO = EngineInfo(
 
 def flags() -> str:
     """Every flag of `glimt serve` by group, with its default and meaning."""
-    source = ast.parse(Path(config.__file__).read_text())
+    return _groups(Path(config.__file__), GROUPS)
+
+
+def bench_options() -> str:
+    """Every option of `glimt bench serve` by group, with its default and meaning."""
+    return _groups(Path(bench.__file__), BENCH_GROUPS)
+
+
+def _groups(file: Path, groups: Iterable[type]) -> str:
+    source = ast.parse(file.read_text())
     classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
     parts = []
-    for group in GROUPS:
+    for group in groups:
         meanings = _docstrings(classes[group.__name__])
         hints = typing.get_type_hints(group, include_extras=True)
         rows = [

@@ -1,0 +1,1 @@
+"""The benchmark client: loads any OpenAI-compatible server and says how it did."""

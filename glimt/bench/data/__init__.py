@@ -1,0 +1,1 @@
+"""Prompts: made, or read from the datasets that others use."""

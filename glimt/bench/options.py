@@ -1,0 +1,271 @@
+"""The wishes of the user: every option of `glimt bench serve`, as frozen dataclasses.
+
+Names, meanings and defaults are those of `vllm bench serve` wherever it has the option, so that its
+command lines run unchanged; the groups below say which are ours alone. What can be judged without a
+server is judged in `settings.py`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+Many = Parameter(consume_multiple=True, negative="")
+Backend = Literal["openai", "vllm", "openai-chat", "openai-responses"]
+DatasetName = Literal[
+    "random",
+    "random-mm",
+    "sharegpt",
+    "hf",
+    "custom",
+    "custom_image",
+    "custom_mm",
+    "prefix_repetition",
+    "burstgpt",
+    "timed_trace",
+    "visionarena-like",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """Which server is asked, and how."""
+
+    backend: Backend = "openai"
+    """The API: completions (openai, vllm), openai-chat or openai-responses."""
+    base_url: str | None = None
+    """Server, e.g. http://10.0.0.7:8000; in place of --host and --port."""
+    host: str = "127.0.0.1"
+    """The server's host."""
+    port: int = 8000
+    """The server's port."""
+    endpoint: str = "/v1/completions"
+    """Path of the API; must fit the backend."""
+    model: str | None = None
+    """Model name or folder; default: the first that the server lists."""
+    served_model_name: str | None = None
+    """Name to send to the server where it differs from --model."""
+    tokenizer: str | None = None
+    """Folder, tokenizer.json or hub name; default: --model."""
+    tokenizer_mode: str = "auto"
+    """auto or hf; other modes are refused."""
+    skip_tokenizer_init: bool = False
+    """Work without a tokenizer; lengths of texts are then estimates."""
+    trust_remote_code: bool = False
+    """Accepted; no code from a model or dataset is ever run."""
+    header: Annotated[list[str] | None, Many] = None
+    """Headers for every request, KEY=VALUE."""
+    insecure: bool = False
+    """Do not check the server's TLS certificate."""
+    request_id_prefix: str | None = None
+    """Start of the X-Request-Id of each request; default: bench-<8 hex digits>-."""
+    ready_check_timeout_sec: int = 0
+    """Seconds to wait until the server answers a first request; 0: do not check."""
+    request_timeout: float = 21600.0
+    """Seconds after which a request counts as failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How many requests, and when."""
+
+    num_prompts: int = 1000
+    """Requests to send (with --duration: distinct prompts to cycle through)."""
+    request_rate: float = math.inf
+    """Requests per second; inf sends all at once."""
+    burstiness: float = 1.0
+    """Shape of the gamma-distributed gaps: 1 is Poisson, below burstier, inf constant."""
+    max_concurrency: int | None = None
+    """Most requests in flight; the others wait in the client, which is measured."""
+    ramp_up_strategy: Literal["linear", "exponential"] | None = None
+    """Let the rate grow over the requests; excludes --request-rate."""
+    ramp_up_start_rps: int | None = None
+    """Rate at the first request."""
+    ramp_up_end_rps: int | None = None
+    """Rate at the last request."""
+    num_warmups: int = 0
+    """Requests before the run that are not measured; other prompts than the run's."""
+    warmup_overlap: bool = False
+    """Send warm-ups at the run's own pace and go over into it without a pause."""
+    duration: float | None = None
+    """Send for this many seconds, going round the prompts as often as needed."""
+    probe_request_rate: float = 0.0
+    """Also send one-token text requests at this rate, on connections of their own."""
+    seed: int = 0
+    """Of prompts and arrival times."""
+    self_timed: Annotated[bool | None, Parameter(negative="--no-self-timed")] = None
+    """timed_trace: take arrival times from the trace. Default: on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What is asked."""
+
+    dataset_name: DatasetName = "random"
+    """Kind of prompts."""
+    dataset_path: str | None = None
+    """File, folder or hub repository of the dataset."""
+    input_len: int | None = None
+    """Prompt length in tokens, for datasets that make prompts."""
+    output_len: int | None = None
+    """Longest answer in tokens, for every dataset."""
+    no_oversample: bool = False
+    """Send fewer requests, rather than repeat rows, if the dataset is too small."""
+    disable_shuffle: bool = False
+    """Take the rows in their order."""
+    no_stream: bool = False
+    """hf: shuffle the whole dataset, not a window of 1000 rows."""
+    enable_multimodal_chat: bool = False
+    """Accepted; images are always sent as parts of a chat message."""
+    skip_chat_template: bool = False
+    """Accepted; prompts are never put into a template by the client."""
+    random_input_len: int = 1024
+    """random: tokens of each prompt, without the prefix."""
+    random_output_len: int = 128
+    """random: tokens of each answer."""
+    random_range_ratio: str = "0.0"
+    """random: lengths vary uniformly by this fraction; or {"input": 0.2, "output": 0.5}."""
+    random_prefix_len: int = 0
+    """random: tokens of a prefix that all prompts share."""
+    random_batch_size: int = 1
+    """random: refused unless 1; batches are for embeddings."""
+    random_mm_base_items_per_request: int = 1
+    """random-mm: images in each request."""
+    random_mm_num_mm_items_range_ratio: float = 0.0
+    """random-mm: the number of images varies by this fraction."""
+    random_mm_limit_mm_per_prompt: str = '{"image": 255, "video": 1}'
+    """random-mm: most images in a request."""
+    random_mm_bucket_config: str = "{(256, 256, 1): 0.5, (720, 1280, 1): 0.5, (720, 1280, 16): 0.0}"
+    """random-mm: (height, width, frames) of images and their probabilities."""
+    sharegpt_output_len: int | None = None
+    """sharegpt: answer length; default: that of the reference answer."""
+    hf_subset: str | None = None
+    """hf: subset of the dataset."""
+    hf_split: str | None = None
+    """hf: split of the dataset; default: train."""
+    hf_name: str | None = None
+    """hf: name on the hub, where --dataset-path is a folder."""
+    hf_output_len: int | None = None
+    """hf: longest answer in tokens; default: 128."""
+    custom_output_len: int = 256
+    """custom: longest answer in tokens; -1: `output_tokens` of each line."""
+    custom_ensure_client_side_data: bool = False
+    """custom_image: send the contents of image files, not their addresses."""
+    prefix_repetition_prefix_len: int = 256
+    """prefix_repetition: tokens of each prefix."""
+    prefix_repetition_suffix_len: int = 256
+    """prefix_repetition: tokens after the prefix."""
+    prefix_repetition_num_prefixes: int = 10
+    """prefix_repetition: number of prefixes."""
+    prefix_repetition_output_len: int = 128
+    """prefix_repetition: tokens of each answer."""
+    timed_trace_chunk_hash_size: int = 16
+    """timed_trace: tokens that one hash stands for (Mooncake: 512)."""
+    timed_trace_sec_multiplier: float = 1.0
+    """timed_trace: seconds per unit of the timestamps (Mooncake: 0.001)."""
+    turns: int = 1
+    """Turns of each conversation; answers become part of the next turn's prompt."""
+    think_time: float = 0.0
+    """Mean seconds between an answer and the next turn, exponentially distributed."""
+    image_format: Literal["jpeg", "png", "mixed"] = "jpeg"
+    """visionarena-like: format of the images."""
+    image_dup_ratio: float = 0.0
+    """visionarena-like, random-mm: fraction of requests that show an image seen before."""
+    cache_bust: bool = False
+    """Make every prompt and image unique, so that no cache of the server hits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Fields of every request."""
+
+    temperature: float | None = None
+    """Left to the server if not given."""
+    top_p: float | None = None
+    """Left to the server if not given."""
+    top_k: int | None = None
+    """Left to the server if not given."""
+    min_p: float | None = None
+    """Left to the server if not given."""
+    frequency_penalty: float | None = None
+    """Left to the server if not given."""
+    presence_penalty: float | None = None
+    """Left to the server if not given."""
+    repetition_penalty: float | None = None
+    """Left to the server if not given."""
+    ignore_eos: bool = False
+    """Answers run to their full length; on for random and random-mm."""
+    logprobs: int | None = None
+    """Ask for log-probabilities of this many tokens."""
+    use_beam_search: bool = False
+    """Refused: no server here does beam search."""
+    extra_body: str | None = None
+    """JSON merged into every request."""
+    chat_template_kwargs: str | None = None
+    """JSON sent as chat_template_kwargs with every chat request."""
+    lora_modules: Annotated[list[str] | None, Many] = None
+    """Model names to choose from for each request."""
+    lora_assignment: Literal["random", "round-robin"] = "random"
+    """How --lora-modules are dealt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions:
+    """What is computed of the run."""
+
+    percentile_metrics: str = "ttft,tpot,itl"
+    """Blocks of the table: ttft, tpot, itl, e2el, client_queue_time, e2el_including_client_queue,
+    ttfo, chunk_gap, send_lag, upload; or all."""
+    metric_percentiles: str = "99"
+    """Percentiles, e.g. 50,90,99,99.9."""
+    goodput: Annotated[list[str] | None, Many] = None
+    """Service-level objectives: ttft:200 tpot:50 e2el:10000 (ms), all to be met by a good request.
+    Statements on the run are possible too: p99_ttft:2000."""
+    slo_preset: str | None = None
+    """Objectives by name: chat, reading, mlperf-vlm-server, mlperf-vlm-interactive."""
+    steady_window: str = "auto"
+    """Which part of the run counts as steady: auto (from the first to the last moment with 80 % of
+    the median concurrency), another fraction, or off."""
+    vllm_compat: bool = False
+    """Definitions and spelling of vLLM up to 0.12: gaps per chunk, peaks by second, "Token"."""
+    server_metrics: bool = False
+    """Read the server's /metrics each second during the run."""
+    profile: bool = False
+    """POST /start_profile before and /stop_profile after the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written."""
+
+    save_result: bool = False
+    """Write the result as JSON."""
+    save_detailed: bool = False
+    """With every request's times, lengths, errors and text in it."""
+    append_result: bool = False
+    """Append to the file, one JSON object per line."""
+    result_dir: str | None = None
+    """Folder of the result; default: here."""
+    result_filename: str | None = None
+    """Name of the result; default: {label}-{rate}qps-{model}-{date}.json."""
+    label: str | None = None
+    """Start of the default file name; default: the backend."""
+    metadata: Annotated[list[str] | None, Many] = None
+    """KEY=VALUE pairs for the result."""
+    raw: str | None = None
+    """Write the event log (JSON lines), from which `glimt bench report` makes everything again."""
+    disable_tqdm: bool = False
+    """No live progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All options of one `glimt bench serve`."""
+
+    target: TargetOptions = TargetOptions()
+    load: LoadOptions = LoadOptions()
+    data: DataOptions = DataOptions()
+    sampling: SamplingOptions = SamplingOptions()
+    figures: FigureOptions = FigureOptions()
+    output: OutputOptions = OutputOptions()

@@ -1,0 +1,1 @@
+"""What people and programs read: table, JSON, HTML, Markdown, CSV, live progress."""

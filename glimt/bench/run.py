@@ -1,0 +1,132 @@
+"""One run after another against one server: from options to event logs."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import uvloop
+
+from glimt.bench import settings
+from glimt.bench.data.source import prompts
+from glimt.bench.data.tokens import Tokens, find_tokenizer
+from glimt.bench.events import EventLog, RunEnd
+from glimt.bench.load.bodies import BodyMaker
+from glimt.bench.load.prepare import Workload, prepare
+from glimt.bench.load.session import Observed, Plan, Session
+from glimt.bench.options import Options
+from glimt.bench.provenance import provenance
+from glimt.bench.report.progress import Live, RunLine, steps
+from glimt.bench.target import find_target
+
+Say = Callable[[str], None]
+
+_WARMUP_SEED = 1_000_003  # added to the seed: warm-ups are other prompts than the run's
+
+
+class Bench:
+    """A server that was found, and the tokenizer for it; makes runs."""
+
+    def __init__(self, options: Options, say: Say) -> None:
+        """Find both. Raises BadSettings."""
+        self._options = options
+        self._say = say
+        self.target = uvloop.run(find_target(options.target, os.environ.get("OPENAI_API_KEY")))
+        self._tokens = self._find_tokens()
+        self._provenance = provenance()
+
+    def run(self, options: Options) -> EventLog:
+        """One run of `options`, which may differ from the first in load and data."""
+        plan = self._plan(options, options.load.seed)
+        session = Session(plan)
+        total = None if options.load.duration else plan.workload.num_requests
+        if options.output.disable_tqdm:
+            observed = uvloop.run(session.run())
+        else:
+            with Live(RunLine(session.counters, total)):
+                observed = uvloop.run(session.run())
+        return self._log(plan, observed)
+
+    def _find_tokens(self) -> Tokens | None:
+        target = self._options.target
+        if target.skip_tokenizer_init:
+            return None
+        names = [target.tokenizer] if target.tokenizer else [self.target.model_id, self.target.root]
+        tokens, notes = find_tokenizer(names, is_wanted=target.tokenizer is not None)
+        for note in notes:
+            self._say(f"note: {note}")
+        return tokens
+
+    def _plan(self, options: Options, seed: int) -> Plan:
+        maker = BodyMaker(
+            options.target,
+            options.sampling,
+            self.target.model,
+            ignore_eos=settings.ignores_eos(options),
+        )
+        workload = self._workload(options, maker, options.load.num_prompts, seed, "prompts")
+        size = f"{workload.store.num_bytes / 1e6:.1f} MB"
+        self._say(f"{workload.num_requests} requests, {size}, digest {workload.digest}")
+        return Plan(
+            options=options,
+            target=self.target,
+            workload=workload,
+            warmups=self._warmups(options, maker, workload, seed),
+            probe_body=maker.probe(),
+            arrivals=settings.arrivals(options),
+            seed=seed,
+        )
+
+    def _workload(
+        self, options: Options, maker: BodyMaker, num_prompts: int, seed: int, what: str
+    ) -> Workload:
+        is_shown = not options.output.disable_tqdm
+        with steps(f"making {what}", num_prompts, is_shown=is_shown) as step:
+            made = prompts(options.data, self._tokens, num_prompts, seed)
+            return prepare(made, maker, options.target.backend, options.sampling, seed, step)
+
+    def _warmups(
+        self, options: Options, maker: BodyMaker, workload: Workload, seed: int
+    ) -> Workload:
+        """Other prompts of the same kind, so that no cache knows the run's; vLLM's client repeats
+        the run's first request."""
+        count = options.load.num_warmups
+        if count == 0:
+            return Workload()
+        if options.figures.vllm_compat:
+            first = msgspec.structs.replace(workload.jobs[0], later=())
+            jobs = [msgspec.structs.replace(first, index=index) for index in range(count)]
+            return Workload(store=workload.store, jobs=jobs)
+        return self._workload(options, maker, count, seed + _WARMUP_SEED, "warm-ups")
+
+    def _log(self, plan: Plan, observed: Observed) -> EventLog:
+        tokenizer = str(self._tokens.path) if self._tokens else None
+        date = datetime.now(UTC).astimezone().strftime("%Y%m%d-%H%M%S")
+        start = settings.run_start(plan.options, date, self.target.model_id, tokenizer)
+        start.settings = plain(plan.options)
+        start.provenance = {
+            **self._provenance,
+            "server": self.target.about,
+            "workload": plan.workload.digest,
+        }
+        return EventLog(
+            start=start,
+            requests=observed.requests,
+            health=observed.health,
+            server=observed.server,
+            end=RunEnd(end_ns=observed.end_ns, notes=observed.notes),
+        )
+
+
+def plain(options: Options) -> dict[str, Any]:
+    """Options as JSON can hold them, without those left at their defaults."""
+    content = {}
+    for group in dataclasses.fields(options):
+        given, default = getattr(options, group.name), group.default
+        for field in dataclasses.fields(given):
+            value = getattr(given, field.name)
+            if value != getattr(default, field.name):
+                content[field.name] = str(value) if isinstance(value, float) else value
+    return content

@@ -1,0 +1,118 @@
+"""The server to be measured: its address, its model's name, what it says of itself."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from glimt.bench.load.bodies import SUFFIXES
+from glimt.bench.load.http import Address, Exchange, HttpClient
+from glimt.bench.options import TargetOptions
+from glimt.errors import BadSettings
+
+_INQUIRY_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A server as the load sees it."""
+
+    address: Address
+    path: str
+    headers: dict[str, str]
+    model: str  # as sent to the server
+    model_id: str  # as the user named it
+    root: str | None  # where the server says it has the model from
+    request_id_prefix: str
+    verify: bool
+    timeout_s: float
+    about: dict[str, Any]  # the server's own words: models, version
+
+    def client(self) -> HttpClient:
+        """A client with connections of its own."""
+        return HttpClient(self.address, verify=self.verify, timeout_s=self.timeout_s)
+
+    def head(self, client: HttpClient) -> bytes:
+        """Request line and headers of every request."""
+        return client.head("POST", self.path, {"Content-Type": "application/json", **self.headers})
+
+
+async def find_target(options: TargetOptions, api_key: str | None) -> Target:
+    """Check the address and ask the server for its models. Raises BadSettings.
+
+    A server that cannot be reached is an error unless there is to be a ready check: then it may
+    still be starting.
+    """
+    url = options.base_url or _url(options)
+    suffix = SUFFIXES[options.backend]
+    if not options.endpoint.endswith(suffix):
+        raise BadSettings(
+            f"--endpoint {options.endpoint}: --backend {options.backend} needs a path that ends in "
+            f"{suffix}, such as /v1/{suffix}"
+        )
+    address = Address.of(url)
+    headers = _headers(options, api_key)
+    models, version = await _ask(address, options, headers)
+    first: dict[str, Any] = models[0] if models else {}
+    model_id = options.model or first.get("id")
+    if model_id is None:
+        raise BadSettings(f"--model is missing, and {url}/v1/models names none")
+    name = options.served_model_name or model_id
+    mine = next((model for model in models if model.get("id") == name), first)
+    return Target(
+        address=address,
+        path=options.endpoint,
+        headers=headers,
+        model=name,
+        model_id=model_id,
+        root=mine.get("root"),
+        request_id_prefix=options.request_id_prefix or f"bench-{secrets.token_hex(4)}-",
+        verify=not options.insecure,
+        timeout_s=options.request_timeout,
+        about={"models": models[:8], "version": version},
+    )
+
+
+def _url(options: TargetOptions) -> str:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"http://{host}:{options.port}"
+
+
+def _headers(options: TargetOptions, api_key: str | None) -> dict[str, str]:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    for text in options.header or ():
+        name, found, value = text.partition("=")
+        if not found or not name.strip() or any(c in text for c in "\r\n"):
+            raise BadSettings(f"--header {text}: must be KEY=VALUE")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+async def _ask(
+    address: Address, options: TargetOptions, headers: dict[str, str]
+) -> tuple[list[dict[str, Any]], Any]:
+    """What /v1/models and /version say; ([], None) where they say nothing."""
+    client = HttpClient(address, verify=not options.insecure, timeout_s=_INQUIRY_TIMEOUT_S)
+    try:
+        exchange = await client.get("/v1/models", headers)
+        if exchange.failure == "connect" and options.ready_check_timeout_sec == 0:
+            raise BadSettings(
+                f"there is no server at {exchange.error}; start it, or wait for it with "
+                "--ready-check-timeout-sec 600"
+            )
+        models = _json(exchange).get("data")
+        version = _json(await client.get("/version", headers)) if models else {}
+    finally:
+        client.close()
+    known = models if isinstance(models, list) else []
+    return [model for model in known if isinstance(model, dict)], version.get("version")
+
+
+def _json(exchange: Exchange) -> dict[str, Any]:
+    if exchange.status != 200 or exchange.failure is not None:
+        return {}
+    try:
+        return msgspec.json.decode(exchange.body(), type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}

@@ -1,0 +1,136 @@
+"""The command line: vLLM's command lines are understood, mistakes are named, starts are light."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from glimt.bench import cli, settings
+from glimt.bench.options import (
+    DataOptions,
+    FigureOptions,
+    LoadOptions,
+    Options,
+    OutputOptions,
+    SamplingOptions,
+    TargetOptions,
+)
+from glimt.errors import BadSettings
+
+MISSION = (
+    "serve --backend openai-chat --endpoint /v1/chat/completions --model zai-org/GLM-4.5V-FP8 "
+    "--dataset-name hf --dataset-path lmarena-ai/VisionArena-Chat --num-prompts 1000"
+)
+
+
+def parsed(line: str) -> dict[str, Any]:
+    _, bound, _ = cli.app.parse_args(line, exit_on_error=False, print_error=False)
+    return dict(bound.arguments)
+
+
+@pytest.mark.parametrize("pace", ["--request-rate 20", "--max-concurrency 1"])
+def test_the_published_commands_parse_unchanged(pace: str) -> None:
+    groups = parsed(f"{MISSION} {pace}")
+    assert groups["target"].endpoint == "/v1/chat/completions"
+    assert groups["data"].dataset_path == "lmarena-ai/VisionArena-Chat"
+    assert groups["load"].num_prompts == 1000
+    options = Options(target=groups["target"], load=groups["load"], data=groups["data"])
+    settings.check(options)
+
+
+def test_options_with_several_values_are_read_as_vllm_reads_them() -> None:
+    line = "--goodput ttft:200 tpot:15 --metadata a=b c=d --header X=y --save-result --seed 3"
+    groups = parsed(f"serve {line} --lora-modules m n --burstiness inf --no-oversample")
+    assert groups["figures"].goodput == ["ttft:200", "tpot:15"]
+    assert groups["output"].metadata == ["a=b", "c=d"]
+    assert groups["output"].save_result
+    assert groups["sampling"].lora_modules == ["m", "n"]
+    assert groups["load"].burstiness == float("inf")
+    assert groups["data"].no_oversample
+
+
+def test_an_unknown_option_names_the_nearest_one() -> None:
+    command = [sys.executable, "-m", "glimt", "bench", "serve", "--num-promts", "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "--num-prompts" in done.stderr + done.stdout
+
+
+def test_the_client_imports_neither_torch_nor_the_server() -> None:
+    program = (
+        "import sys, glimt.bench.cli; "
+        "print([name for name in sys.modules if name.split('.')[0] in "
+        "('torch', 'transformers', 'starlette', 'uvicorn', 'zmq', 'httpx') or name.startswith("
+        "('glimt.api', 'glimt.frontend', 'glimt.engine', 'glimt.models', 'glimt.processes'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(load=LoadOptions(request_rate=0)), "--request-rate 0"),
+        (Options(load=LoadOptions(burstiness=-1)), "--burstiness -1"),
+        (Options(load=LoadOptions(num_prompts=0)), "--num-prompts 0"),
+        (Options(load=LoadOptions(max_concurrency=0)), "--max-concurrency 0"),
+        (Options(load=LoadOptions(ramp_up_strategy="linear")), "needs --ramp-up-start-rps"),
+        (Options(load=LoadOptions(ramp_up_start_rps=1)), "need --ramp-up-strategy"),
+        (
+            Options(
+                load=LoadOptions(
+                    ramp_up_strategy="linear",
+                    ramp_up_start_rps=1,
+                    ramp_up_end_rps=2,
+                    request_rate=3,
+                )
+            ),
+            "does not go with --ramp-up-strategy",
+        ),
+        (Options(load=LoadOptions(duration=5)), "--duration needs"),
+        (Options(load=LoadOptions(self_timed=True)), "timed_trace"),
+        (Options(data=DataOptions(turns=2)), "--turns"),
+        (Options(data=DataOptions(image_dup_ratio=1)), "--image-dup-ratio"),
+        (Options(sampling=SamplingOptions(use_beam_search=True)), "--use-beam-search"),
+        (Options(sampling=SamplingOptions(extra_body="[1]")), "--extra-body"),
+        (Options(sampling=SamplingOptions(extra_body="{")), "--extra-body"),
+        (Options(figures=FigureOptions(goodput=["x:1"])), "--goodput x:1"),
+        (Options(figures=FigureOptions(slo_preset="x")), "--slo-preset x"),
+        (Options(figures=FigureOptions(metric_percentiles="101")), "--metric-percentiles 101"),
+        (Options(figures=FigureOptions(percentile_metrics="speed")), "speed is not one of"),
+        (Options(figures=FigureOptions(steady_window="2")), "--steady-window 2"),
+        (Options(output=OutputOptions(metadata=["a"])), "--metadata a"),
+        (Options(target=TargetOptions(tokenizer_mode="mistral")), "--tokenizer-mode mistral"),
+        (Options(target=TargetOptions(port=0)), "--port 0"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_before_anything_is_done(
+    options: Options, words: str
+) -> None:
+    with pytest.raises(BadSettings) as caught:
+        settings.check(options)
+    assert words in str(caught.value)
+
+
+def test_all_problems_are_named_at_once() -> None:
+    options = Options(load=LoadOptions(num_prompts=0, burstiness=0), data=DataOptions(turns=3))
+    with pytest.raises(BadSettings) as caught:
+        settings.check(options)
+    for words in ("--num-prompts", "--burstiness", "--turns"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "x:80", "http://h:99999"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    command = [sys.executable, "-m", "glimt", "bench", "serve", "--base-url", url, "--model", "m"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--base-url" in done.stderr
+
+
+def test_an_endpoint_that_does_not_fit_the_backend_is_refused() -> None:
+    command = [sys.executable, "-m", "glimt", "bench", "serve", "--backend", "openai-chat"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "/v1/chat/completions" in done.stderr
