@@ -126,14 +126,15 @@ def evaluate(
     model: str | None = None,
     /,
     *,
-    wishes: Annotated[EvalWishes, Parameter(name="*")],
+    wishes: Annotated[EvalWishes, Parameter(name="*")] = EvalWishes(),
 ) -> int:
     """Ask MODEL, or a server, tasks whose answers are known: accuracy by skill, with intervals.
 
     Parameters
     ----------
     model
-        Folder of a checkpoint, or a repository of the hub. With --base-url: its name there.
+        Folder of a checkpoint, or a repository of the hub; default: the built-in model. With
+        --base-url: its name there.
     """
     from glimt.evaluation import command
 
@@ -141,7 +142,9 @@ def evaluate(
     if command.needs_local(model, wishes):
         from glimt.evaluation.local import LocalModel
         from glimt.evaluation.teacher import compare_logits
+        from glimt.processes.engine import use_spare_cores
 
+        use_spare_cores()
         local = command.LocalParts(LocalModel, compare_logits)
     return command.evaluate(model, wishes, local, _say, _tell)
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from glimt import __version__
+from glimt.builtin.heldout import heldout_file
 from glimt.errors import BadSettings, StartupError
 from glimt.evaluation.asking import Asked, Asking, ask_all
 from glimt.evaluation.comparison import Comparison, Results, compare
@@ -28,7 +29,7 @@ from glimt.evaluation.results import Side, side_of
 from glimt.evaluation.subjects import Subject, subjects_of
 from glimt.evaluation.tables import comparison_table, summary_table
 from glimt.evaluation.tasks import Task, TaskFile, read_tasks, select
-from glimt.evaluation.wishes import EvalWishes
+from glimt.evaluation.wishes import BUILTIN, EvalWishes
 
 RESULTS, REPORT = "results.json", "report.html"
 _TOP_LOGPROBS = 20  # the most that OpenAI's API gives
@@ -77,7 +78,7 @@ def evaluate(
     `local` may be None where `needs_local` is false. Raises StartupError for what is refused.
     """
     subjects = subjects_of(model, wishes)
-    file = read_tasks(Path(wishes.tasks))
+    file = read_tasks(heldout_file() if wishes.tasks == BUILTIN else Path(wishes.tasks))
     tasks = select(file.tasks, wishes.skills, wishes.limit)
     work = _Work(wishes, subjects, file, tasks, _output_folder(wishes), local)
     everything: list[Asked] = []

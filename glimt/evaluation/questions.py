@@ -42,15 +42,28 @@ def text_of(task: Task) -> str:
     """The question as a person reads it: of a conversation, what the user said last."""
     if task.question is not None:
         return task.question
-    for message in reversed(task.messages):
-        content = message.get("content")
-        if message.get("role") != "user":
-            continue
-        if isinstance(content, str):
-            return content
-        texts = [part.get("text") for part in content or () if isinstance(part, dict)]
-        return " ".join(text for text in texts if text)
-    return ""
+    asked = [message for message in task.messages if message.get("role") == "user"]
+    return _text(asked[-1], picture="") if asked else ""
+
+
+def transcript_of(task: Task) -> list[str]:
+    """The whole conversation where it is more than one question: a line for each message."""
+    if len(task.messages) < 2:
+        return [f"system: {task.system}"] if task.system is not None else []
+    return [f"{message.get('role')}: {_text(message)}" for message in task.messages]
+
+
+def _text(message: Json, picture: str = "(picture)") -> str:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [
+        picture if media_file(part) else part.get("text") or ""
+        for part in parts
+        if isinstance(part, dict)
+    ]
+    calls = message.get("tool_calls") or []
+    texts += [str(call.get("function", call)) for call in calls if isinstance(call, dict)]
+    return " ".join(text for text in texts if text)
 
 
 def _messages(task: Task, files: MediaFiles) -> list[Json]:

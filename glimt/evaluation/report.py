@@ -11,10 +11,11 @@ from tqdm import tqdm
 from glimt.evaluation.boxes import SCALE, parse_box
 from glimt.evaluation.comparison import Comparison, Results, said
 from glimt.evaluation.pictures import Thumbnails, rectangle
+from glimt.evaluation.questions import transcript_of
 from glimt.evaluation.replies import Json
 from glimt.evaluation.results import Record, Side
 from glimt.evaluation.tables import interval, likeness_lines, percent
-from glimt.evaluation.tasks import MediaFiles, Task
+from glimt.evaluation.tasks import MediaFiles, Task, media_files
 
 _PICTURE_BYTES = 3 * 2**20  # for all pictures, encoded
 _COLOURS = ("a", "b")
@@ -118,6 +119,8 @@ def _card(task: Task, records: Sequence[tuple[int, Record]], num_sides: int) -> 
         "metric": task.metric,
         "thinking": first.thinking,
         "question": first.question,
+        "transcript": transcript_of(task),
+        "tools": [_shown(tool.get("function", tool)) for tool in task.tools],
         "expected": " · ".join(_shown(answer) for answer in task.answers if answer is not None),
         "differs": len({said(record) for _, record in records}) > 1,
         "is_wrong": any(not record.is_right for _, record in records),
@@ -150,7 +153,7 @@ def _answer(record: Record, index: int, num_sides: int) -> Json:
 
 def _boxes(task: Task, records: Sequence[tuple[int, Record]]) -> Iterator[Json]:
     """Of all right and given boxes where they can be drawn: over the only picture."""
-    if task.metric != "iou" or len(task.pictures) > 1:
+    if task.metric != "iou" or [kind for kind, _ in media_files(task)] != ["image_url"]:
         return
     for answer in task.answers:
         if (box := parse_box(answer)) is not None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from glimt.builtin import model as builtin
 from glimt.errors import BadSettings
 from glimt.evaluation.wishes import EvalWishes
 
@@ -13,7 +14,7 @@ _AGAINST_FLAGS = ("against_quantization", "against_kv_cache_dtype")
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint (`base_url` None) or a model at a server (`model` None: the server's first)."""
+    """A checkpoint (`base_url` None), or a model at a server (`model` None: the server's first)."""
 
     base_url: str | None
     model: str | None
@@ -43,7 +44,7 @@ def subjects_of(model: str | None, wishes: EvalWishes) -> list[Subject]:
         raise BadSettings("nothing was asked:", problems)
     first = Subject(
         wishes.base_url,
-        model or wishes.model_name,
+        model or wishes.model_name or (builtin.NAME if wishes.base_url is None else None),
         {} if wishes.base_url is not None else _settings(wishes, against=False),
     )
     against = wishes.against
@@ -78,14 +79,12 @@ def _has_against_flags(wishes: EvalWishes) -> bool:
 def _naming(model: str | None, wishes: EvalWishes) -> Iterator[str]:
     if model is not None and wishes.model_name not in (None, model):
         yield f"MODEL is {model} and --model is {wishes.model_name}: name one"
-    if wishes.base_url is None and not (model or wishes.model_name):
-        yield "name a checkpoint, or a server with --base-url"
     if wishes.base_url is not None and not _is_url(wishes.base_url):
         yield f"--base-url {wishes.base_url}: begins with http:// or https://"
     both_remote = wishes.against is None or _is_url(wishes.against)
     if wishes.base_url is not None and both_remote:
         for name in _LOCAL_FLAGS:
-            if getattr(wishes, name) != getattr(EvalWishes(tasks=""), name):
+            if getattr(wishes, name) != getattr(EvalWishes(), name):
                 flag = f"--{name.replace('_', '-')}"
                 yield f"{flag} is for local models; the server was started with its own"
     yield from _against(wishes)

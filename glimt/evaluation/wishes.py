@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+BUILTIN = "builtin"
 Fp8 = Literal["fp8"]
 
 
@@ -18,15 +19,16 @@ class EvalWishes:
     """The same as MODEL. With --base-url: its name there; default: the first that is listed."""
     api_key: str | None = None
     """Key that the servers want; better through GLIMT_API_KEY."""
-    tasks: str
-    """A JSONL file, or a zip with tasks.jsonl and the media that it names."""
+    tasks: str = BUILTIN
+    """builtin (the held-out tasks of the built-in model), a JSONL file, or a zip with tasks.jsonl
+    and the media that it names."""
     skills: str | None = None
     """Only these skills: counting,colour."""
     limit: int | None = None
     """At most so many tasks of each skill, the first ones of the file."""
     output: str = "eval-results"
     """Folder for results.json and report.html; older ones in it are replaced."""
-    concurrency: int = 16
+    concurrency: int = 32
     """Tasks that are asked at the same time."""
     thinking: Literal["task", "on", "off"] = "task"
     """Let the model think: as each task says, always, or never."""

@@ -98,8 +98,10 @@ def zipped(folder: Path, target: Path) -> Path:
 
 def run_eval(*arguments: str | Path) -> int:
     """`glimt eval …`; the exit status."""
-    with pytest.raises(SystemExit) as ended:
-        main(["eval", *map(str, arguments)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # the tests' own number of threads stays
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", *map(str, arguments)])
     return int(ended.value.code or 0)
 
 

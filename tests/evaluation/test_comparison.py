@@ -83,7 +83,7 @@ def test_led_through_an_answer_a_model_expects_what_it_expected_while_answering(
     scripts, expected = [], []
     with LLM(checkpoint, **options) as llm:
         for task in file.tasks:
-            question = question_of(task, file.files, EvalWishes(tasks=""))
+            question = question_of(task, file.files, EvalWishes())
             [output] = llm.chat(
                 question.messages,
                 SamplingParams(temperature=0, max_tokens=10, logprobs=0, ignore_eos=True),

@@ -176,7 +176,6 @@ def test_an_interruption_leaves_what_was_answered(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a checkpoint, or a server with --base-url"),
         (["--base-url", "http://x", "--dtype", "bfloat16"], "--dtype is for local models"),
         (["m", "--limit", "0"], "--limit 0: must be at least 1"),
         (["m", "--iou", "1.5"], "--iou 1.5: must be above 0, at most 1"),

@@ -58,7 +58,7 @@ def file(tmp_path: Path) -> TaskFile:
 
 
 def rendered(file: TaskFile, *replies_of: list[Reply]) -> str:
-    wishes = EvalWishes(tasks="")
+    wishes = EvalWishes()
     sides = [
         side_of(HOSTILE, file.tasks, Asked({}, dict(enumerate(replies)), 2.0, True), wishes)
         for replies in replies_of
@@ -87,7 +87,15 @@ def test_the_page_shows_every_task_with_pictures_answers_and_verdicts(file: Task
         *(False, True, True, True, False, False, False, False)
     ]
     assert len(page.all("img")) == 1 + 1 + 1 + 2 + 1 + 1 + 1
-    for text in ("How many?", "It moves left.", "timeout", 'mark({"colour": "red"})', "5 of 8"):
+    for text in (
+        "How many?",
+        "assistant: A pattern.",
+        '"description": "Marks a thing."',
+        "It moves left.",
+        "timeout",
+        'mark({"colour": "red"})',
+        "5 of 8",
+    ):
         assert text in page.text
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from glimt.errors import BadSettings
 from glimt.evaluation.questions import question_of, text_of
+from glimt.evaluation.subjects import subjects_of
 from glimt.evaluation.tasks import read_tasks, select
 from glimt.evaluation.wishes import EvalWishes
 from tests.evaluation.support import TASKS, TOOL, write_tasks, zipped
@@ -32,7 +33,7 @@ def test_a_folder_and_a_zip_hold_the_same_tasks(tmp_path: Path) -> None:
     assert plain.tasks == packed.tasks
     assert [task.id for task in plain.tasks] == [task["id"] for task in TASKS]
     for task in plain.tasks:
-        wishes = EvalWishes(tasks="")
+        wishes = EvalWishes()
         one, other = (question_of(task, file.files, wishes) for file in (plain, packed))
         assert one == other
 
@@ -103,9 +104,7 @@ def test_tasks_are_chosen_by_skill_and_number(tmp_path: Path) -> None:
 
 def test_a_task_becomes_messages_with_its_files_inside(tmp_path: Path) -> None:
     file = read_tasks(write_tasks(tmp_path, TASKS))
-    asked = {
-        task.id: question_of(task, file.files, EvalWishes(tasks="", seed=3)) for task in file.tasks
-    }
+    asked = {task.id: question_of(task, file.files, EvalWishes(seed=3)) for task in file.tasks}
     [message] = asked["t-1"].messages
     urls = [part["image_url"]["url"] for part in message["content"][:-1]]
     assert message["content"][-1] == {"type": "text", "text": "Which is brighter?"}
@@ -124,11 +123,20 @@ def test_a_task_becomes_messages_with_its_files_inside(tmp_path: Path) -> None:
     assert text_of(file.tasks[5]) == "What colour?"
 
 
+def test_without_a_name_the_built_in_model_answers() -> None:
+    [subject] = subjects_of(None, EvalWishes())
+    assert (subject.label, subject.is_local) == ("builtin", True)
+    [subject] = subjects_of(None, EvalWishes(base_url="http://x"))
+    assert (subject.model, subject.is_local) == (None, False)
+    first, second = subjects_of(None, EvalWishes(against_quantization="fp8"))
+    assert (first.label, second.label) == ("builtin", "builtin (fp8 weights)")
+
+
 def test_thinking_is_asked_for_as_the_task_or_the_user_says(tmp_path: Path) -> None:
     file = read_tasks(write_tasks(tmp_path))
 
     def thinking(wish: Any) -> list[bool]:
-        wishes = EvalWishes(tasks="", thinking=wish)
+        wishes = EvalWishes(thinking=wish)
         return [question_of(task, file.files, wishes).thinking for task in file.tasks]
 
     assert thinking("task") == [False, False, False, True, False, False, False]
