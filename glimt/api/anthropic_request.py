@@ -5,8 +5,6 @@ list becomes the messages that templates know: results of tools are messages of 
 and calls are fields of the assistant's.
 """
 
-from dataclasses import dataclass, field
-
 from glimt.api.anthropic_schema import (
     AnyChoice,
     AutoChoice,
@@ -40,28 +38,10 @@ from glimt.api.messages import (
     ToolCall,
     VideoPart,
 )
+from glimt.api.paths import Paths
 from glimt.api.schema import ChatRequest
 from glimt.api.tools import FunctionChoice, FunctionSpec, Tool, ToolChoice
-from glimt.errors import InvalidRequest, RequestError, Unsupported
-
-
-@dataclass
-class Paths:
-    """Which field of the request each field of the chat request was made from."""
-
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def translated(self, error: RequestError) -> RequestError:
-        """The same error, naming the field that the client sent."""
-        if error.param is None:
-            return error
-        for length in range(len(error.param), 0, -1):
-            origin = self.origins.get(error.param[:length])
-            if origin is not None:
-                param = origin + error.param[length:]
-                message = error.message.replace(error.param, param)
-                return type(error)(message, param=param, code=error.code)
-        return error
+from glimt.errors import InvalidRequest, Unsupported
 
 
 def chat_request(request: ConversationFields) -> tuple[ChatRequest, Paths]:

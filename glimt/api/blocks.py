@@ -34,6 +34,7 @@ class Change(NamedTuple):
     block: Block
     text: str = ""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: str | None = None  # of the answer, which ends with this block
 
 
 class BlockReader:
@@ -54,7 +55,7 @@ class BlockReader:
         for call in delta.calls:
             yield from self._call(call)
         if delta.finish_reason is not None:
-            yield from self._end()
+            yield from self._end(delta.finish_reason)
 
     def _grow(
         self, kind: Kind, text: str, logprobs: tuple[TokenLogprobs, ...] = ()
@@ -81,10 +82,10 @@ class BlockReader:
         self._open = block
         return Change("begin", block)
 
-    def _end(self) -> Iterator[Change]:
+    def _end(self, finish_reason: str | None = None) -> Iterator[Change]:
         block, self._open = self._open, None
         if block is not None:
-            yield Change("end", block)
+            yield Change("end", block, finish_reason=finish_reason)
 
 
 def whole_blocks(deltas: Iterable[Delta]) -> list[Block]:

@@ -22,6 +22,8 @@ from glimt.api.completions_schema import Completion, CompletionRequest
 from glimt.api.health import Health, health, livez, readyz
 from glimt.api.models import ModelCard, ModelList, list_models, one_model
 from glimt.api.openapi import document
+from glimt.api.responses import responses
+from glimt.api.responses_schema import ResponseObject, ResponsesEvent, ResponsesRequest
 from glimt.api.route import Access, ApiRoute, Endpoint, RouteTable
 from glimt.api.schema import ChatRequest
 from glimt.api.state import ApiState
@@ -116,6 +118,15 @@ ROUTES: tuple[ApiRoute, ...] = (
         body=CompletionRequest,
         answer=Completion,
         event=Completion,
+    ),
+    ApiRoute(
+        path="/v1/responses",
+        methods=("POST",),
+        summary="Answer a conversation as OpenAI's newer clients have it; streamed or whole",
+        endpoint=responses,
+        body=ResponsesRequest,
+        answer=ResponseObject,
+        event=ResponsesEvent,
     ),
     ApiRoute(
         path="/v1/messages",
