@@ -39,6 +39,7 @@ _LISTED = (
     f"the {_TOP_LOGPROBS} likeliest tokens that each API lists, up to the first place at which the "
     "answers differ: KL is a lower bound"
 )
+_INTERRUPTED = "interrupted before the end"
 
 Say = Callable[[str], None]
 
@@ -99,7 +100,8 @@ def evaluate(
     results = _write_results(work, sides, comparison)
     _write(work.folder / REPORT, render_report(results, tasks, file.files).encode())
     say(f"written: {work.folder / RESULTS}, {work.folder / REPORT}")
-    if not everything[-1].is_complete:
+    was_interrupted = comparison is not None and comparison.divergence_note == _INTERRUPTED
+    if was_interrupted or not everything[-1].is_complete:
         say(f"stopped after {len(sides[-1].records)} of {len(tasks)} tasks")
         return _EXIT_INTERRUPTED
     is_useless = all(record.error is not None for side in sides for record in side.records)
@@ -144,25 +146,26 @@ def _compare(work: _Work, asked: Sequence[Asked], sides: Sequence[Side], say: Sa
 
 
 def _divergence(work: _Work, asked: Sequence[Asked], say: Say) -> tuple[Divergence | None, str]:
+    """The figures, and how they were measured or why not: accuracy is kept in any case."""
     a, b = asked
-    if work.local is not None and all(subject.is_local for subject in work.subjects):
-        if not b.is_complete:
-            return None, "interrupted before the logits were compared"
-        say("comparing logits")
-        answered = [index for index in a.replies if a.replies[index].token_ids]
-        try:
-            places = work.local.compare_logits(
-                work.subjects[0], work.subjects[1], _scripts(work, a, answered), len(answered)
-            )
-        except NotComparable as error:
-            return None, str(error)
-        except KeyboardInterrupt:
-            return None, "interrupted before the logits were compared"
-        return divergence_of(places, "logits"), _FULL
-    pairs = [(a.replies[index], b.replies[index]) for index in a.replies if index in b.replies]
-    shared = [list(shared_places(one, other)) for one, other in pairs]
-    divergence = divergence_of(shared, "listed logprobs")
-    return divergence, _LISTED if divergence else "the servers gave no log-probabilities"
+    if work.local is None or not all(subject.is_local for subject in work.subjects):
+        pairs = [(a.replies[index], b.replies[index]) for index in a.replies if index in b.replies]
+        shared = [list(shared_places(one, other)) for one, other in pairs]
+        divergence = divergence_of(shared, "listed logprobs")
+        return divergence, _LISTED if divergence else "the servers gave no log-probabilities"
+    if not b.is_complete:
+        return None, _INTERRUPTED
+    say("comparing logits")
+    answered = [index for index in a.replies if a.replies[index].token_ids]
+    try:
+        places = work.local.compare_logits(
+            work.subjects[0], work.subjects[1], _scripts(work, a, answered), len(answered)
+        )
+    except (NotComparable, StartupError) as error:
+        return None, str(error)
+    except KeyboardInterrupt:
+        return None, _INTERRUPTED
+    return divergence_of(places, "logits"), _FULL
 
 
 def _scripts(work: _Work, asked: Asked, answered: Sequence[int]) -> Iterator[Script]:

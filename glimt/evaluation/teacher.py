@@ -179,6 +179,8 @@ def compare_logits(
                     store.forget(image for lesson in group for image in lesson.prompt.images)
                     bar.update(len(group))
             return places
+        except torch.OutOfMemoryError:
+            raise NotComparable("both models do not fit into the device's memory at once") from None
         finally:
             loop.run(store.close())
 

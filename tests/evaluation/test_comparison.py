@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glimt import LLM, SamplingParams
+from glimt.errors import NotEnoughMemory
+from glimt.evaluation import teacher
 from glimt.evaluation.questions import question_of
 from glimt.evaluation.replies import Script
 from glimt.evaluation.subjects import Subject
@@ -15,7 +17,14 @@ from glimt.evaluation.tasks import read_tasks
 from glimt.evaluation.teacher import compare_logits, passes
 from glimt.evaluation.wishes import EvalWishes
 from glimt.tiny.checkpoint import make_tiny_checkpoint
-from tests.evaluation.support import check_no_difference, compared, run_eval, write_tasks
+from tests.evaluation.support import (
+    SHORT,
+    check_no_difference,
+    compared,
+    results,
+    run_eval,
+    write_tasks,
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +122,35 @@ def test_models_with_other_vocabularies_are_compared_by_their_answers_only(
     content = compared(tasks, tmp_path, checkpoint, *flags)
     assert content["comparison"]["divergence"] is None
     assert "not compared, the two models have different vocabularies" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "note"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted before the end"),
+        (NotEnoughMemory("no room for two"), 0, "no room for two"),
+    ],
+)
+def test_accuracy_is_kept_where_logits_could_not_be_compared(
+    checkpoint: Path,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    note: str,
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(teacher, "compare_logits", fail)
+    flags = ("--against", checkpoint, "--device", "cpu", "--limit", "1", "--skills", "counting")
+    arguments = (*flags, "--tasks", tasks, "--output", tmp_path, *SHORT)
+    assert run_eval(checkpoint, *arguments) == status
+    comparison = results(tmp_path)["comparison"]
+    assert (comparison["overall"]["n"], comparison["divergence"]) == (1, None)
+    assert comparison["divergence_note"] == note
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(
