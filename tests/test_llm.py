@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import json
 import os
 import re
 import runpy
@@ -31,7 +32,6 @@ from glimt.errors import (
     MediaBlocked,
     PromptTooLong,
     StepFailed,
-    Unsupported,
 )
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.models.glm4v import Glm4v
@@ -255,12 +255,47 @@ def test_calls_of_the_tools_given_are_apart(llm: LLM, checkpoint: Path) -> None:
     result = {"role": "tool", "tool_call_id": calling.tool_calls[0].id, "content": "gone"}
     again = ask(llm, [*user("x"), turn, result], tools=tools)
     assert "<tool_call>g\n</tool_call>" in tokenizer.decode(again.prompt_token_ids)
-    with pytest.raises(Unsupported, match="tool_choice"):
-        ask(llm, user("x"), tools=tools, tool_choice="required")
     none = ask(
         llm, user("x"), msgspec.structs.replace(params, n=2), tools=tools, tool_choice="none"
     )
     assert all(begin not in answer.token_ids for answer in none.outputs)
+
+
+def test_a_call_that_must_be_made_is_made_whatever_the_model_would_say(llm: LLM) -> None:
+    """Random weights, so nothing but the grammar makes these answers calls."""
+    parameters = {
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["red", "dark blue"]},
+            "on": {"type": "boolean"},
+            "level": {"type": ["null", "boolean"]},
+        },
+        "required": ["colour", "on"],
+    }
+    tools = [
+        {"type": "function", "function": {"name": "paint", "parameters": parameters}},
+        {"type": "function", "function": {"name": "clock"}},
+    ]
+    params = SamplingParams(n=4, temperature=5, top_p=1.0, top_k=0, max_tokens=120)
+    named = {"type": "function", "function": {"name": "paint"}}
+    for choice in (named, "required"):
+        answers = ask(llm, user("x"), params, tools=tools, tool_choice=choice).outputs
+        for answer in answers:
+            assert answer.text == ""
+            assert answer.tool_calls
+            assert answer.finish_reason == "tool_calls" or choice == "required"
+            whole = answer.tool_calls[: None if answer.finish_reason == "tool_calls" else -1]
+            for call in whole:
+                arguments = json.loads(call.arguments)
+                if call.name == "clock":
+                    assert arguments == {}
+                    continue
+                assert list(arguments)[:2] == ["colour", "on"]
+                assert arguments["colour"] in ("red", "dark blue")
+                assert isinstance(arguments["on"], bool)
+        if choice == named:
+            assert {call.name for answer in answers for call in answer.tool_calls} == {"paint"}
+            assert all(len(answer.tool_calls) == 1 for answer in answers)
 
 
 def test_thoughts_are_apart_if_a_parser_is_asked_for(checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
+from glimt.api.answer_grammar import answer_grammar
 from glimt.api.answering import (
     check_form,
     check_model,
@@ -19,7 +20,6 @@ from glimt.api.answering import (
 from glimt.api.call import Call
 from glimt.api.departure import Departure
 from glimt.api.fields import StreamOptions
-from glimt.api.grammar import grammar_of
 from glimt.api.media_wishes import media_settings
 from glimt.api.messages import check_media_counts, conversation_of
 from glimt.api.params import (
@@ -35,9 +35,7 @@ from glimt.api.state import ApiState
 from glimt.api.stream import AnswerForm, ChatWriter
 from glimt.api.tools import (
     call_rules,
-    calls_instead,
     check_tools,
-    ignored_tool_fields,
     tools_in_prompt,
     with_tools,
 )
@@ -90,8 +88,7 @@ def check_template(state: ApiState, request: ChatRequest) -> None:
 
 def without_effect(state: ApiState, request: ChatRequest) -> list[str]:
     """Known fields that do nothing under this server's settings."""
-    ignored = ["priority"] if request.priority and not state.priority_policy else []
-    return [*ignored, *ignored_tool_fields(request)]
+    return ["priority"] if request.priority and not state.priority_policy else []
 
 
 async def start_chat(
@@ -129,10 +126,8 @@ async def sampling_of(state: ApiState, request: ChatRequest) -> SamplingParams:
         encode=state.tokenizer.encode_text,
     )
     sampling = with_tools(sampling, request, state.tools)
-    grammar = await grammar_of(request, state.grammars)
-    if grammar is None:
-        return sampling
-    return replace(sampling, grammar=replace(grammar, instead=calls_instead(request, state.tools)))
+    grammar = await answer_grammar(request, state.tools, state.grammars)
+    return sampling if grammar is None else replace(sampling, grammar=grammar)
 
 
 def conversation_in(state: ApiState, request: ChatRequest) -> Conversation:

@@ -2,6 +2,10 @@
 
 tool_choice   none      no call: the model cannot even begin one
               auto      the model decides (the default where there are tools)
+              required  calls, and nothing else but thoughts
+              a name    one call of this function
+
+The last two, and calls of `strict` functions, are enforced by a grammar (`answer_grammar.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +17,12 @@ from msgspec import Meta
 
 from glimt.errors import InvalidRequest, Unsupported
 from glimt.frontend.argument_types import ANY, ArgumentTypes
+from glimt.frontend.call_grammar import CallForm
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.frontend.tool_calls import CallRules, CallTokens
 from glimt.wire import SamplingParams
 
+_TEXT_MARKS = ("<|begin_of_box|>", "<|end_of_box|>")
 MAX_TOOLS = 128
 MAX_DESCRIPTION_CHARS = 32 * 2**10
 MAX_SCHEMA_BYTES = 64 * 2**10  # as JSON, of one function's parameters
@@ -77,18 +83,29 @@ class ToolFields(Protocol):
 class ToolSettings:
     """What the operator allows."""
 
-    parser: str | None = None  # None: calls are not parsed
+    parser: CallForm | None = None  # None: calls are not parsed
     auto: bool = False  # the model may choose
     hide_when_none: bool = False  # tools that must not be called are not in the prompt
     tokens: CallTokens | None = None  # None: the checkpoint cannot write calls
+    marks: tuple[str, ...] = ()  # control tokens that stand in texts between calls
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer, parser: str | None, *, auto: bool, hide_when_none: bool = False
+        cls,
+        tokenizer: Tokenizer,
+        parser: CallForm | None,
+        *,
+        auto: bool,
+        hide_when_none: bool = False,
     ) -> "ToolSettings":
         """The tokens looked up."""
-        tokens = CallTokens.of(tokenizer)
-        return cls(parser=parser, auto=auto, hide_when_none=hide_when_none, tokens=tokens)
+        return cls(
+            parser=parser,
+            auto=auto,
+            hide_when_none=hide_when_none,
+            tokens=CallTokens.of(tokenizer),
+            marks=tuple(mark for mark in _TEXT_MARKS if tokenizer.token_id(mark) is not None),
+        )
 
 
 def check_tools(request: ToolFields, settings: ToolSettings) -> None:
@@ -116,11 +133,11 @@ def check_tools(request: ToolFields, settings: ToolSettings) -> None:
                 "--enable-auto-tool-choice and --tool-call-parser (glm45 or glm47)",
                 param="tool_choice",
             )
-        return
-    raise Unsupported(
-        "tool_choice required and named functions are not supported by this version; send auto",
-        param="tool_choice",
-    )
+    elif settings.parser is None:
+        raise Unsupported(
+            "tool_choice needs a server started with --tool-call-parser (glm45 or glm47)",
+            param="tool_choice",
+        )
 
 
 def tools_in_prompt(
@@ -156,20 +173,6 @@ def with_tools(
         return sampling
     words = (*sampling.bad_words, (settings.tokens.begin,))
     return msgspec.structs.replace(sampling, bad_words=words)
-
-
-def calls_instead(request: ToolFields, settings: ToolSettings) -> tuple[int, ...]:
-    """The token that begins a call, where the model may call instead of answering in a form that
-    the request prescribes."""
-    may_call = request.tools and request.tool_choice in (None, "auto")
-    return (settings.tokens.begin,) if may_call and settings.tokens is not None else ()
-
-
-def ignored_tool_fields(request: ToolFields) -> Iterator[str]:
-    """Names of tool fields that were given and do nothing."""
-    for index, tool in enumerate(request.tools or ()):
-        if tool.function.strict:
-            yield f"tools[{index}].function.strict"
 
 
 def _shown(function: FunctionSpec) -> dict[str, Any]:

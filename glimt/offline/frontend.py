@@ -5,9 +5,9 @@ import time
 
 from msgspec.structs import replace
 
-from glimt.api.grammar import grammar_of
+from glimt.api.answer_grammar import answer_grammar
 from glimt.api.params import sampling_params, with_length
-from glimt.api.tools import call_rules, calls_instead, with_tools
+from glimt.api.tools import call_rules, check_tools, with_tools
 from glimt.errors import RequestError
 from glimt.frontend.answer import Answer, Delta, TextOptions
 from glimt.frontend.client import EngineClient
@@ -81,9 +81,10 @@ class OfflineFrontend:
                 encode=self._tokenizer.encode_text,
             )
             sampling = with_tools(sampling, request, self._tools)
-            if (grammar := await grammar_of(request, self._grammars)) is not None:
-                instead = calls_instead(request, self._tools)
-                sampling = replace(sampling, grammar=replace(grammar, instead=instead))
+            check_tools(request, self._tools)
+            grammar = await answer_grammar(request, self._tools, self._grammars)
+            if grammar is not None:
+                sampling = replace(sampling, grammar=grammar)
             prompt = await self._prompts.prompt(job)
         try:
             sampling = with_length(

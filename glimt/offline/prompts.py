@@ -7,7 +7,7 @@ from pathlib import Path
 from glimt.api.messages import check_media_counts, conversation_of
 from glimt.api.params import SamplingDefaults, adds_generation_prompt, template_kwargs
 from glimt.api.schema import ChatRequest
-from glimt.api.tools import ToolSettings, check_tools, tools_in_prompt
+from glimt.api.tools import ToolSettings, tools_in_prompt
 from glimt.checkpoint import checkpoint_file
 from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.prompt import MediaPreparer, Prompt
@@ -70,7 +70,6 @@ class PromptMaker:
         if job.prompt is not None:
             return await renderer.render_text(job.prompt)
         start, request = self._settings, job.request
-        check_tools(request, tools)
         conversation = conversation_of(
             request.messages,
             template_kwargs=template_kwargs(start.chat_template_kwargs, request),

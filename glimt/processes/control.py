@@ -81,7 +81,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     reasoning_parser: str | None
     reasoning_content: bool
     box_tokens: Literal["keep", "strip", "structured"]
-    tool_call_parser: str | None
+    tool_call_parser: Literal["glm45", "glm47"] | None
     auto_tool_choice: bool
     hide_uncallable_tools: bool
     max_logprobs: int

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from glimt.api.completion import ChatChunk, ChatCompletion
 from glimt.api.tools import ToolSettings
 from glimt.wire import Output
+from tests.support.grammars import tiny_compiler
 from tests.support.http_half import Reply, Serving, chat_body, spoken, tokenizer
 from tests.support.prompts import control_ids
 
@@ -226,12 +227,80 @@ async def test_the_prompt_shows_the_tools_and_nothing_in_them_is_control() -> No
     assert control_ids(token_ids) == control_ids(expected)
 
 
-async def test_strict_is_not_shown_to_the_model_and_is_reported() -> None:
+async def grammar_for(**fields: Any) -> Any:
+    """What the engine is told about the answer."""
     one = serving("x")
-    strict = {"type": "function", "function": {**CLOCK["function"], "strict": True}}
-    reply = await one.chat(tools=[CLOCK | {}, strict | {"function": {"name": "f", "strict": True}}])
-    assert reply.headers["x-glimt-ignored-fields"] == "tools[1].function.strict"
+    reply = await one.chat(**fields)
+    assert reply.status == 200, reply.body
+    return one.engine.submits[0].sampling.grammar
+
+
+async def test_calls_that_must_be_made_are_a_grammar() -> None:
+    assert await grammar_for(tools=TOOLS) is None
+    assert await grammar_for(tools=TOOLS, tool_choice="none") is None
+    required = await grammar_for(tools=TOOLS, tool_choice="required")
+    assert required.allows_control
+    assert (required.channel, required.thoughts.leave) == (
+        "undecided",
+        (tokenizer().control_tokens["<tool_call>"],),
+    )
+    named = await grammar_for(
+        tools=TOOLS, tool_choice={"type": "function", "function": {"name": "clock"}}
+    )
+    for grammar, text, is_allowed in (
+        (required, CALL, True),
+        (required, CALL + "\n" + CALL, True),
+        (required, "Hm." + CALL, False),
+        (required, CALL.replace("2", "two"), False),
+        (named, CALL, False),
+        (named, "<tool_call>clock\n</tool_call>", True),
+    ):
+        assert derives(grammar.text, spoken(text)[:-1]) == is_allowed
+    single = await grammar_for(tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    assert not derives(single.text, spoken(CALL + CALL)[:-1])
+
+
+def derives(text: str, token_ids: list[int]) -> bool:
+    matcher = tiny_compiler().start(text).result().copy()
+    for token_id in token_ids:
+        if not matcher.accepts(token_id):
+            return False
+        matcher.accept(token_id)
+    return bool(matcher.is_accepting)
+
+
+async def test_calls_of_strict_functions_are_held_to_their_schemas() -> None:
+    one = serving("x")
+    strict = [CLOCK, {"type": "function", "function": {**WEATHER["function"], "strict": True}}]
+    reply = await one.chat(tools=strict)
+    assert "x-glimt-ignored-fields" not in reply.headers
     assert "strict" not in prompt_of(one)
+    grammar = one.engine.submits[0].sampling.grammar
+    for text, is_allowed in (
+        (f"I look. {CALL}\nThen <|begin_of_box|>5<|end_of_box|>", True),
+        ("", True),
+        (CALL.replace("2", "two"), False),
+    ):
+        assert derives(grammar.text, spoken(text)[:-1]) == is_allowed
+
+
+async def test_calls_and_forms_of_answers_go_together() -> None:
+    form = {"response_format": {"type": "json_object"}}
+    begin = tokenizer().control_tokens["<tool_call>"]
+    either = await grammar_for(tools=TOOLS, **form)
+    assert either.instead == (begin,)
+    assert derives(either.text, spoken('{"a": 1}')[:-1])
+    assert (await grammar_for(tools=TOOLS, tool_choice="none", **form)).instead == ()
+    required = await grammar_for(tools=TOOLS, tool_choice="required", **form)
+    assert derives(required.text, spoken(CALL)[:-1])
+
+
+async def test_calls_that_must_be_made_need_a_parser() -> None:
+    required = {"tools": TOOLS, "tool_choice": "required"}
+    assert (await serving(CALL, auto=False).chat(**required)).status == 200
+    reply = await serving(CALL, auto=False, parser=None).chat(**required)
+    assert (reply.status, reply.error["param"]) == (400, "tool_choice")
+    assert "--tool-call-parser" in reply.error["message"]
 
 
 async def test_no_call_can_be_made_where_the_choice_is_none() -> None:
@@ -262,6 +331,10 @@ def function(**fields: Any) -> list[Any]:
 
 def schema(**fields: Any) -> list[Any]:
     return function(parameters={"type": "object", **fields})
+
+
+def strict_schema(**fields: Any) -> list[Any]:
+    return function(strict=True, parameters={"type": "object", **fields})
 
 
 def deep(levels: int) -> Any:
@@ -336,7 +409,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}},
         "tool_choice.function.name",
     ),
-    ("required", {"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+    (
+        "strict keyword",
+        {"tools": [CLOCK, *strict_schema(properties={"x": {"type": "integer", "not": {}}})]},
+        "tools[1].function.parameters",
+    ),
     ("parallel", {"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls"),
 ]
 
