@@ -56,12 +56,14 @@ class Session:
             log.info("%s", note)
         plan = resolve(settings, lambda line: log.info("%s", line))
         language = read_language(plan.server)
+        self._grammars = language.grammars
         self._arena = SharedArena.create(plan.arena_bytes, 0)
         try:
             engine = build_engine(plan.engine, [self._arena], _log_phase)
             self.info = engine.info
             self._start(plan, language, engine)
         except BaseException:
+            self._grammars.close()
             self._arena.close()
             raise
 
@@ -186,6 +188,7 @@ class Session:
         self._end_loop()
         self._media_threads.close()
         self._threads.shutdown()
+        self._grammars.close()
         self._arena.close()
         del self._engine
 
