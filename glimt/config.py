@@ -2,20 +2,17 @@
 
 The command line, the environment (GLIMT_MAX_MODEL_LEN=…) and a TOML file (`--config`) are all
 made from these fields; names and meanings are vLLM's wherever a vLLM user would type them. A flag
-whose work comes later is known here and refused by `check`, never ignored. What a wish turns into
-(sizes, numbers of pages) is decided once, in `processes/supervisor.py` and `processes/engine.py`,
-and printed at start.
+whose work comes later is known here and refused by `config_check.py`, never ignored. What a wish
+turns into (sizes, numbers of pages) is decided once, in `processes/supervisor.py` and
+`processes/engine.py`, and printed at start.
 """
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-
-from glimt.errors import BadSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,139 +229,6 @@ class Settings:
     media: MediaSettings = MediaSettings()
     parallel: ParallelSettings = ParallelSettings()
     server: ServerSettings = ServerSettings()
-
-
-def check(settings: Settings) -> list[str]:
-    """Check everything that needs no checkpoint and no GPU; give notes to print.
-
-    Raises BadSettings with all problems at once.
-    """
-    problems = [*_later(settings), *_ranges(settings)]
-    if problems:
-        raise BadSettings("these settings cannot be used:", problems)
-    return list(_notes(settings))
-
-
-def _later(settings: Settings) -> Iterator[str]:
-    """Flags that are known by name and whose work is not in this version."""
-    parallel = settings.parallel
-    one = "; this version runs on one GPU (or CPU) of one machine: leave it out or set it to 1"
-    for flag, value in (
-        ("--tensor-parallel-size", parallel.tensor_parallel_size),
-        ("--data-parallel-size", parallel.data_parallel_size),
-        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
-        ("--nnodes", parallel.nnodes),
-        ("--api-server-count", parallel.api_server_count),
-        ("--data-parallel-size-local", parallel.data_parallel_size_local or 1),
-    ):
-        if value != 1:
-            yield f"{flag} {value}{one}"
-    for flag, wanted in (
-        ("--data-parallel-rank", parallel.data_parallel_rank is not None),
-        ("--data-parallel-address", parallel.data_parallel_address is not None),
-        ("--data-parallel-rpc-port", parallel.data_parallel_rpc_port is not None),
-        ("--data-parallel-backend ray", parallel.data_parallel_backend == "ray"),
-        ("--distributed-executor-backend ray", parallel.distributed_executor_backend == "ray"),
-        ("--node-rank", parallel.node_rank != 0),
-        ("--master-addr", parallel.master_addr is not None),
-        ("--master-port", parallel.master_port is not None),
-        ("--headless", parallel.headless),
-    ):
-        if wanted:
-            yield f"{flag} is for several GPUs or machines, not in this version: leave it out"
-    if settings.media.mm_processor_cache_type == "shm":
-        yield (
-            "--mm-processor-cache-type shm comes with several GPUs; lru is already in shared "
-            "memory here: leave the flag out"
-        )
-    if not settings.cache.enable_chunked_prefill:
-        yield "--no-enable-chunked-prefill: prompts are always computed in chunks; leave it out"
-
-
-def _ranges(settings: Settings) -> Iterator[str]:
-    cache, media, server = settings.cache, settings.media, settings.server
-    if not 0 < cache.gpu_memory_utilization <= 1:
-        yield f"--gpu-memory-utilization {cache.gpu_memory_utilization}: must be above 0, at most 1"
-    for flag, value in (
-        ("--max-num-batched-tokens", cache.max_num_batched_tokens),
-        ("--max-num-seqs", cache.max_num_seqs),
-        ("--media-workers", media.media_workers),
-        ("--max-image-pixels", media.max_image_pixels),
-        ("--max-num-queued-reqs", server.max_num_queued_reqs),
-    ):
-        if value is not None and value < 1:
-            yield f"{flag} {value}: must be at least 1"
-    if cache.block_size is not None and cache.block_size not in (8, 16, 32, 64, 128):
-        yield f"--block-size {cache.block_size}: must be 8, 16, 32, 64 or 128"
-    if (
-        cache.max_num_batched_tokens is not None
-        and cache.max_num_seqs is not None
-        and cache.max_num_batched_tokens < cache.max_num_seqs
-    ):
-        yield "--max-num-batched-tokens must be at least --max-num-seqs"
-    if not 0 <= server.port <= 65535:
-        yield f"--port {server.port}: must be 0 to 65535"
-    if not 0 < media.mm_processor_cache_gb < math.inf:
-        yield "--mm-processor-cache-gb: must be above 0 (images pass through this memory)"
-    if server.max_logprobs < 0:
-        yield f"--max-logprobs {server.max_logprobs}: must be at least 0"
-    if not 0 <= server.shutdown_timeout < math.inf:
-        yield f"--shutdown-timeout {server.shutdown_timeout}: must be 0 or more seconds"
-    if not -(2**63) <= (settings.models.seed or 0) < 2**63:
-        yield f"--seed {settings.models.seed}: must fit 64 bits"
-    if not all(settings.models.served_model_name or ["-"]):
-        yield "--served-model-name: a name must not be empty"
-    yield from _unreadable(settings)
-
-
-def _unreadable(settings: Settings) -> Iterator[str]:
-    """Values that are text in the command line and something else in meaning, or lack another."""
-    models, cache, media = settings.models, settings.cache, settings.media
-    if settings.server.enable_auto_tool_choice and settings.server.tool_call_parser is None:
-        yield "--enable-auto-tool-choice needs --tool-call-parser (glm45 or glm47)"
-    for flag, text in (
-        ("--hf-overrides", models.hf_overrides),
-        ("--override-generation-config", models.override_generation_config),
-        ("--default-chat-template-kwargs", models.default_chat_template_kwargs),
-        ("--limit-mm-per-prompt", media.limit_mm_per_prompt),
-        ("--mm-processor-kwargs", media.mm_processor_kwargs),
-        ("--media-io-kwargs", media.media_io_kwargs),
-    ):
-        try:
-            parse_object(text)
-        except ValueError as error:
-            yield f"{flag}: {error}"
-    for flag, text in (
-        (
-            "--max-model-len",
-            None if models.max_model_len in ("auto", "-1") else models.max_model_len,
-        ),
-        ("--kv-cache-memory-bytes", cache.kv_cache_memory_bytes),
-    ):
-        try:
-            parse_count(text or "1")
-        except ValueError as error:
-            yield f"{flag}: {error}"
-
-
-def _notes(settings: Settings) -> Iterator[str]:
-    """What is accepted and has no effect, or deserves a word."""
-    parallel, server = settings.parallel, settings.server
-    if parallel.enable_expert_parallel:
-        yield "--enable-expert-parallel has no effect on one GPU"
-    if settings.media.mm_encoder_tp_mode == "data":
-        yield "--mm-encoder-tp-mode data has no effect on one GPU"
-    if parallel.disable_custom_all_reduce:
-        yield "--disable-custom-all-reduce has no effect on one GPU"
-    if settings.models.enforce_eager:
-        yield "--enforce-eager has no effect: this version captures no CUDA graphs"
-    if settings.models.trust_remote_code:
-        yield "--trust-remote-code has no effect: no code from a checkpoint is ever run"
-    if settings.media.allowed_local_media_path == "/":
-        yield "--allowed-local-media-path / lets every client read every image on this machine"
-    exposed = server.uds is None and server.host not in ("127.0.0.1", "localhost", "::1")
-    if exposed and not server.api_key and not server.api_key_file:
-        yield f"--host {server.host} without an API key: everybody who reaches the port can use it"
 
 
 def parse_count(text: str) -> int:

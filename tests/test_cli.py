@@ -14,9 +14,9 @@ from glimt.config import (
     ParallelSettings,
     ServerSettings,
     Settings,
-    check,
     parse_count,
 )
+from glimt.config_check import check
 from glimt.errors import BadSettings
 
 MISSION = [

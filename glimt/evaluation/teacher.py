@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from glimt.checkpoint import read_checkpoint
-from glimt.config import check
+from glimt.config_check import check
 from glimt.engine.plan import NewRow, RowWork
 from glimt.evaluation.divergence import NotComparable, Place
 from glimt.evaluation.pixels import PixelBuffer, PixelStore

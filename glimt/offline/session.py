@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from glimt.arena import SharedArena
 from glimt.builtin.defaults import with_defaults
-from glimt.config import Settings, check
+from glimt.config import Settings
+from glimt.config_check import check
 from glimt.errors import EngineDied, GlimtError
 from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient

@@ -15,7 +15,8 @@ import msgspec
 from glimt import __version__
 from glimt.builtin.defaults import with_defaults
 from glimt.checkpoint import Checkpoint, locate, read_checkpoint
-from glimt.config import Settings, check, parse_count, parse_object
+from glimt.config import Settings, parse_count, parse_object
+from glimt.config_check import check
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
 from glimt.processes.control import EngineStart, ServerStart

@@ -11,7 +11,8 @@ from glimt.builtin import model as builtin
 from glimt.builtin.defaults import with_defaults
 from glimt.chat.image_tokens import image_token_counter
 from glimt.cli import main
-from glimt.config import ModelSettings, ServerSettings, Settings, check
+from glimt.config import ModelSettings, ServerSettings, Settings
+from glimt.config_check import check
 from glimt.errors import StartupError
 from glimt.hub import locate
 from glimt.processes.launch import resolve

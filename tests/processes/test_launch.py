@@ -13,8 +13,8 @@ from glimt.config import (
     ParallelSettings,
     ServerSettings,
     Settings,
-    check,
 )
+from glimt.config_check import check
 from glimt.errors import BadSettings
 from glimt.processes.launch import bind, make_plan, resolved
 from glimt.processes.supervisor import Plan
