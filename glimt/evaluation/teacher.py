@@ -39,6 +39,8 @@ from glimt.runner.forward import hidden_states
 from glimt.runner.rows import RowTable
 from glimt.wire import SamplingParams as WireParams
 
+_MAX_ROWS = 128  # of logits that are compared at once
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -220,12 +222,20 @@ def _job(question: Question) -> Job:
 
 @torch.inference_mode()
 def _places(a_NV: Tensor, b_NV: Tensor, lesson: Lesson) -> Iterator[Place]:
+    """A slice at a time: several arrays of float64 are needed of each."""
+    token_N = torch.tensor(lesson.answer_ids, device=a_NV.device)
+    for first in range(0, len(token_N), _MAX_ROWS):
+        rows = slice(first, first + _MAX_ROWS)
+        yield from _places_of(a_NV[rows], b_NV[rows].to(a_NV.device), token_N[rows])
+
+
+def _places_of(a_NV: Tensor, b_NV: Tensor, token_N: Tensor) -> Iterator[Place]:
     """In float64: differences of distributions that hardly differ are what it is about."""
-    log_a_NV, log_b_NV = a_NV.double().log_softmax(1), b_NV.to(a_NV.device).double().log_softmax(1)
+    log_a_NV, log_b_NV = a_NV.double().log_softmax(1), b_NV.double().log_softmax(1)
     kl_N = (log_a_NV.exp() * (log_a_NV - log_b_NV)).sum(1).clamp(min=0)
     same_N = log_a_NV.argmax(1) == log_b_NV.argmax(1)
-    token_N1 = torch.tensor(lesson.answer_ids, device=a_NV.device)[:, None]
-    nll_a_N, nll_b_N = -log_a_NV.gather(1, token_N1)[:, 0], -log_b_NV.gather(1, token_N1)[:, 0]
+    nll_a_N = -log_a_NV.gather(1, token_N[:, None])[:, 0]
+    nll_b_N = -log_b_NV.gather(1, token_N[:, None])[:, 0]
     if not (kl_N.isfinite().all() and nll_b_N.isfinite().all()):
         raise NotComparable("logits of a model are not numbers")
     columns = (tensor.tolist() for tensor in (kl_N, same_N, nll_a_N, nll_b_N))
