@@ -23,6 +23,15 @@ class ThoughtTokens(msgspec.Struct, frozen=True, kw_only=True):
     line_breaks: tuple[int, ...] = ()
 
 
+class ThinkingBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tokens an answer may think, its marks not counted, and how thoughts are closed."""
+
+    max_tokens: int
+    channel: str  # where the answer starts: reasoning · undecided
+    thoughts: ThoughtTokens
+    closing: tuple[int, ...]  # forced when the tokens are spent; the last of them is `thoughts.end`
+
+
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an answer must match, and from where on."""
 
@@ -61,6 +70,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None = off, 0 = the chosen token only, k = and the k most likely
     prompt_logprobs: int | None = None  # the same of each prompt token but the first
     grammar: Grammar | None = None
+    thinking: ThinkingBudget | None = None
 
 
 class PixelRef(msgspec.Struct, frozen=True, array_like=True):

@@ -32,6 +32,7 @@ from glimt.errors import (
     MediaBlocked,
     PromptTooLong,
     StepFailed,
+    Unsupported,
 )
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.models.glm4v import Glm4v
@@ -296,6 +297,30 @@ def test_a_call_that_must_be_made_is_made_whatever_the_model_would_say(llm: LLM)
         if choice == named:
             assert {call.name for answer in answers for call in answer.tool_calls} == {"paint"}
             assert all(len(answer.tool_calls) == 1 for answer in answers)
+
+
+def test_thoughts_are_closed_when_their_tokens_are_spent(checkpoint: Path) -> None:
+    tokenizer = Tokenizer(checkpoint / "tokenizer.json")
+    begin, end = (tokenizer.control_tokens[mark] for mark in ("<think>", "</think>"))
+    letter = tokenizer.encode_text("g")[0]
+    biased = {begin: 100.0, letter: 90.0}
+    with LLM(checkpoint, reasoning_parser="glm45", **OPTIONS) as llm:
+        for budget in (0, 3):
+            params = SamplingParams(
+                temperature=0,
+                max_tokens=12,
+                ignore_eos=True,
+                logit_bias=biased,
+                frequency_penalty=2.0,
+                thinking_token_budget=budget,
+            )
+            prompts = [user("x"), user("y, and more")]
+            for output in llm.chat(prompts, params, use_tqdm=False):
+                token_ids = output.outputs[0].token_ids
+                assert token_ids[0] == begin
+                assert token_ids.index(end) == budget + 2  # after the mark, thoughts, a line break
+    with LLM(checkpoint, **OPTIONS) as llm, pytest.raises(Unsupported, match="reasoning"):
+        ask(llm, user("x"), SamplingParams(thinking_token_budget=3))
 
 
 def test_thoughts_are_apart_if_a_parser_is_asked_for(checkpoint: Path) -> None:

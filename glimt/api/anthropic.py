@@ -37,7 +37,7 @@ async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) 
     call: Call = scope["glimt.call"]
     refuse_if_draining(state)
     request, unknown = await read_request(state, scope, receive, _messages_decoder, MESSAGES_FIELDS)
-    chat, paths = chat_request(request)
+    chat, paths = chat_request(request, has_budget=state.parse_reasoning)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         try:
@@ -46,7 +46,8 @@ async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) 
             answer = await start_chat(state, chat, call, salt, fits=True)
         except RequestError as error:
             raise paths.translated(error) from error
-        ignored = [*unknown, *without_effect(request), *chat_fields_without_effect(state, chat)]
+        own = without_effect(request, has_budget=state.parse_reasoning)
+        ignored = [*unknown, *own, *chat_fields_without_effect(state, chat)]
         headers = [*ignored_header(ignored, call), (b"request-id", call.id.encode())]
         form = MessagesForm(
             id=f"msg_{call.id}",

@@ -44,8 +44,13 @@ from glimt.api.tools import FunctionChoice, FunctionSpec, Tool, ToolChoice
 from glimt.errors import InvalidRequest, Unsupported
 
 
-def chat_request(request: ConversationFields) -> tuple[ChatRequest, Paths]:
-    """The chat request with the same meaning. Raises InvalidRequest, Unsupported."""
+def chat_request(
+    request: ConversationFields, *, has_budget: bool = False
+) -> tuple[ChatRequest, Paths]:
+    """The chat request with the same meaning. Raises InvalidRequest, Unsupported.
+
+    `has_budget`: this server can tell thoughts apart, and so bound them.
+    """
     for name in ("mcp_servers", "container"):
         if getattr(request, name) is not None:
             raise Unsupported(f"{name} is not supported by this version", param=name)
@@ -74,6 +79,8 @@ def chat_request(request: ConversationFields) -> tuple[ChatRequest, Paths]:
     }
     _add_choice(fields, request)
     _add_thinking(fields, request)
+    if not has_budget:
+        fields.pop("thinking_token_budget", None)
     if isinstance(request, MessagesRequest):
         fields |= {
             "max_tokens": request.max_tokens,
@@ -89,12 +96,12 @@ def chat_request(request: ConversationFields) -> tuple[ChatRequest, Paths]:
     return ChatRequest(**fields), paths  # type: ignore[arg-type]
 
 
-def without_effect(request: ConversationFields) -> list[str]:
-    """Fields that say something which is not done and does no harm."""
-    ignored = []
-    if isinstance(request.thinking, ThinkingOn) and request.thinking.budget_tokens is not None:
-        ignored.append("thinking.budget_tokens")
-    return ignored
+def without_effect(request: ConversationFields, *, has_budget: bool) -> list[str]:
+    """Fields that say something which is not done here and does no harm."""
+    thinking = request.thinking
+    if not has_budget and isinstance(thinking, ThinkingOn) and thinking.budget_tokens is not None:
+        return ["thinking.budget_tokens"]
+    return []
 
 
 def _is_begun(messages: list[Message]) -> bool:
@@ -132,6 +139,7 @@ def _add_thinking(fields: dict[str, object], request: ConversationFields) -> Non
     thinking = request.thinking
     if isinstance(thinking, ThinkingOn):
         fields["enable_thinking"] = True
+        fields["thinking_token_budget"] = thinking.budget_tokens
     elif isinstance(thinking, ThinkingOff):
         fields["enable_thinking"] = False
     if thinking is not None and getattr(thinking, "display", None) == "omitted":

@@ -24,6 +24,7 @@ from glimt.api.media_wishes import media_settings
 from glimt.api.messages import check_media_counts, conversation_of
 from glimt.api.params import (
     adds_generation_prompt,
+    check_budget,
     repetition_rule,
     sampling_params,
     template_kwargs,
@@ -41,9 +42,9 @@ from glimt.api.tools import (
 )
 from glimt.errors import GlimtError, Unsupported
 from glimt.frontend.answer import Answer, TextOptions
-from glimt.frontend.grammars import after_thoughts
 from glimt.frontend.prompt import Conversation, Prompt
 from glimt.frontend.reasoning import ReasoningTokens
+from glimt.frontend.thoughts import with_thoughts
 from glimt.wire import SamplingParams
 
 logger = logging.getLogger("glimt.api")
@@ -75,6 +76,7 @@ def check_chat(state: ApiState, request: ChatRequest) -> None:
     check_model(state, request.model)
     check_tools(request, state.tools)
     check_template(state, request)
+    check_budget(request, parses=state.parse_reasoning)
 
 
 def check_template(state: ApiState, request: ChatRequest) -> None:
@@ -174,11 +176,14 @@ def submit_prompt(
     except GlimtError:
         prompt.release()
         raise
-    if sampling.grammar is not None and options.reasoning is not None:
-        grammar = after_thoughts(
-            sampling.grammar, options.reasoning, state.tokenizer, prompt.token_ids
+    if options.reasoning is not None:
+        sampling = with_thoughts(
+            sampling,
+            options.reasoning,
+            state.tokenizer,
+            prompt.token_ids,
+            budget=request.thinking_token_budget,
         )
-        sampling = replace(sampling, grammar=grammar)
     generation = state.client.generate(
         prompt, sampling, n=n, priority=request.priority, cache_salt=salt
     )

@@ -12,7 +12,7 @@ import msgspec
 
 from glimt.api.fields import RequestFields
 from glimt.api.schema import ChatRequest
-from glimt.errors import BadSettings, InvalidRequest, PromptTooLong
+from glimt.errors import BadSettings, InvalidRequest, PromptTooLong, Unsupported
 from glimt.frontend.repetition import RepetitionRule
 from glimt.wire import EngineInfo, SamplingParams
 
@@ -173,6 +173,14 @@ def with_length(
             param="min_tokens",
         )
     return msgspec.structs.replace(sampling, max_tokens=asked)
+
+
+def check_budget(request: ChatRequest, *, parses: bool) -> None:
+    """Raises Unsupported for a thinking budget where thoughts are not told apart."""
+    if request.thinking_token_budget is not None and not parses:
+        raise Unsupported(
+            "thinking_token_budget needs --reasoning-parser (glm45)", param="thinking_token_budget"
+        )
 
 
 def template_kwargs(operators: Mapping[str, Any], request: ChatRequest) -> dict[str, Any]:

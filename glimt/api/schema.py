@@ -32,6 +32,7 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
         None
     )
     enable_thinking: bool | None = None
+    thinking_token_budget: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     add_generation_prompt: bool | None = None  # on, unless the last message is continued
     continue_final_message: bool = False
     echo: bool = False
@@ -54,7 +55,6 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     function_call: NotDone = None
     documents: NotDone = None
     add_special_tokens: NotDone = None
-    thinking_token_budget: NotDone = None
     use_beam_search: NotDone = None
     best_of: NotDone = None
     length_penalty: NotDone = None
@@ -88,7 +88,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "function_call": ("none",),
     "documents": (),
     "add_special_tokens": (False,),
-    "thinking_token_budget": (),
     "use_beam_search": (False,),
     "best_of": (1,),
     "length_penalty": (1.0,),

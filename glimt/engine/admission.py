@@ -103,12 +103,18 @@ def _check_sampling(sampling: SamplingParams, limits: SchedulerLimits) -> None:
         raise InvalidRequest("prompt_logprobs is out of range", param="prompt_logprobs")
     if sampling.allowed_token_ids is not None and not sampling.allowed_token_ids:
         raise InvalidRequest("allowed_token_ids allows nothing", param="allowed_token_ids")
+    thinking = sampling.thinking
+    if thinking is not None and (
+        thinking.max_tokens < 0 or thinking.closing[-1:] != (thinking.thoughts.end,)
+    ):
+        raise InvalidRequest("the thinking budget is out of range", param="thinking")
     named: dict[str, Iterable[int]] = {
         "eos_token_ids": sampling.eos_token_ids,
         "stop_token_ids": sampling.stop_token_ids,
         "bad_words": (token for word in sampling.bad_words for token in word),
         "allowed_token_ids": sampling.allowed_token_ids or (),
         "logit_bias": sampling.logit_bias,
+        "thinking": () if sampling.thinking is None else sampling.thinking.closing,
     }
     for name, token_ids in named.items():
         if any(not 0 <= token_id < limits.vocab_size for token_id in token_ids):

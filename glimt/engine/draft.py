@@ -46,7 +46,7 @@ class StepDraft:
         """The request computes its next `num_tokens` tokens in this step."""
         start = request.num_computed_tokens
         samples = request.advance(num_tokens)
-        if samples and request.constraint is not None:
+        if samples and request.may_be_masked:
             self.waits_for_masks = True
         self.work.append(RowWork(request.row, start, num_tokens, new_pages, samples))
         self.requests.append(request)
@@ -56,7 +56,7 @@ class StepDraft:
         """`add` for a request whose every token but the last is computed: the usual case."""
         start = request.num_computed_tokens
         request.advance_by_one()
-        if request.constraint is not None:
+        if request.may_be_masked:
             self.waits_for_masks = True
         self.work.append(RowWork(request.row, start, 1, new_pages, True))
         self.requests.append(request)

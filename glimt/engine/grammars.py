@@ -12,7 +12,7 @@ from glimt.engine.request import Request, RequestState
 from glimt.errors import BadGrammar, GlimtError
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.matcher import Matcher
-from glimt.grammar.vocabulary import Bits
+from glimt.grammar.vocabulary import Bits, bits_of
 from glimt.wire import Grammar
 
 MAX_MASK_S = 0.1
@@ -25,9 +25,13 @@ class Grammars:
     """Owns the engine's compiled grammars; the state of one answer belongs to its request."""
 
     def __init__(
-        self, compiler: GrammarCompiler | None, cpu_clock: Callable[[], float] = time.thread_time
+        self,
+        compiler: GrammarCompiler | None,
+        vocab_size: int,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._compiler = compiler
+        self._vocab_size = vocab_size
         self._cpu_clock = cpu_clock
         self._compiling: list[tuple[Request, Grammar, Future[Matcher]]] = []
 
@@ -65,13 +69,19 @@ class Grammars:
     def masks(
         self, drawing: Iterable[tuple[int, Request]]
     ) -> tuple[TokenMasks, list[Request], list[Failure]]:
-        """Masks of those (row, request) that are under a grammar; the requests among them whose
-        answer is complete without another token, and those whose grammar failed."""
+        """Masks of those (row, request) that are under a grammar or have to end their thoughts; the
+        requests among them whose answer is complete without another token, and those whose grammar
+        failed."""
         rows: list[int] = []
         masks: list[Bits] = []
         complete: list[Request] = []
         failed: list[Failure] = []
         for row, request in drawing:
+            forced = None if request.thought_limit is None else request.thought_limit.forced
+            if forced is not None:
+                rows.append(row)
+                masks.append(bits_of((forced,), self._vocab_size))
+                continue
             if request.constraint is None:
                 continue
             try:

@@ -19,6 +19,7 @@ from glimt.engine.image_cache import CachedImage
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import IntArray, NewRow
 from glimt.engine.prefix import page_hash, root_hash
+from glimt.engine.thoughts import ThoughtLimit
 from glimt.wire import ImageSpan, Submit, TokenLogprobs
 
 # After so many preemptions a request goes first and is never preempted again.
@@ -57,6 +58,7 @@ class Request:
         "max_num_tokens",  # prompt and output
         "stop_ids",
         "constraint",  # of its answer, once the grammar is compiled
+        "thought_limit",  # of its answer
         "num_in_flight",  # planned and uncommitted steps that have work for it
         "num_preemptions",
         "last_encode_step",  # its pixels are read up to this step
@@ -88,6 +90,8 @@ class Request:
         )
         self.stop_ids = frozenset(sampling.eos_token_ids) | frozenset(sampling.stop_token_ids)
         self.constraint: Constraint | None = None
+        thinking = sampling.thinking
+        self.thought_limit = None if thinking is None else ThoughtLimit(thinking)
         self.num_in_flight = 0
         self.num_preemptions = 0
         self.last_encode_step = 0
@@ -116,6 +120,16 @@ class Request:
         """It asked for them, so every token of its prompt has to be computed."""
         wanted = self.submit.sampling.prompt_logprobs is not None
         return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+
+    @property
+    def may_be_masked(self) -> bool:
+        """Not every token may come where the step last planned for it draws."""
+        if self.constraint is not None:
+            return True
+        if self.thought_limit is None:
+            return False
+        num_known = self.num_prompt_tokens + len(self.output_ids)
+        return self.thought_limit.may_force(self.num_tokens - 1 - num_known)
 
     def ready(self, constraint: Constraint) -> None:
         """Its grammar is compiled."""
@@ -152,6 +166,8 @@ class Request:
         """
         output_ids = self.output_ids
         output_ids.append(token_id)
+        if self.thought_limit is not None:
+            self.thought_limit.advance(token_id)
         if token_id in self.stop_ids and len(output_ids) > self.submit.sampling.min_tokens:
             return "stop"
         if self.constraint is not None and self.constraint.advance(token_id):

@@ -58,7 +58,7 @@ class Scheduler:
     ) -> None:
         self.limits = limits
         self.roster = Roster(limits)
-        self._grammars = Grammars(compiler)
+        self._grammars = Grammars(compiler, limits.vocab_size)
         self._clock = clock
         self._in_flight: deque[InFlightStep] = deque()
         self._held_back: list[tuple[int, Addressed]] = []  # (step to wait for, terminal output)

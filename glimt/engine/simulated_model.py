@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from glimt.engine.constraint import Constraint
 from glimt.engine.plan import IntArray
+from glimt.engine.thoughts import ThoughtLimit
 from glimt.grammar.matcher import Matcher
+from glimt.grammar.vocabulary import bits_of
 from glimt.wire import ImageSpan, SamplingParams, Submit
 
 _MASK = 2**64 - 1
@@ -141,6 +143,7 @@ def expected_tokens(
     constraint = None
     if sampling.grammar is not None and compiled is not None:
         constraint = Constraint(sampling.grammar, compiled, sampling.eos_token_ids)
+    limit = None if sampling.thinking is None else ThoughtLimit(sampling.thinking)
     token_ids = np.frombuffer(submit.token_ids, dtype=np.int32).tolist()
     positions = None
     if submit.positions is not None:
@@ -155,13 +158,17 @@ def expected_tokens(
             continue
         num_outputs = len(token_ids) - num_prompt
         bits_W = None if constraint is None else np.empty(constraint.num_words, np.uint32)
-        if constraint is not None and bits_W is not None and not constraint.fill(bits_W):
+        if limit is not None and limit.forced is not None:
+            bits_W = bits_of((limit.forced,), model.vocab_size)
+        elif constraint is not None and bits_W is not None and not constraint.fill(bits_W):
             return token_ids[num_prompt:], "stop"
         mask = None if bits_W is None else bits_W.view(np.int32)
         token_id = model.draw(history, sampling, num_outputs, mask)
         if token_id is None:
             return token_ids[num_prompt:], "error"
         token_ids.append(token_id)
+        if limit is not None:
+            limit.advance(token_id)
         stops = token_id in sampling.eos_token_ids or token_id in sampling.stop_token_ids
         if stops and num_outputs >= sampling.min_tokens:
             return token_ids[num_prompt:], "stop"

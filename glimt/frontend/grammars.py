@@ -1,18 +1,12 @@
-"""Grammars in the client tower: proven compilable before they are sent; begun after thoughts."""
+"""Grammars in the client tower: proven compilable before they are sent."""
 
 import asyncio
 
-import msgspec
-
 from glimt.errors import BadGrammar, Overloaded
-from glimt.frontend.prompt import IntArray
-from glimt.frontend.reasoning import ReasoningTokens
-from glimt.frontend.tokenizer import Tokenizer
 from glimt.grammar.compiler import GrammarCompiler
-from glimt.wire import Grammar, ThoughtTokens
+from glimt.wire import Grammar
 
 MAX_COMPILING = 64  # grammars
-_LINE_BREAKS = ("\n", "\n\n")
 
 
 class GrammarChecker:
@@ -53,20 +47,3 @@ class GrammarChecker:
     def close(self) -> None:
         """End the compiler's thread."""
         self._compiler.close()
-
-
-def after_thoughts(
-    grammar: Grammar, reasoning: ReasoningTokens, tokenizer: Tokenizer, prompt_ids: IntArray
-) -> Grammar:
-    """The grammar of a reply to this prompt, whose thoughts, if it has any, are free."""
-    channel = reasoning.channel_after(prompt_ids)
-    if channel == "content":
-        return grammar
-    breaks = [tokenizer.encode_text(text) for text in _LINE_BREAKS]
-    thoughts = ThoughtTokens(
-        begin=reasoning.begin,
-        end=reasoning.end,
-        leave=() if reasoning.tool_call is None else (reasoning.tool_call,),
-        line_breaks=tuple(ids[0] for ids in breaks if len(ids) == 1),
-    )
-    return msgspec.structs.replace(grammar, channel=channel, thoughts=thoughts)

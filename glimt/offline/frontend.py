@@ -6,14 +6,14 @@ import time
 from msgspec.structs import replace
 
 from glimt.api.answer_grammar import answer_grammar
-from glimt.api.params import sampling_params, with_length
+from glimt.api.params import check_budget, sampling_params, with_length
 from glimt.api.tools import call_rules, check_tools, with_tools
 from glimt.errors import RequestError
 from glimt.frontend.answer import Answer, Delta, TextOptions
 from glimt.frontend.client import EngineClient
-from glimt.frontend.grammars import after_thoughts
 from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.reasoning import ReasoningTokens
+from glimt.frontend.thoughts import with_thoughts
 from glimt.metrics import Metrics
 from glimt.offline.admission import Admission
 from glimt.offline.outputs import RequestOutput, completion_of
@@ -82,6 +82,7 @@ class OfflineFrontend:
             )
             sampling = with_tools(sampling, request, self._tools)
             check_tools(request, self._tools)
+            check_budget(request, parses=self._settings.reasoning_parser is not None)
             grammar = await answer_grammar(request, self._tools, self._grammars)
             if grammar is not None:
                 sampling = replace(sampling, grammar=grammar)
@@ -98,11 +99,14 @@ class OfflineFrontend:
             prompt.release()
             raise
         options = self._text_options(job)
-        if sampling.grammar is not None and options.reasoning is not None:
-            grammar = after_thoughts(
-                sampling.grammar, options.reasoning, self._tokenizer, prompt.token_ids
+        if options.reasoning is not None:
+            sampling = with_thoughts(
+                sampling,
+                options.reasoning,
+                self._tokenizer,
+                prompt.token_ids,
+                budget=request.thinking_token_budget,
             )
-            sampling = replace(sampling, grammar=grammar)
         return Answer(
             self._client.generate(prompt, sampling, n=n),
             prompt,

@@ -35,6 +35,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = None  # None = off, 0 = the chosen token's, k = and of the k most likely
     skip_special_tokens: bool = True
+    thinking_token_budget: int | None = None  # under a reasoning_parser
     # One of json, regex, choice, grammar, json_object; as in the HTTP API.
     structured_outputs: dict[str, Any] | None = None
 

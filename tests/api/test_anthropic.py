@@ -405,16 +405,20 @@ async def test_a_medium_that_fails_is_named_where_it_stood() -> None:
 
 async def test_unknown_fields_are_named_and_known_ones_of_no_effect_are_not() -> None:
     block = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}, "color": 1}
-    reply = await post(
-        serving("x"),
-        messages=[{"role": "user", "content": [block]}],
-        metadata={"user_id": "u"},
-        thinking={"type": "enabled", "budget_tokens": 2000},
-        frobnicate=1,
-    )
-    assert reply.headers["x-glimt-ignored-fields"] == (
-        "frobnicate,messages[].content[].color,thinking.budget_tokens"
-    )
+    fields: dict[str, Any] = {
+        "messages": [{"role": "user", "content": [block]}],
+        "metadata": {"user_id": "u"},
+        "thinking": {"type": "enabled", "budget_tokens": 2000},
+        "frobnicate": 1,
+    }
+    one = serving("x")
+    reply = await post(one, **fields)
+    assert reply.headers["x-glimt-ignored-fields"] == "frobnicate,messages[].content[].color"
+    thinking = one.engine.submits[0].sampling.thinking
+    assert thinking is not None
+    assert thinking.max_tokens == 2000
+    reply = await post(Serving(spoken("x"), tools=TOOLS), **fields)
+    assert reply.headers["x-glimt-ignored-fields"].endswith(",thinking.budget_tokens")
 
 
 async def test_every_failure_of_the_route_has_anthropics_shape() -> None:

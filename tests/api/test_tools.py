@@ -591,6 +591,22 @@ async def test_thinking_can_be_switched_under_every_name() -> None:
     assert (reply.status, reply.error["param"]) == (400, "enable_thinking")
 
 
+async def test_a_thinking_budget_is_handed_to_the_engine_where_there_may_be_thoughts() -> None:
+    control = tokenizer().control_tokens
+
+    async def budget(**fields: Any) -> Any:
+        one = serving("x")
+        assert (await one.chat(thinking_token_budget=7, **fields)).status == 200
+        return one.engine.submits[0].sampling.thinking
+
+    thinking = await budget()
+    assert (thinking.max_tokens, thinking.channel) == (7, "undecided")
+    assert thinking.closing == (*tokenizer().encode_text("\n"), control["</think>"])
+    assert await budget(enable_thinking=False) is None
+    reply = await Serving(spoken("x")).chat(thinking_token_budget=7)
+    assert (reply.status, reply.error["param"]) == (400, "thinking_token_budget")
+
+
 async def test_the_older_name_of_the_thinking_can_be_left_out() -> None:
     one = serving("<think>a</think>b", reasoning_content=False)
     (choice,) = (await one.chat()).json()["choices"]

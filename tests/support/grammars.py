@@ -24,7 +24,7 @@ from glimt.grammar.source import (
 )
 from glimt.grammar.vocabulary import Bits, Vocabulary
 from glimt.tiny.tokenizer import make_tokenizer
-from glimt.wire import Grammar, SamplingParams, ThoughtTokens
+from glimt.wire import Grammar, SamplingParams, ThinkingBudget, ThoughtTokens
 
 
 class InlinePool(Executor):
@@ -145,6 +145,20 @@ def random_grammar(rng: random.Random) -> Grammar:
     channel = rng.choice(["content", "content", "undecided", "reasoning"])
     thoughts = None if channel == "content" else thought_tokens()
     return Grammar(text=text, channel=channel, thoughts=thoughts)
+
+
+def random_budget(rng: random.Random, grammar: Grammar | None) -> ThinkingBudget | None:
+    """For an answer that thinks, or may; None for one under a grammar that does not."""
+    thoughts = thought_tokens()
+    channel = rng.choice(["reasoning", "undecided"]) if grammar is None else grammar.channel
+    if channel == "content":
+        return None
+    return ThinkingBudget(
+        max_tokens=rng.choice([0, 1, 2, 5]),
+        channel=channel,
+        thoughts=thoughts,
+        closing=(*thoughts.line_breaks, thoughts.end),
+    )
 
 
 def answer_text(token_ids: Sequence[int], sampling: SamplingParams) -> str | None:

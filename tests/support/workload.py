@@ -10,7 +10,7 @@ import numpy as np
 
 from glimt.engine.limits import SchedulerLimits
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
-from tests.support.grammars import random_grammar
+from tests.support.grammars import random_budget, random_grammar
 
 IMAGE_TOKEN = 1
 EOS = 0
@@ -108,6 +108,8 @@ def random_submit(
     num_tail = rng.choice([1, 1, 2, 3, 7, 20])
     token_ids += [rng.randrange(2, 5) for _ in range(min(num_tail, room - len(token_ids)))]
     token_ids = token_ids or [2]
+    grammar = random_grammar(rng) if grammars and rng.random() < 0.4 else None
+    thinking = random_budget(rng, grammar) if grammars and rng.random() < 0.3 else None
     return make_submit(
         request_id,
         token_ids,
@@ -121,7 +123,8 @@ def random_submit(
         eos_token_ids=(EOS,) if rng.random() < 0.7 else (),
         stop_token_ids=(rng.randrange(1000), rng.randrange(1000)),
         logprobs=rng.choice([None, None, 0]),
-        grammar=random_grammar(rng) if grammars and rng.random() < 0.4 else None,
+        grammar=grammar,
+        thinking=thinking,
     )
 
 
