@@ -29,6 +29,7 @@ from glimt.api.anthropic_schema import (
     Turn,
     VideoBlock,
 )
+from glimt.api.formats import JsonSchemaFormat, ResponseFormat
 from glimt.api.messages import (
     FunctionCall,
     ImagePart,
@@ -60,7 +61,7 @@ def chat_request(
             "tool_choice.function.name": "tool_choice.name",
             "thinking_token_budget": "thinking.budget_tokens",
             "reasoning_effort": "output_config.effort",
-            "response_format": "output_config.format",
+            "response_format.json_schema": "output_config.format",
         }
     )
     reader = _Turns(paths)
@@ -147,8 +148,8 @@ def _add_thinking(fields: dict[str, object], request: ConversationFields) -> Non
     if request.output_config is not None:
         fields["reasoning_effort"] = request.output_config.effort
         if request.output_config.format is not None:
-            schema = {"name": "answer", "schema": request.output_config.format.schema}
-            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+            schema = JsonSchemaFormat(schema=request.output_config.format.schema)
+            fields["response_format"] = ResponseFormat(type="json_schema", json_schema=schema)
 
 
 def _tools(tools: list[MessagesTool] | None, paths: Paths) -> list[Tool]:

@@ -1,5 +1,7 @@
 """POST /v1/responses: the newer chat of OpenAI's clients. Nothing of a response is kept."""
 
+from typing import Any
+
 import msgspec
 from starlette.types import Receive, Scope, Send
 
@@ -67,7 +69,7 @@ def _frame(
         parallel_tool_calls=request.parallel_tool_calls is not False,
         reasoning={"effort": chat.reasoning_effort, "summary": None},
         temperature=defaults.temperature if request.temperature is None else request.temperature,
-        text={"format": (request.text and request.text.format) or {"type": "text"}},
+        text={"format": _shown_format(request)},
         tool_choice=msgspec.to_builtins(request.tool_choice) or "auto",
         tools=msgspec.to_builtins(request.tools or []),
         top_logprobs=request.top_logprobs or 0,
@@ -75,3 +77,10 @@ def _frame(
         user=request.user,
         metadata=request.metadata or {},
     )
+
+
+def _shown_format(request: ResponsesRequest) -> dict[str, Any]:
+    form = request.text.format if request.text else None
+    if form is None:
+        return {"type": "text"}
+    return {key: value for key, value in msgspec.to_builtins(form).items() if value is not None}

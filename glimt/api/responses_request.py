@@ -6,6 +6,7 @@ message of the assistant's, as templates know it.
 
 from typing import Any
 
+from glimt.api.formats import JsonSchemaFormat, ResponseFormat
 from glimt.api.messages import (
     FunctionCall,
     ImagePart,
@@ -41,6 +42,7 @@ def chat_request(request: ResponsesRequest) -> tuple[ChatRequest, Paths]:
             "tool_choice.function.name": "tool_choice.name",
             "reasoning_effort": "reasoning.effort",
             "response_format": "text.format",
+            "response_format.json_schema": "text.format",
         }
     )
     items = _Items(paths)
@@ -91,12 +93,19 @@ def wants_logprobs(request: ResponsesRequest) -> bool:
     return bool(request.top_logprobs) or "message.output_text.logprobs" in (request.include or ())
 
 
-def _format(request: ResponsesRequest) -> Any:
+def _format(request: ResponsesRequest) -> ResponseFormat | None:
     """text.format as a chat request has it: its schema is one level deeper there."""
     form = request.text.format if request.text else None
-    if form is None or form.get("type") != "json_schema":
-        return form
-    return {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
+    if form is None:
+        return None
+    if form.type != "json_schema":
+        return ResponseFormat(type=form.type)
+    if form.schema is None:
+        raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
+    schema = JsonSchemaFormat(
+        schema=form.schema, name=form.name, description=form.description, strict=form.strict
+    )
+    return ResponseFormat(type="json_schema", json_schema=schema)
 
 
 def _tools(tools: list[ResponsesTool], paths: Paths) -> list[Tool]:

@@ -141,10 +141,20 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
     generate_summary: NoEffect = None
 
 
+class TextFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """What the text must look like; a schema is enforced whether `strict` or not."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    schema: dict[str, Any] | bool | None = None
+    name: Annotated[str, Meta(max_length=256)] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
 class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The form of the text."""
 
-    format: dict[str, Any] | None = None
+    format: TextFormat | None = None
     verbosity: NoEffect = None
 
 

@@ -153,6 +153,14 @@ async def test_thinking_is_turned_on_and_off(thinking: Any, begins: bool) -> Non
     assert prompt_of(one).rstrip().endswith("<think></think>") is begins
 
 
+async def test_an_answer_can_be_held_to_a_schema() -> None:
+    one = serving("{}")
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    config = {"effort": "low", "format": {"type": "json_schema", "schema": schema}}
+    assert (await post(one, output_config=config)).status == 200
+    assert one.engine.submits[0].sampling.grammar is not None
+
+
 async def test_thoughts_are_left_out_where_they_are_not_wanted() -> None:
     thinking = {"type": "adaptive", "display": "omitted"}
     answer = (await post(serving("<think>hm</think>yes"), thinking=thinking)).json()
@@ -365,6 +373,10 @@ async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"temperature": -1}, "temperature"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "wild"}}}},
+            "output_config.format.schema.type",
+        ),
         ({"thinking": {"type": "sometimes"}}, "thinking.type"),
     ],
 )

@@ -126,6 +126,22 @@ async def test_an_agent_loop_of_the_official_client() -> None:
     assert prompt.count("<|assistant|>") == 2  # thoughts and call are one turn
 
 
+class City(pydantic.BaseModel):
+    name: str
+
+
+async def test_the_official_client_parses_an_answer_into_its_model() -> None:
+    one = serving('<think>hm</think>{"name": "Oslo"}')
+    async with one.listening() as address, sdk(address) as client:
+        answer = await client.responses.parse(model=MODEL, input="Where?", text_format=City)
+    assert answer.output_parsed == City(name="Oslo")
+    assert one.engine.submits[0].sampling.grammar is not None
+    assert (await post(one, text={"format": {"type": "json_object"}})).status == 200
+    assert one.engine.submits[1].sampling.grammar is not None
+    assert (await post(one, text={"format": {"type": "text"}})).status == 200
+    assert one.engine.submits[2].sampling.grammar is None
+
+
 async def test_logprobs_come_when_they_are_asked_for() -> None:
     one = serving("<think>hm</think>yes")
     for fields in ({"top_logprobs": 2}, {"include": ["message.output_text.logprobs"]}):
@@ -287,6 +303,11 @@ async def test_items_of_one_answer_are_one_turn_and_of_two_are_two() -> None:
             "tool_choice.name",
         ),
         ({"top_logprobs": 21}, "top_logprobs"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {"type": "wild"}}}},
+            "text.format.schema.type",
+        ),
     ],
 )
 async def test_what_cannot_be_answered_names_the_field_that_was_sent(
