@@ -133,6 +133,7 @@ def make_state(folder: Path) -> ApiState:
         random=random.SystemRandom(),
         seeds=random.SystemRandom(),
         started_at=0,
+        forget_pixels=lambda: None,
         parse_reasoning=True,
     )
 

@@ -168,6 +168,11 @@ class ServerSettings:
     """Keys that clients must send; better through GLIMT_API_KEY or --api-key-file."""
     api_key_file: str | None = None
     """File with one key per line."""
+    admin_key: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None
+    """Keys of operators, who may pause the server and reset its caches; better through
+    GLIMT_ADMIN_KEY or --admin-key-file. Without one, those routes do not exist."""
+    admin_key_file: str | None = None
+    """File with one admin key per line."""
     root_path: str = ""
     """Prefix under which a proxy serves this server."""
     allowed_origins: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = (
@@ -203,6 +208,8 @@ class ServerSettings:
     only."""
     strict_fields: bool = False
     """Refuse requests with fields nobody knows; default: name them in a header and the log."""
+    first_token_timeout: float = 600.0
+    """Seconds that a request may wait for its first token before it ends with 504; 0: for ever."""
     shutdown_timeout: float = 300.0
     """Seconds that SIGTERM lets running requests take before they are ended."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

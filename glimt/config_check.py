@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from glimt.config import Settings, parse_count, parse_object
+from glimt.config import ServerSettings, Settings, parse_count, parse_object
 from glimt.errors import BadSettings
 
 
@@ -79,15 +79,25 @@ def _ranges(settings: Settings) -> Iterator[str]:
         yield f"--port {server.port}: must be 0 to 65535"
     if not 0 < media.mm_processor_cache_gb < math.inf:
         yield "--mm-processor-cache-gb: must be above 0 (images pass through this memory)"
-    if server.max_logprobs < 0:
-        yield f"--max-logprobs {server.max_logprobs}: must be at least 0"
-    if not 0 <= server.shutdown_timeout < math.inf:
-        yield f"--shutdown-timeout {server.shutdown_timeout}: must be 0 or more seconds"
+    yield from _server_ranges(server)
     if not -(2**63) <= (settings.models.seed or 0) < 2**63:
         yield f"--seed {settings.models.seed}: must fit 64 bits"
     if not all(settings.models.served_model_name or ["-"]):
         yield "--served-model-name: a name must not be empty"
     yield from _unreadable(settings)
+
+
+def _server_ranges(server: ServerSettings) -> Iterator[str]:
+    if server.max_logprobs < 0:
+        yield f"--max-logprobs {server.max_logprobs}: must be at least 0"
+    if not 0 <= server.first_token_timeout < math.inf:
+        yield f"--first-token-timeout {server.first_token_timeout}: must be 0 or more seconds"
+    if not all([*(server.api_key or ["-"]), *(server.admin_key or ["-"])]):
+        yield "--api-key and --admin-key: a key must not be empty"
+    if set(server.api_key or ()) & set(server.admin_key or ()):
+        yield "--api-key and --admin-key: a key cannot be both a client's and an operator's"
+    if not 0 <= server.shutdown_timeout < math.inf:
+        yield f"--shutdown-timeout {server.shutdown_timeout}: must be 0 or more seconds"
 
 
 def _unreadable(settings: Settings) -> Iterator[str]:

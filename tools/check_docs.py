@@ -93,6 +93,7 @@ def tree() -> str:
 MADE = {
     "README.md": {"tree": tree},
     "docs/serving.md": doc_tables.TABLES,
+    "docs/errors.md": doc_tables.ERROR_TABLES,
     "docs/benchmarking.md": {"options": doc_tables.bench_options},
 }
 

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from glimt import config
 from glimt.api import body, schema
+from glimt.api.error_table import ERRORS
 from glimt.api.routes import ROUTES
 from glimt.api.state import HttpLimits
 from glimt.bench import options as bench
@@ -103,11 +104,11 @@ def fields() -> str:
 def routes() -> str:
     """Every route."""
     rows = [
-        (f"`{' '.join(route.methods)} {route.path}`", route.summary)
+        (f"`{' '.join(route.methods)} {route.path}`", route.access.value, route.summary)
         for route in ROUTES
         if not route.path.endswith("/") or route.path == "/"
     ]
-    return _table(("route", "what it gives"), rows)
+    return _table(("route", "for whom", "what it gives"), rows)
 
 
 def metrics() -> str:
@@ -150,6 +151,25 @@ def limits() -> str:
     )
     return _table(("what", "limit", "beyond it"), rows)
 
+
+def errors() -> str:
+    """Every error of an HTTP answer, by status."""
+    rows = [
+        (
+            f"`{row.code}`",
+            str(row.status),
+            f"`{row.type}`",
+            f"`{row.anthropic}`",
+            row.when,
+            row.cure,
+        )
+        for row in ERRORS.values()
+    ]
+    head = ("code", "status", "OpenAI's type", "Anthropic's", "when", "what to do")
+    return _table(head, sorted(rows, key=lambda row: row[1]))
+
+
+ERROR_TABLES = {"errors": errors}
 
 TABLES = {
     "flags": flags,

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from glimt.api.body import decode_body
 from glimt.api.call import Call, checked_label, log_failure
 from glimt.api.departure import Departure
-from glimt.api.errors import ClientLeft, Draining
+from glimt.api.errors import ClientLeft, Draining, FirstTokenTimeout, Paused
 from glimt.api.fields import RequestFields
 from glimt.api.known import KnownFields
 from glimt.api.state import ApiState
@@ -108,10 +108,12 @@ async def read_request(
     return request, unknown
 
 
-def refuse_if_draining(state: ApiState) -> None:
-    """Raises Draining."""
+def refuse_if_closed(state: ApiState) -> None:
+    """Raises Draining, or Paused."""
     if state.lifecycle.is_draining:
         raise Draining
+    if state.lifecycle.is_paused:
+        raise Paused
 
 
 def check_model(state: ApiState, model: str | None) -> None:
@@ -160,6 +162,7 @@ def salt_of(scope: Scope, cache_salt: str | None) -> bytes:
 
 
 async def send_answer(
+    state: ApiState,
     answer: Readable,
     writer: Writer,
     headers: Headers,
@@ -172,16 +175,27 @@ async def send_answer(
     """Send the answer and close it. Raises typed errors until the first byte is sent."""
     with closing(answer):
         try:
+            first = await _first(answer, state.first_token_timeout_s)
             if stream:
-                await _stream(answer, writer, headers, departure, send, call)
+                await _stream(answer, first, writer, headers, departure, send, call)
             else:
-                await _send_whole(answer, writer, headers, departure, send)
+                await _send_whole(answer, first, writer, headers, departure, send)
         finally:
             call.facts.update(answer.facts())
 
 
+async def _first(answer: Readable, timeout_s: float) -> list[Delta]:
+    """The first deltas. Raises FirstTokenTimeout; 0 seconds are no limit."""
+    try:
+        async with asyncio.timeout(timeout_s or None):
+            return await answer.receive()
+    except TimeoutError:
+        raise FirstTokenTimeout(timeout_s) from None
+
+
 async def _stream(
     answer: Readable,
+    deltas: list[Delta],
     writer: Writer,
     headers: Headers,
     departure: Departure,
@@ -190,7 +204,6 @@ async def _stream(
 ) -> None:
     """Server-sent events. The head waits for the first deltas, so that whatever fails until then
     has a status of its own; later failures are an event, and leave out the finish_reason."""
-    deltas = await answer.receive()
     await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *headers]})
     try:
         while not answer.is_complete:
@@ -205,9 +218,13 @@ async def _stream(
 
 
 async def _send_whole(
-    answer: Readable, writer: Writer, headers: Headers, departure: Departure, send: Send
+    answer: Readable,
+    deltas: list[Delta],
+    writer: Writer,
+    headers: Headers,
+    departure: Departure,
+    send: Send,
 ) -> None:
-    deltas: list[Delta] = []
     while new := await answer.receive():
         deltas += new
     await send_json(writer.whole(deltas, answer), headers, departure, send)

@@ -6,7 +6,7 @@ from starlette.types import Receive, Scope, Send
 from glimt.api.answering import (
     ignored_header,
     read_request,
-    refuse_if_draining,
+    refuse_if_closed,
     salt_of,
     send_answer,
     send_json,
@@ -35,7 +35,7 @@ _count_decoder = msgspec.json.Decoder(CountRequest)
 async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
-    refuse_if_draining(state)
+    refuse_if_closed(state)
     request, unknown = await read_request(state, scope, receive, _messages_decoder, MESSAGES_FIELDS)
     chat, paths = chat_request(request, has_budget=state.parse_reasoning)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
@@ -58,14 +58,21 @@ async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) 
         )
         stream = bool(request.stream)
         await send_answer(
-            answer, MessagesWriter(form), headers, departure, send, call, stream=stream
+            state,
+            answer,
+            MessagesWriter(form),
+            headers,
+            departure,
+            send,
+            call,
+            stream=stream,
         )
 
 
 async def count_tokens(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """How many tokens the prompt has, images and tools included."""
     call: Call = scope["glimt.call"]
-    refuse_if_draining(state)
+    refuse_if_closed(state)
     request, unknown = await read_request(state, scope, receive, _count_decoder, COUNT_FIELDS)
     chat, paths = chat_request(request)
     headers = [*ignored_header(unknown, call), (b"request-id", call.id.encode())]

@@ -20,7 +20,7 @@ def create_app(state: ApiState) -> ASGIApp:
     """
     app: ASGIApp = _Dispatch(state)
     app = BodyLimits(app, state.limits, state.clock)
-    app = Auth(app, state.api_keys)
+    app = Auth(app, state.api_keys, state.admin_keys)
     app = HeadLimits(app, state.limits)
     app = Boundary(
         app,
@@ -54,13 +54,12 @@ class _Dispatch:
         """ASGI."""
         call: Call = scope["glimt.call"]
         if call.match is None:
-            raise HttpError(404, "not_found", "there is nothing at this address; GET / lists all")
+            raise HttpError("not_found", "there is nothing at this address; GET / lists all")
         route = call.match.route
         # A GET without its body: HTTP asks for both or neither, and the server leaves it out.
         methods = (*route.methods, "HEAD") if "GET" in route.methods else route.methods
         if scope["method"] not in methods:
             allowed = ", ".join(methods)
-            raise HttpError(
-                405, "method_not_allowed", f"the methods here are {allowed}", {"Allow": allowed}
-            )
+            text = f"the methods here are {allowed}"
+            raise HttpError("method_not_allowed", text, {"Allow": allowed})
         await route.endpoint(self._state, scope, receive, send)

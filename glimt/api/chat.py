@@ -12,7 +12,7 @@ from glimt.api.answering import (
     check_model,
     ignored_header,
     read_request,
-    refuse_if_draining,
+    refuse_if_closed,
     salt_of,
     send_answer,
     take_label,
@@ -55,7 +55,7 @@ _decoder = msgspec.json.Decoder(ChatRequest)
 async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one chat request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
-    refuse_if_draining(state)
+    refuse_if_closed(state)
     request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     check_chat(state, request)
     take_label(call, request)
@@ -66,7 +66,16 @@ async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send
         token_ids = tuple(answer.prompt.token_ids.tolist()) if request.return_token_ids else ()
         writer = ChatWriter(answer_form(state, request, call, "chatcmpl", token_ids))
         stream = bool(request.stream)
-        await send_answer(answer, writer, headers, departure, send, call, stream=stream)
+        await send_answer(
+            state,
+            answer,
+            writer,
+            headers,
+            departure,
+            send,
+            call,
+            stream=stream,
+        )
 
 
 def check_chat(state: ApiState, request: ChatRequest) -> None:

@@ -10,7 +10,7 @@ from glimt.api.answering import (
     check_model,
     ignored_header,
     read_request,
-    refuse_if_draining,
+    refuse_if_closed,
     salt_of,
     send_answer,
     take_label,
@@ -40,7 +40,7 @@ _decoder = msgspec.json.Decoder(CompletionRequest)
 async def completions(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """Continue each prompt. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
-    refuse_if_draining(state)
+    refuse_if_closed(state)
     request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     _check(state, request)
     chat = as_chat(request)
@@ -64,7 +64,16 @@ async def completions(state: ApiState, scope: Scope, receive: Receive, send: Sen
         )
         group = AnswerGroup(answers, chat.n or 1)
         stream = bool(request.stream)
-        await send_answer(group, writer, headers, departure, send, call, stream=stream)
+        await send_answer(
+            state,
+            group,
+            writer,
+            headers,
+            departure,
+            send,
+            call,
+            stream=stream,
+        )
 
 
 def _check(state: ApiState, request: CompletionRequest) -> None:

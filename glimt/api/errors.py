@@ -1,35 +1,24 @@
-"""Which HTTP answer each cause of failure gets: the only place that knows statuses of errors.
+"""Which HTTP answer each cause of failure gets, by the table of errors, in each API's shape.
 
-A request that can never succeed gets a 4xx outside {408, 409, 429}, because the official client
-libraries repeat those and every 5xx. A 500 is a bug: it never shows an exception's text, only
-the request's id, under which the log has the rest.
+A 500 is a bug: it never shows an exception's text, only the request's id, under which the log has
+the rest.
 """
 
 import math
-from http import HTTPStatus
 from typing import Literal
 
 import msgspec
 from starlette.responses import Response
 
-from glimt.errors import (
-    EngineDied,
-    EngineFailed,
-    GlimtError,
-    ModelNotFound,
-    Overloaded,
-    RequestError,
-)
+from glimt.api.error_table import ERRORS, ErrorRow
+from glimt.errors import EngineDied, GlimtError, Overloaded, RequestError
 
 
 class HttpError(GlimtError):
-    """A failure of the HTTP request itself, before anything was asked of the engine."""
+    """A failure of the HTTP request itself; `code` is one of the table's."""
 
-    def __init__(
-        self, status: int, code: str, message: str, headers: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status = status
         self.code = code
         self.headers = headers or {}
 
@@ -39,10 +28,27 @@ class Draining(HttpError):
 
     def __init__(self) -> None:
         super().__init__(
-            503,
             "not_ready",
             "the server is shutting down; try another one",
             {"Retry-After": "5", "Connection": "close"},
+        )
+
+
+class Paused(HttpError):
+    """An operator has paused the server."""
+
+    def __init__(self) -> None:
+        super().__init__("paused", "the server is paused; try again later", {"Retry-After": "5"})
+
+
+class FirstTokenTimeout(HttpError):
+    """No token came in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            "first_token_timeout",
+            f"no token came within {seconds:g} s; the request is ended",
+            {"x-should-retry": "false"},
         )
 
 
@@ -84,52 +90,33 @@ class AnthropicErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 Dialect = Literal["openai", "anthropic"]
 
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    499: "client_left",
-}
-_ANTHROPIC_TYPES = {503: "overloaded_error", 504: "timeout_error"}
 _ENGINE_RESTART_S = 5
+
+
+def row_of(error: Exception) -> ErrorRow:
+    """The table's row for an exception; what nobody raised on purpose is an internal error."""
+    if not isinstance(error, GlimtError):
+        return ERRORS["internal_error"]
+    fallback = "invalid_request" if isinstance(error, RequestError) else "internal_error"
+    return ERRORS.get(error.code) or ERRORS[fallback]
 
 
 def status_of(error: Exception) -> int:
     """The HTTP status for an exception."""
-    if isinstance(error, HttpError):
-        return error.status
-    if isinstance(error, ModelNotFound):
-        return 404
-    if isinstance(error, RequestError):
-        return 400
-    if isinstance(error, Overloaded):
-        return 429
-    if isinstance(error, EngineDied):
-        return 503
-    if isinstance(error, ClientLeft):
-        return 499
-    return 500
+    return 499 if isinstance(error, ClientLeft) else row_of(error).status
 
 
 def body_of(error: Exception, request_id: str) -> ErrorAnswer:
     """The answer's body. Only errors raised on purpose show their own text."""
-    status = status_of(error)
-    is_bug = status == 500 and not isinstance(error, EngineFailed)
-    if isinstance(error, GlimtError) and not is_bug:
+    row = row_of(error)
+    if isinstance(error, GlimtError) and row.code != "internal_error":
         message, code = error.message, error.code
+        if row.status == 500:
+            message = f"{message} (request {request_id})"
     else:
-        message, code = (
-            f"internal error; the log has more under request {request_id}",
-            ("internal_error"),
-        )
-    if status == 500 and not is_bug:
-        message = f"{message} (request {request_id})"
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        message, code = f"internal error; the log has more under request {request_id}", row.code
     param = error.param if isinstance(error, RequestError) else None
-    return ErrorAnswer(ErrorBody(message=message, type=kind, param=param, code=code))
+    return ErrorAnswer(ErrorBody(message=message, type=row.type, param=param, code=code))
 
 
 def headers_of(error: Exception) -> dict[str, str]:
@@ -148,11 +135,9 @@ def headers_of(error: Exception) -> dict[str, str]:
 def anthropic_body_of(error: Exception, request_id: str) -> AnthropicErrorAnswer:
     """The same as Anthropic's clients expect it."""
     body = body_of(error, request_id).error
-    status = status_of(error)
-    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else body.type)
     if body.param is not None and body.param not in body.message:
         body = msgspec.structs.replace(body, message=f"{body.param}: {body.message}")
-    inner = AnthropicErrorBody(type=kind, message=body.message)
+    inner = AnthropicErrorBody(type=row_of(error).anthropic, message=body.message)
     return AnthropicErrorAnswer(error=inner, request_id=request_id)
 
 
@@ -173,9 +158,3 @@ def error_response(error: Exception, request_id: str, dialect: Dialect = "openai
 def error_event(error: Exception, request_id: str) -> bytes:
     """The event of a stream that failed after its first byte."""
     return b"data: " + msgspec.json.encode(body_of(error, request_id)) + b"\n\n"
-
-
-def plain_status(status: int) -> HttpError:
-    """An error with nothing to say beyond its status."""
-    phrase = HTTPStatus(status).phrase
-    return HttpError(status, phrase.lower().replace(" ", "_"), phrase.lower())

@@ -30,6 +30,8 @@ def reason_not_ready(state: ApiState) -> str | None:
     """Why requests should go elsewhere; a full queue is no reason."""
     if state.lifecycle.is_draining:
         return "draining"
+    if state.lifecycle.is_paused:
+        return "paused"
     if state.client.num_engines == 0:
         return "the engine is not ready"
     silence_s = state.client.silence_s

@@ -25,14 +25,14 @@ class HeadLimits:
         limits = self._limits
         path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
         if len(path) + len(scope.get("query_string", b"")) > limits.max_path_bytes:
-            raise HttpError(414, "uri_too_long", "the address is too long", _CLOSE)
+            raise HttpError("uri_too_long", "the address is too long", _CLOSE)
         sizes = [len(name) + len(value) for name, value in scope["headers"]]
         if (
             len(sizes) > limits.max_headers
             or sum(sizes) > limits.max_headers_bytes
             or max(sizes, default=0) > limits.max_header_bytes
         ):
-            raise HttpError(431, "headers_too_large", "the headers are too large", _CLOSE)
+            raise HttpError("headers_too_large", "the headers are too large", _CLOSE)
         await self._app(scope, receive, send)
 
 
@@ -66,15 +66,12 @@ class BodyLimits:
     def _check_content(self, headers: dict[bytes, list[str]], length: str, limit: int) -> None:
         codings = [*headers.get(b"content-encoding", []), *headers.get(b"transfer-encoding", [])]
         if any(each.strip().lower() not in ("identity", "chunked") for each in codings):
-            raise HttpError(
-                415, "unsupported_encoding", "compressed bodies are not read here", _CLOSE
-            )
+            raise HttpError("unsupported_encoding", "compressed bodies are not read here", _CLOSE)
         if length.isdigit() and int(length[:20]) > limit:
             raise _too_large(limit)
         if not _is_json(headers.get(b"content-type", [])):
-            raise HttpError(
-                415, "unsupported_media_type", "Content-Type must be application/json", _CLOSE
-            )
+            text = "Content-Type must be application/json"
+            raise HttpError("unsupported_media_type", text, _CLOSE)
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
         """`receive` that counts bytes and time until the body is complete."""
@@ -90,9 +87,7 @@ class BodyLimits:
                 async with asyncio.timeout(max(0.0, deadline_s - self._clock())):
                     message = await receive()
             except TimeoutError:
-                raise HttpError(
-                    408, "body_timeout", "the body arrived too slowly", _CLOSE
-                ) from None
+                raise HttpError("body_timeout", "the body arrived too slowly", _CLOSE) from None
             if message["type"] != "http.request":
                 return message
             num_bytes += len(message.get("body", b""))
@@ -105,7 +100,7 @@ class BodyLimits:
 
 
 def _too_large(limit: int) -> HttpError:
-    return HttpError(413, "request_too_large", f"the body exceeds {limit} bytes", _CLOSE)
+    return HttpError("request_too_large", f"the body exceeds {limit} bytes", _CLOSE)
 
 
 def _is_json(content_types: list[str]) -> bool:

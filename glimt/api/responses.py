@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from glimt.api.answering import (
     ignored_header,
     read_request,
-    refuse_if_draining,
+    refuse_if_closed,
     salt_of,
     send_answer,
     take_label,
@@ -34,7 +34,7 @@ _decoder = msgspec.json.Decoder(ResponsesRequest)
 async def responses(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
-    refuse_if_draining(state)
+    refuse_if_closed(state)
     request, unknown = await read_request(state, scope, receive, _decoder, RESPONSES_FIELDS)
     check_supported(request)
     chat, paths = chat_request(request)
@@ -50,7 +50,16 @@ async def responses(state: ApiState, scope: Scope, receive: Receive, send: Send)
         form = answer_form(state, chat, call, "resp", ())
         writer = ResponsesWriter(_frame(state, request, chat, form.id), form)
         stream = bool(request.stream)
-        await send_answer(answer, writer, headers, departure, send, call, stream=stream)
+        await send_answer(
+            state,
+            answer,
+            writer,
+            headers,
+            departure,
+            send,
+            call,
+            stream=stream,
+        )
 
 
 def _frame(

@@ -18,6 +18,7 @@ class Access(enum.Enum):
 
     OPEN = "open"  # everybody: what a load balancer asks
     KEY = "key"  # whoever has an API key, if there are keys
+    ADMIN = "admin"  # whoever has an admin key; without such keys the route does not exist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,16 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from glimt.api.admin import (
+    AdminAnswer,
+    PauseState,
+    is_paused,
+    pause,
+    reset_encoder_cache,
+    reset_mm_cache,
+    reset_prefix_cache,
+    resume,
+)
 from glimt.api.answering import json_response
 from glimt.api.anthropic import count_tokens, messages
 from glimt.api.anthropic_schema import (
@@ -246,6 +256,60 @@ ROUTES: tuple[ApiRoute, ...] = (
         is_quiet=True,
     ),
     ApiRoute(
+        path="/pause",
+        methods=("POST",),
+        summary="Take nothing new; `?mode=abort` ends what runs, `wait` lets it finish",
+        endpoint=pause,
+        access=Access.ADMIN,
+        max_body_bytes=0,
+        answer=AdminAnswer,
+    ),
+    ApiRoute(
+        path="/resume",
+        methods=("POST",),
+        summary="Take requests again",
+        endpoint=resume,
+        access=Access.ADMIN,
+        max_body_bytes=0,
+        answer=AdminAnswer,
+    ),
+    ApiRoute(
+        path="/is_paused",
+        methods=("GET",),
+        summary="Whether the server is paused",
+        endpoint=is_paused,
+        access=Access.ADMIN,
+        max_body_bytes=0,
+        answer=PauseState,
+    ),
+    ApiRoute(
+        path="/reset_prefix_cache",
+        methods=("POST",),
+        summary="Forget the KV of prompts that no running request holds",
+        endpoint=reset_prefix_cache,
+        access=Access.ADMIN,
+        max_body_bytes=0,
+        answer=AdminAnswer,
+    ),
+    ApiRoute(
+        path="/reset_encoder_cache",
+        methods=("POST",),
+        summary="Forget embeddings of images that no running request holds",
+        endpoint=reset_encoder_cache,
+        access=Access.ADMIN,
+        max_body_bytes=0,
+        answer=AdminAnswer,
+    ),
+    ApiRoute(
+        path="/reset_mm_cache",
+        methods=("POST",),
+        summary="Forget pixels of images and videos that no running request holds",
+        endpoint=reset_mm_cache,
+        access=Access.ADMIN,
+        max_body_bytes=0,
+        answer=AdminAnswer,
+    ),
+    ApiRoute(
         path="/openapi.json",
         methods=("GET",),
         summary="This document",
@@ -264,4 +328,5 @@ ROUTES: tuple[ApiRoute, ...] = (
 
 def route_table(state: ApiState) -> RouteTable:
     """The routes of a server with these settings."""
-    return RouteTable(ROUTES)
+    has_admin = bool(state.admin_keys)
+    return RouteTable(each for each in ROUTES if has_admin or each.access is not Access.ADMIN)

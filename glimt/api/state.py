@@ -35,6 +35,7 @@ class Lifecycle:
     """Where the server is in its life; its owner is the server process."""
 
     is_draining: bool = False  # takes nothing new
+    is_paused: bool = False  # the same, until an operator changes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,10 @@ class ApiState:
     seeds: random.Random  # of requests that bring none
     random: random.Random  # ids
     started_at: int  # seconds since 1970
+    forget_pixels: Callable[[], None]  # those of media that nobody holds
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()  # of operators; without one their routes do not exist
+    first_token_timeout_s: float = 600.0  # 0 = none
     limits: HttpLimits = field(default_factory=HttpLimits)
     max_images: int = 32
     max_videos: int = 2

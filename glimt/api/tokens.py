@@ -17,7 +17,7 @@ from glimt.api.answering import (
     check_model,
     ignored_header,
     read_request,
-    refuse_if_draining,
+    refuse_if_closed,
     salt_of,
     send_json,
 )
@@ -108,7 +108,7 @@ _TOKEN_FIELDS = KnownFields(DetokenizeRequest)
 async def tokenize(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /tokenize."""
     call: Call = scope["glimt.call"]
-    refuse_if_draining(state)
+    refuse_if_closed(state)
     request, unknown = await read_request(state, scope, receive, _tokenize_decoder, _TEXT_FIELDS)
     check_model(state, request.model)
     headers = ignored_header(unknown, call)
@@ -200,7 +200,7 @@ async def detokenize(state: ApiState, scope: Scope, receive: Receive, send: Send
 async def render_chat(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /v1/chat/completions/render."""
     call: Call = scope["glimt.call"]
-    refuse_if_draining(state)
+    refuse_if_closed(state)
     request, unknown = await read_request(state, scope, receive, _decode_chat, KNOWN_FIELDS)
     check_chat(state, request)
     headers = ignored_header([*unknown, *without_effect(state, request)], call)

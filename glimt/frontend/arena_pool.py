@@ -83,9 +83,7 @@ class ArenaPool(Generic[Value]):
         while (place := self._first_fit(size)) is None:
             if not self._unleased:
                 return None
-            key, _ = self._unleased.popitem(last=False)
-            victim = self._kept.pop(key)
-            self._give_back(victim.place.offset, _rounded(victim.place.nbytes))
+            self._evict()
         offset, room = self._free[place]
         if room == size:
             del self._free[place]
@@ -112,6 +110,12 @@ class ArenaPool(Generic[Value]):
         """A claim on what is kept under `key`, if there is something."""
         return self._begin_lease(key) if key in self._kept else None
 
+    def forget_unleased(self) -> None:
+        """Give back all that is kept and that nobody has a lease on."""
+        while self._unleased:
+            self._evict()
+        self.on_room()
+
     def check(self) -> None:
         """Raise AssertionError unless the ranges tile the arena and the counts are right."""
         spans = [(offset, size, True) for offset, size in self._free]
@@ -128,6 +132,11 @@ class ArenaPool(Generic[Value]):
         unleased = {key for key, kept in self._kept.items() if kept.num_leases == 0}
         if unleased != set(self._unleased) or self._free != sorted(self._free):
             raise AssertionError("the list of evictable or free ranges is wrong")
+
+    def _evict(self) -> None:
+        key, _ = self._unleased.popitem(last=False)
+        victim = self._kept.pop(key)
+        self._give_back(victim.place.offset, _rounded(victim.place.nbytes))
 
     def _begin_lease(self, key: bytes) -> ArenaLease[Value]:
         kept = self._kept[key]

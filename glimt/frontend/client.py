@@ -24,6 +24,7 @@ from glimt.wire import (
     ErrorInfo,
     Output,
     Outputs,
+    ResetCaches,
     SamplingParams,
     Submit,
 )
@@ -176,6 +177,11 @@ class EngineClient:
         """End every open request with EngineDied(reason), when a shutdown waits no longer."""
         for generation in {request.generation: None for request in self._open.values()}:
             generation.fail(EngineDied(reason))
+
+    def reset_caches(self, *, prefix: bool, images: bool) -> None:
+        """Have all engines forget what no running request holds: known prefixes, embeddings."""
+        for engine in self._engines.values():
+            engine.send(ResetCaches(prefix=prefix, images=images))
 
     def _note_idle(self) -> None:
         if self._open or self._num_preparing:

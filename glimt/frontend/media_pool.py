@@ -138,6 +138,10 @@ class MediaPool:
         frames = tuple(_placed(frame, lease.place) for frame in lease.value)
         return PreparedMedia(source.kind, key, frames, lease)
 
+    def forget_unleased(self) -> None:
+        """Forget pixels that nobody holds."""
+        self._arena.forget_unleased()
+
     # -------------------------------------------------------------------------------- keys
 
     def _salt(self, kind: str, settings: ImageSettings) -> bytes:

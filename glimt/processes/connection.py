@@ -13,7 +13,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from glimt.api.errors import HttpError, body_of
+from glimt.api.errors import HttpError, body_of, status_of
 
 HEAD_TIMEOUT_S = 10.0  # from a request's first byte to its body
 # Longer than what clients and balancers keep idle connections for, or they race with our close.
@@ -52,14 +52,14 @@ class Connection(HttpToolsProtocol):
             self._feed(data)
         except httptools.HttpParserError:
             if len(self.url) > MAX_HEAD_BYTES // 2:  # more than the parser splits
-                self._refuse(HttpError(414, "uri_too_long", "the address is too long"))
+                self._refuse(HttpError("uri_too_long", "the address is too long"))
             else:
-                self._refuse(HttpError(400, "bad_http", "this is not a valid HTTP/1.1 request"))
+                self._refuse(HttpError("bad_http", "this is not a valid HTTP/1.1 request"))
             return
         if self._is_in_head:
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HttpError(431, "headers_too_large", "the headers are too large"))
+                self._refuse(HttpError("headers_too_large", "the headers are too large"))
 
     def on_message_begin(self) -> None:
         """A first byte."""
@@ -141,7 +141,7 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         body = msgspec.json.encode(body_of(error, ""))
         head = (
-            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+            f"HTTP/1.1 {status_of(error)} {HTTPStatus(status_of(error)).phrase}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             "connection: close\r\n\r\n"
         )
@@ -166,7 +166,7 @@ class Connection(HttpToolsProtocol):
         elif self._is_lingering or not self._is_in_message:
             self.transport.close()
         else:
-            self._refuse(HttpError(408, "head_timeout", "the headers arrived too slowly"))
+            self._refuse(HttpError("head_timeout", "the headers arrived too slowly"))
 
 
 class _CycleTransport:

@@ -74,6 +74,8 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     allowed_local_media_path: str | None
     allowed_media_domains: tuple[str, ...] | None
     api_keys: tuple[str, ...]
+    admin_keys: tuple[str, ...]
+    first_token_timeout_s: float  # 0 = none
     seed: int | None  # of the seeds of requests that bring none; None = drawn afresh
     priority_policy: bool
     root_path: str

@@ -118,13 +118,14 @@ def resolved(plan: Plan) -> str:
         "videos": f"{server.max_videos} of at most {max_tokens(server.video)} tokens",
         "frames": f"{server.video.sampler}, {server.video.fps:g} fps",
         "api_keys": len(server.api_keys),
+        "admin_keys": len(server.admin_keys),
         "sampling defaults": sampling,
     }
     return ", ".join(f"{name}={value}" for name, value in fields.items())
 
 
 def _shown(field: str, value: Any) -> str:
-    return "(hidden)" if field == "api_key" else str(value)
+    return "(hidden)" if field in ("api_key", "admin_key") else str(value)
 
 
 def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
@@ -220,7 +221,9 @@ def _server_start(
         allowed_media_domains=(
             None if media.allowed_media_domains is None else tuple(media.allowed_media_domains)
         ),
-        api_keys=_api_keys(settings),
+        api_keys=_keys(server.api_key, server.api_key_file, "--api-key-file"),
+        admin_keys=_keys(server.admin_key, server.admin_key_file, "--admin-key-file"),
+        first_token_timeout_s=server.first_token_timeout,
         seed=models.seed,
         priority_policy=settings.cache.scheduling_policy == "priority",
         root_path=server.root_path,
@@ -284,14 +287,15 @@ def _ids(value: Any) -> list[int]:
     return [token_id for token_id in ids if isinstance(token_id, int)]
 
 
-def _api_keys(settings: Settings) -> tuple[str, ...]:
-    keys = list(settings.server.api_key or ())
-    if settings.server.api_key_file is not None:
+def _keys(given: list[str] | None, file: str | None, flag: str) -> tuple[str, ...]:
+    """Keys from the command line (or the environment) and from a file, one a line."""
+    keys = list(given or ())
+    if file is not None:
         try:
-            in_file = Path(settings.server.api_key_file).read_text("utf-8").split()
+            in_file = Path(file).read_text("utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadSettings(f"--api-key-file: {error}") from None
+            raise BadSettings(f"{flag}: {error}") from None
         if not in_file:
-            raise BadSettings(f"--api-key-file {settings.server.api_key_file} holds no key")
+            raise BadSettings(f"{flag} {file} holds no key")
         keys += in_file
     return tuple(keys)

@@ -142,6 +142,13 @@ class Ranges(RuleBasedStateMachine):
         _, lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         lease.release()
 
+    @rule()
+    def forget(self) -> None:
+        self.pool.forget_unleased()
+        held = {key for key, _ in self.leases}
+        assert self.pool.num_kept == len(held)
+        self.places = {key: place for key, place in self.places.items() if key in held}
+
     @invariant()
     def the_pool_is_sound(self) -> None:
         self.pool.check()

@@ -97,6 +97,7 @@ class ServerWorld:
             random=self._rng,
             seeds=self._rng,
             started_at=0,
+            forget_pixels=lambda: None,
             api_keys=story.keys,
             limits=HttpLimits(body_timeout_s=BODY_TIMEOUT_S, max_stalled_s=MAX_STALLED_S),
             parse_reasoning=story.parse_reasoning,

@@ -20,6 +20,7 @@ from glimt.wire import (
     ErrorInfo,
     Output,
     Outputs,
+    ResetCaches,
     Submit,
     TokenLogprobs,
 )
@@ -58,6 +59,7 @@ class FakeEngine:
     tokens_per_step: int = 1
     submits: list[Submit] = field(default_factory=list)
     aborts: list[int] = field(default_factory=list)
+    resets: list[ResetCaches] = field(default_factory=list)
     running: dict[int, FakeRequest] = field(default_factory=dict)
     aborted: list[int] = field(default_factory=list)  # not yet answered
     takes_messages: bool = True
@@ -71,8 +73,11 @@ class FakeEngine:
         """The client's way in. Messages pass through msgpack, as they do on the wire."""
         if not self.takes_messages:
             return False
-        received: Any = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=Submit | Abort)
-        if isinstance(received, Submit):
+        encoded = msgspec.msgpack.encode(message)
+        received: Any = msgspec.msgpack.decode(encoded, type=Submit | Abort | ResetCaches)
+        if isinstance(received, ResetCaches):
+            self.resets.append(received)
+        elif isinstance(received, Submit):
             self.submits.append(received)
             self.running[received.request_id] = FakeRequest(received, tuple(self.script(received)))
         else:

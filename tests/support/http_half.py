@@ -112,6 +112,7 @@ class Serving:
                 "random": random.Random(0),
                 "seeds": random.Random(0),
                 "started_at": 1_600_000_000,
+                "forget_pixels": self.media.forget,
                 "media_settings": {"image": ImageSettings(), "video": VIDEO},
                 **state,
             }

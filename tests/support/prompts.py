@@ -101,6 +101,11 @@ class FakeMedia:
     leases: list[CountedLease] = field(default_factory=list)
     settings: list[ImageSettings | None] = field(default_factory=list)  # as asked for
 
+    num_forgotten: int = 0
+
+    def forget(self) -> None:
+        self.num_forgotten += 1
+
     async def prepare(self, source: MediaSource) -> PreparedMedia:
         if source.url in self.failures:
             raise self.failures[source.url]

@@ -1,0 +1,151 @@
+"""What only the operator may do; the table of errors; and answers that take too long."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import glimt
+from glimt.api.error_table import ERRORS
+from glimt.api.route import Access
+from glimt.api.routes import ROUTES
+from glimt.wire import ResetCaches
+from tests.support.http_half import HEADERS, Reply, Serving, chat_body, spoken
+
+ADMIN = [route for route in ROUTES if route.access is Access.ADMIN]
+KEYS: dict[str, Any] = {"api_keys": ("user",), "admin_keys": ("root",)}
+
+
+def bearer(key: str) -> tuple[bytes, bytes]:
+    return (b"authorization", f"Bearer {key}".encode())
+
+
+async def admin(serving: Serving, method: str, path: str) -> Reply:
+    return await serving.call(method, path, headers=[*HEADERS, bearer("root")])
+
+
+def test_the_operators_routes_are_these() -> None:
+    assert {route.path for route in ADMIN} == {
+        "/pause",
+        "/resume",
+        "/is_paused",
+        "/reset_prefix_cache",
+        "/reset_encoder_cache",
+        "/reset_mm_cache",
+    }
+
+
+@pytest.mark.parametrize("route", ADMIN, ids=lambda route: route.path)
+async def test_an_operators_route_is_for_operators(route: Any) -> None:
+    (method,) = route.methods
+    serving = Serving(**KEYS)
+    for headers, status in (
+        ([], 401),
+        ([bearer("other")], 401),
+        ([bearer("user")], 403),
+        ([bearer("root"), (b"origin", b"http://evil")], 403),
+        ([bearer("root")], 200),
+    ):
+        reply = await serving.call(method, route.path, headers=[*HEADERS, *headers])
+        assert reply.status == status
+    for state, status in (({"api_keys": ("user",)}, 404), ({}, 404)):
+        reply = await Serving(**state).call(method, route.path, headers=[*HEADERS, bearer("user")])
+        assert reply.status == status
+    reply = await Serving(admin_keys=("root",)).call(method, route.path, headers=HEADERS)
+    assert reply.status == 401
+
+
+async def test_an_operator_may_also_ask_and_without_user_keys_everybody_may() -> None:
+    reply = await Serving(**KEYS).ask(body=chat_body(), headers=[*HEADERS, bearer("root")])
+    assert reply.status == 200
+    assert (await Serving(admin_keys=("root",)).chat()).status == 200
+
+
+async def test_a_paused_server_takes_nothing_and_lets_what_runs_finish() -> None:
+    serving = Serving(spoken("yes"), **KEYS)
+    ask = {"body": chat_body(), "headers": [*HEADERS, bearer("user")]}
+    running = asyncio.create_task(serving.call(**ask))  # type: ignore[arg-type]
+    while not serving.engine.submits:
+        await asyncio.sleep(0)
+    paused = await admin(serving, "POST", "/pause?mode=wait")
+    assert paused.json() == {"status": "paused", "num_open": 1}
+    assert (await admin(serving, "GET", "/is_paused")).json() == {"is_paused": True}
+    reply = await serving.call(**ask)  # type: ignore[arg-type]
+    assert (reply.status, reply.error["code"]) == (503, "paused")
+    assert reply.headers["retry-after"]
+    assert (await serving.call("GET", "/readyz", headers=HEADERS)).json() == {"status": "paused"}
+    assert (await serving.call("GET", "/livez", headers=HEADERS)).status == 200
+    while not running.done():
+        serving.engine.step()
+        await asyncio.sleep(0)
+    assert running.result().status == 200
+    assert (await admin(serving, "POST", "/resume")).json()["status"] == "running"
+    assert (await serving.ask(**ask)).status == 200  # type: ignore[arg-type]
+
+
+async def test_a_pause_that_aborts_ends_what_runs() -> None:
+    serving = Serving(spoken("word " * 50), **KEYS)
+    headers = [*HEADERS, bearer("user")]
+    running = asyncio.create_task(serving.call(body=chat_body(stream=True), headers=headers))
+    while not serving.engine.submits:
+        await asyncio.sleep(0)
+    serving.engine.step()
+    await asyncio.sleep(0)
+    await admin(serving, "POST", "/pause")
+    assert "error" in (await running).events[-2]
+    for mode, code in (("keep", "unsupported"), ("hard", "invalid_request")):
+        reply = await admin(serving, "POST", f"/pause?mode={mode}")
+        assert (reply.status, reply.error["code"], reply.error["param"]) == (400, code, "mode")
+
+
+async def test_caches_are_forgotten_each_by_itself() -> None:
+    serving = Serving(**KEYS)
+    await admin(serving, "POST", "/reset_prefix_cache")
+    await admin(serving, "POST", "/reset_encoder_cache")
+    assert serving.engine.resets == [ResetCaches(True, False), ResetCaches(False, True)]
+    assert serving.media.num_forgotten == 0
+    await admin(serving, "POST", "/reset_mm_cache")
+    assert serving.media.num_forgotten == 1
+    assert len(serving.engine.resets) == 2
+
+
+async def test_a_body_where_none_belongs_is_a_413() -> None:
+    headers = [*HEADERS, bearer("root")]
+    reply = await Serving(**KEYS).call("POST", "/pause", body=b"{}", headers=headers)
+    assert reply.status == 413
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_an_answer_that_does_not_begin_in_time_is_a_504(path: str, stream: bool) -> None:
+    serving = Serving(first_token_timeout_s=0.01)
+    fields = {"messages": [{"role": "user", "content": "hi"}], "input": "hi"}
+    body = json.dumps({"max_tokens": 9, "stream": stream, **fields}).encode()
+    reply = await serving.call("POST", path, body=body)
+    assert reply.status == 504
+    assert reply.json()["error"]["type"] == "timeout_error"
+    assert reply.headers["x-should-retry"] == "false"
+    assert serving.engine.aborts == [serving.engine.submits[0].request_id]
+
+
+def test_every_code_of_the_source_is_in_the_table() -> None:
+    codes: set[str] = set()
+    for file in Path(glimt.__file__).parent.rglob("*.py"):
+        text = file.read_text()
+        codes |= set(re.findall(r'^\s+code = "(\w+)"', text, re.M))
+        codes |= set(re.findall(r'code="(\w+)"', text))
+        codes |= set(re.findall(r'HttpError\(\s*"(\w+)"', text))
+        codes |= set(re.findall(r'super\(\).__init__\(\s*"(\w+)",', text))
+    start = {"startup_error", "bad_settings", "bad_checkpoint", "not_enough_memory"}
+    assert codes - start - {"client_left"} <= set(ERRORS)
+    assert {"invalid_json", "unknown_field", "paused", "admin_only", "body_timeout"} <= codes
+
+
+def test_what_can_never_succeed_is_not_repeated_by_clients() -> None:
+    for row in ERRORS.values():
+        if row.type == "invalid_request_error":
+            assert 400 <= row.status < 500
+            assert row.status not in (408, 409, 429)
