@@ -131,6 +131,11 @@ class ReplyReader:
                 is_thought = self._channel == "reasoning"
                 return ReplyDelta(shown) if is_thought else ReplyDelta("", shown)
             return merge(self._delta(new))
+        if self._calls is not None and not self._is_over:
+            calls = self._calls.read_string(token_ids)
+            if calls is not None:
+                self._num_tokens += len(token_ids)
+                return ReplyDelta(calls=calls)
         early = max(0, self._min_tokens - self._num_tokens)
         deltas: list[ReplyDelta] = []
         for part, may_stop in ((token_ids[:early], False), (token_ids[early:], True)):

@@ -124,6 +124,11 @@ class ArgumentsWriter:
         self._key = key
         return True
 
+    @property
+    def is_text(self) -> bool:
+        """What comes now is part of a string."""
+        return self._is_text
+
     def begin_value(self) -> str:
         """The value of the key that was taken begins."""
         self._schema = self._types.schema_of(self._key)
@@ -169,7 +174,8 @@ class CallReader:
         """`skip_ids` give no text."""
         self._rules = rules
         self._tokens = rules.tokens
-        self._text_of = {mark: tokenizer.token_text(mark) for mark in rules.tokens.all}
+        self._marks = rules.tokens.all
+        self._text_of = {mark: tokenizer.token_text(mark) for mark in self._marks}
         self._new_text: Callable[[], Detokenizer] = lambda: Detokenizer(tokenizer, skip_ids)
         self._state: _State = "outside"
         self._text = self._new_text()  # of the tokens since the last mark
@@ -183,6 +189,18 @@ class CallReader:
     def is_plain(self, token_ids: Sequence[int]) -> bool:
         """None of these tokens has anything to do with a call."""
         return self._state == "outside" and self._tokens.begin not in token_ids
+
+    def read_string(self, token_ids: Sequence[int]) -> tuple[CallDelta, ...] | None:
+        """`read` for tokens that are all within a string value, in a fraction of the time.
+
+        None: they may be something else, and nothing was done.
+        """
+        if self._state != "value" or self._held_end or not self._marks.isdisjoint(token_ids):
+            return None
+        if self._arguments is None or not self._arguments.is_text:
+            return None
+        text = self._text.push(token_ids).text
+        return (CallDelta(self.num_calls - 1, escape(text)),) if text else ()
 
     def read(self, token_ids: Sequence[int]) -> Iterator[Sequence[int] | CallPiece]:
         """In order: tokens that belong to no call, as they are, and pieces of calls.
@@ -223,7 +241,7 @@ class CallReader:
         self._state = "outside"
 
     def _is_mark(self, token_id: int) -> bool:
-        if token_id not in self._text_of:
+        if token_id not in self._marks:
             return False
         tokens = self._tokens
         if self._state == "outside":

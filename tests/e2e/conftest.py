@@ -25,7 +25,9 @@ def serving(
     checkpoint: Path, media_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Serving]:
     log = tmp_path_factory.mktemp("log") / "server.txt"
-    with Serving(checkpoint, "--allowed-local-media-path", str(media_folder), log=log) as serving:
+    flags = ["--allowed-local-media-path", str(media_folder), "--enable-auto-tool-choice"]
+    flags += ["--tool-call-parser", "glm45", "--reasoning-parser", "glm45"]
+    with Serving(checkpoint, *flags, log=log) as serving:
         yield serving
 
 

@@ -272,3 +272,49 @@ def test_a_client_that_leaves_frees_its_place(serving: Serving, client: Any) -> 
     serving.wait_for(lambda: running() == 1.0)
     stream.close()
     serving.wait_for(lambda: running() == 0.0, 10)
+
+
+PAINT = {
+    "type": "function",
+    "function": {
+        "name": "paint",
+        "parameters": {
+            "type": "object",
+            "properties": {"colour": {"enum": ["red", "blue"]}, "twice": {"type": "boolean"}},
+            "required": ["colour", "twice"],
+        },
+    },
+}
+
+
+def test_an_agent_acts_on_a_picture_by_a_call_that_must_be_made(client: Any) -> None:
+    """A whole round with random weights: the call is enforced, its result goes back in, and the
+    stream of the same request tells the same call."""
+    fields: dict[str, Any] = {
+        "model": "tiny",
+        "tools": [PAINT],
+        "tool_choice": {"type": "function", "function": {"name": "paint"}},
+        "temperature": 0,
+        "max_tokens": 100,
+        "extra_body": {"enable_thinking": False},
+    }
+    messages: list[Any] = ask("Paint it.", data_url(picture(112, 112)))
+    choice = client.chat.completions.create(messages=messages, **fields).choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert arguments["colour"] in ("red", "blue")
+    assert isinstance(arguments["twice"], bool)
+    with client.chat.completions.stream(messages=messages, **fields) as events:
+        streamed = events.get_final_completion().choices[0]
+    (again,) = streamed.message.tool_calls
+    assert (again.function.name, again.function.arguments) == ("paint", call.function.arguments)
+    assert streamed.finish_reason == "tool_calls"
+    messages += [
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "done"},
+    ]
+    fields |= {"tool_choice": "none", "max_tokens": 8}
+    answer = client.chat.completions.create(messages=messages, **fields).choices[0]
+    assert answer.message.tool_calls is None
+    assert answer.finish_reason in ("stop", "length")
