@@ -34,6 +34,7 @@ BENCH_GROUPS = (
     bench.SamplingOptions,
     bench.FigureOptions,
     bench.OutputOptions,
+    bench.SearchOptions,
 )
 INFO = EngineInfo(
     max_model_len=1,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from glimt.bench import compare as comparing
 from glimt.bench import outputs, settings
 from glimt.bench.events import read_log
 from glimt.bench.options import (
@@ -15,9 +16,13 @@ from glimt.bench.options import (
     Options,
     OutputOptions,
     SamplingOptions,
+    SearchOptions,
     TargetOptions,
 )
-from glimt.bench.run import Bench
+from glimt.bench.report.html import report as page
+from glimt.bench.report.html import write_text
+from glimt.bench.report.series import comparison_page, comparison_tables, text_table
+from glimt.bench.serve import run_all
 
 app = App(
     name="bench",
@@ -35,6 +40,7 @@ def serve(
     sampling: Annotated[SamplingOptions, Parameter(name="*")] = SamplingOptions(),
     figures: Annotated[FigureOptions, Parameter(name="*")] = FigureOptions(),
     output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions(),
+    search: Annotated[SearchOptions, Parameter(name="*")] = SearchOptions(),
 ) -> int:
     """Send requests to a running server and report how it did.
 
@@ -42,14 +48,15 @@ def serve(
     definitions are better.
     """
     options = Options(
-        target=target, load=load, data=data, sampling=sampling, figures=figures, output=output
+        target=target,
+        load=load,
+        data=data,
+        sampling=sampling,
+        figures=figures,
+        output=output,
+        search=search,
     )
-    for note in settings.check(options):
-        _say(f"note: {note}")
-    bench = Bench(options, _say)
-    runs = outputs.evaluate([bench.run(options)], settings.question(options))
-    outputs.write(options, runs, _say, print)
-    return 0 if any(run.summary.completed for run in runs) else 1
+    return run_all(options, _say, print)
 
 
 @app.command
@@ -69,7 +76,44 @@ def report(
     """
     options = Options(figures=figures, output=output)
     runs = outputs.evaluate(read_log(Path(raw)), settings.question(options))
+    for run in runs:
+        outputs.show(options, run, _say, print)
     outputs.write(options, runs, _say, print)
+    return 0
+
+
+@app.command
+def compare(
+    before: str,
+    after: str,
+    /,
+    *,
+    figures: Annotated[FigureOptions, Parameter(name="*")] = FigureOptions(),
+    html: str | None = None,
+) -> int:
+    """What changed from BEFORE to AFTER: event logs (--raw), or results with --save-detailed.
+
+    Results of vLLM's client will do. Repeats of both sides are paired, and so are the requests of
+    single runs, if they were the same.
+
+    Parameters
+    ----------
+    before
+        Log or result of the first side.
+    after
+        Log or result of the second side.
+    html
+        Write the comparison as a page.
+    """
+    question = settings.question(Options(figures=figures))
+    sides = [comparing.load(Path(name)) for name in (before, after)]
+    changes, pairs = comparing.compare(sides[0], sides[1], question)
+    for table in comparison_tables(changes, pairs):
+        print(text_table(table), end="\n\n")
+    if html is not None:
+        content = page("Comparison", f"{before} and {after}", "", [comparison_page(changes, pairs)])
+        write_text(Path(html), content)
+        _say(f"wrote {html}")
     return 0
 
 

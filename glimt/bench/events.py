@@ -42,6 +42,7 @@ class RunStart(msgspec.Struct, kw_only=True, tag="start", tag_field="event"):
     ramp_up: tuple[str, int, int] | None = None
     ignore_eos: bool = False
     vllm_compat: bool = False
+    repeat: int = 0
 
 
 class RequestEvent(msgspec.Struct, kw_only=True, tag="request", tag_field="event"):
@@ -108,6 +109,15 @@ class ServerEvent(msgspec.Struct, kw_only=True, tag="server", tag_field="event")
     values: dict[str, float]
 
 
+class PowerEvent(msgspec.Struct, kw_only=True, tag="power", tag_field="event"):
+    """The local GPUs: watts and use (0 to 1) of each, and energy counters where there are some."""
+
+    at_ns: int
+    watts: list[float]
+    utilisation: list[float]
+    joules: list[float] | None = None
+
+
 class RunEnd(msgspec.Struct, kw_only=True, tag="end", tag_field="event"):
     """The clock stopped: the last answer was complete."""
 
@@ -115,7 +125,7 @@ class RunEnd(msgspec.Struct, kw_only=True, tag="end", tag_field="event"):
     notes: list[str] = []
 
 
-Event = RunStart | RequestEvent | HealthEvent | ServerEvent | RunEnd
+Event = RunStart | RequestEvent | HealthEvent | ServerEvent | PowerEvent | RunEnd
 
 
 class EventLog(msgspec.Struct, kw_only=True):
@@ -125,6 +135,7 @@ class EventLog(msgspec.Struct, kw_only=True):
     requests: list[RequestEvent] = []
     health: list[HealthEvent] = []
     server: list[ServerEvent] = []
+    power: list[PowerEvent] = []
     end: RunEnd
 
     def events(self) -> Iterator[Event]:
@@ -133,6 +144,7 @@ class EventLog(msgspec.Struct, kw_only=True):
         yield from self.requests
         yield from self.health
         yield from self.server
+        yield from self.power
         yield self.end
 
 
@@ -189,14 +201,17 @@ class _Pending:
         self._requests: list[RequestEvent] = []
         self._health: list[HealthEvent] = []
         self._server: list[ServerEvent] = []
+        self._power: list[PowerEvent] = []
 
-    def add(self, event: RequestEvent | HealthEvent | ServerEvent) -> None:
+    def add(self, event: RequestEvent | HealthEvent | ServerEvent | PowerEvent) -> None:
         if isinstance(event, RequestEvent):
             self._requests.append(event)
         elif isinstance(event, HealthEvent):
             self._health.append(event)
-        else:
+        elif isinstance(event, ServerEvent):
             self._server.append(event)
+        else:
+            self._power.append(event)
 
     def log(self, start: RunStart, end: RunEnd) -> EventLog:
         return EventLog(
@@ -204,5 +219,6 @@ class _Pending:
             requests=self._requests,
             health=self._health,
             server=self._server,
+            power=self._power,
             end=end,
         )

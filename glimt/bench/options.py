@@ -90,6 +90,10 @@ class LoadOptions:
     """Send warm-ups at the run's own pace and go over into it without a pause."""
     duration: float | None = None
     """Send for this many seconds, going round the prompts as often as needed."""
+    repeats: int = 1
+    """Repeat the run and give confidence intervals; each repeat has its own seed."""
+    workers: int = 1
+    """Client processes that share the load. One is enough for some ten thousand events a second."""
     probe_request_rate: float = 0.0
     """Also send one-token text requests at this rate, on connections of their own."""
     seed: int = 0
@@ -231,6 +235,8 @@ class FigureOptions:
     """Definitions and spelling of vLLM up to 0.12: gaps per chunk, peaks by second, "Token"."""
     server_metrics: bool = False
     """Read the server's /metrics each second during the run."""
+    gpu: bool = False
+    """Read power and use of the local NVIDIA GPUs; gives joules per token."""
     profile: bool = False
     """POST /start_profile before and /stop_profile after the run."""
 
@@ -255,8 +261,41 @@ class OutputOptions:
     """KEY=VALUE pairs for the result."""
     raw: str | None = None
     """Write the event log (JSON lines), from which `glimt bench report` makes everything again."""
+    html: str | None = None
+    """Write the report, one file without network."""
+    csv: str | None = None
+    """Write one line per request."""
+    markdown: str | None = None
+    """Write the figures as Markdown."""
+    plot_timeline: bool = False
+    """Write the report beside the result (it has the timeline)."""
+    timeline_itl_thresholds: str = "25,50"
+    """Gaps (ms) from which the timeline is coloured."""
+    plot_dataset_stats: bool = False
+    """Write the report beside the result (it has the lengths)."""
     disable_tqdm: bool = False
     """No live progress."""
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether answers' texts are wanted."""
+        return self.save_detailed or self.raw is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Several runs in one command."""
+
+    sweep: Annotated[list[str] | None, Many] = None
+    """Runs at each value: rate=1,2,4,8 or concurrency=1,8,64."""
+    find_max_rate: bool = False
+    """Search for the highest rate that keeps the objectives."""
+    search_low: float = 0.5
+    """Lowest rate of the search."""
+    search_high: float = 256.0
+    """Highest rate of the search."""
+    search_precision: float = 0.05
+    """The search ends when its bounds differ by less than this fraction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,3 +308,4 @@ class Options:
     sampling: SamplingOptions = SamplingOptions()
     figures: FigureOptions = FigureOptions()
     output: OutputOptions = OutputOptions()
+    search: SearchOptions = SearchOptions()

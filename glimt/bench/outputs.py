@@ -2,18 +2,33 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from glimt.bench import settings
 from glimt.bench.events import EventLog, write_log
+from glimt.bench.figures.scalars import intervals
 from glimt.bench.figures.summary import Question, Summary, summarise
 from glimt.bench.options import Options, OutputOptions
+from glimt.bench.report.exports import markdown, write_csv
+from glimt.bench.report.html import report, write_text
+from glimt.bench.report.page import run_page
 from glimt.bench.report.result import result, write_results
+from glimt.bench.report.series import (
+    repeats_page,
+    repeats_table,
+    sweep_page,
+    sweep_table,
+    text_table,
+)
 from glimt.bench.report.table import Wording, table
 
+_PAGES_IN_FULL = 4  # with more runs, each is drawn in less detail: a report is below a megabyte
+
 Say = Callable[[str], None]
+Data = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +44,96 @@ def evaluate(logs: Sequence[EventLog], question: Question) -> list[Run]:
     return [Run(log, summarise(log, question)) for log in logs]
 
 
-def write(options: Options, runs: Sequence[Run], say: Say, tell: Say) -> None:
-    """Tables to `tell`; files as the options want them, each named by `say`. Raises BadSettings."""
-    wording, output = settings.wording(options), options.output
-    for run in runs:
-        tell(table(run.log.start, run.summary, wording))
-        for text in (*run.summary.errors, *run.log.end.notes):
-            say(f"note: {text}")
+def show(options: Options, run: Run, say: Say, tell: Say) -> None:
+    """The table of one run to `tell`; errors and notes to `say`."""
+    tell(table(run.log.start, run.summary, settings.wording(options)))
+    for text in (*run.summary.errors, *run.log.end.notes):
+        say(f"note: {text}")
+
+
+def write(
+    options: Options, runs: Sequence[Run], say: Say, tell: Say, *, varied: str | None = None
+) -> None:
+    """What several runs give together, and all files that are wanted. Raises BadSettings.
+
+    `varied` is rate or concurrency if the runs are those of a sweep.
+    """
+    pairs = [(run.log, run.summary) for run in runs]
+    pages: list[Data] = []
+    if varied is not None:
+        tell(text_table(sweep_table(pairs, varied)))
+        pages.append(sweep_page(pairs, varied))
+    elif len(runs) > 1:
+        repeats = intervals([run.summary for run in runs])
+        tell(text_table(repeats_table(repeats)))
+        pages.append(repeats_page(repeats))
+    _write_files(options, runs, pages, say)
+
+
+def _write_files(options: Options, runs: Sequence[Run], pages: list[Data], say: Say) -> None:
+    output, logs = options.output, [run.log for run in runs]
     if output.raw is not None:
-        path = Path(output.raw)
-        write_log(path, [run.log for run in runs])
-        say(f"wrote {path}")
+        write_log(Path(output.raw), logs)
+        say(f"wrote {output.raw}")
+    if output.csv is not None:
+        write_csv(Path(output.csv), logs)
+        say(f"wrote {output.csv}")
+    if output.markdown is not None:
+        write_text(Path(output.markdown), markdown([(run.log, run.summary) for run in runs]))
+        say(f"wrote {output.markdown}")
+    if (page := _page_path(options, logs[0])) is not None:
+        write_text(page, _report(options, runs, pages))
+        say(f"wrote {page}")
     if output.save_result or output.append_result:
-        path = result_path(options, runs[0].log)
+        path = result_path(options, logs[0])
+        wording = settings.wording(options)
         results = [_result(run, wording, output) for run in runs]
         write_results(path, results, append=output.append_result)
         say(f"wrote {path}")
+
+
+def _page_path(options: Options, log: EventLog) -> Path | None:
+    output = options.output
+    if output.html is not None:
+        return Path(output.html)
+    if output.plot_timeline or output.plot_dataset_stats:
+        return result_path(options, log).with_suffix(".html")
+    return None
+
+
+def _report(options: Options, runs: Sequence[Run], pages: list[Data]) -> str:
+    objectives = settings.question(options).objectives
+    names = [_name(run.log, place, len(runs)) for place, run in enumerate(runs)]
+    detail = min(1.0, _PAGES_IN_FULL / len(runs))
+    shown = [
+        run_page(run.log, run.summary, objectives, name, detail)
+        for run, name in zip(runs, names, strict=True)
+    ]
+    start = runs[0].log.start
+    server = start.provenance.get("server") or {}
+    version = f" {server['version']}" if server.get("version") else ""
+    load = _load_text(runs[0].log) if len(runs) == 1 else f"{len(runs)} runs"
+    subtitle = f"{start.backend}{version}, {load}, {start.date}"
+    argv = start.provenance.get("argv") or []
+    command = f"glimt {shlex.join(argv)}" if argv else ""
+    return report(start.model, subtitle, command, [*pages, *shown])
+
+
+def _load_text(log: EventLog) -> str:
+    start = log.start
+    if start.ramp_up is not None:
+        _, first, last = start.ramp_up
+        return f"{first} to {last} requests per second"
+    if start.request_rate is not None:
+        return f"{start.request_rate:g} requests per second"
+    if start.max_concurrency is not None:
+        count = start.max_concurrency
+        return f"{count} request{'s' if count > 1 else ''} at a time"
+    return "all requests at once"
+
+
+def _name(log: EventLog, place: int, count: int) -> str:
+    return _load_text(log) if count == 1 else f"{place + 1}: {_load_text(log)}"
 
 
 def result_path(options: Options, log: EventLog) -> Path:
@@ -60,13 +149,13 @@ def result_path(options: Options, log: EventLog) -> Path:
     return folder / f"{label}-{rate}qps{limit}-{model}-{start.date}.json"
 
 
-def _result(run: Run, wording: Wording, output: OutputOptions) -> dict[str, Any]:
-    pairs = (text.partition("=") for text in output.metadata or ())
+def _result(run: Run, wording: Wording, output: OutputOptions) -> Data:
+    texts = (text.partition("=") for text in output.metadata or ())
     return result(
         run.log,
         run.summary,
         wording,
-        {key.strip(): value.strip() for key, _, value in pairs},
+        {key.strip(): value.strip() for key, _, value in texts},
         label=output.label,
         is_detailed=output.save_detailed,
     )

@@ -14,8 +14,9 @@ from glimt.bench.data.source import prompts
 from glimt.bench.data.tokens import Tokens, find_tokenizer
 from glimt.bench.events import EventLog, RunEnd
 from glimt.bench.load.bodies import BodyMaker
+from glimt.bench.load.plan import Plan
 from glimt.bench.load.prepare import Workload, prepare
-from glimt.bench.load.session import Observed, Plan, Session
+from glimt.bench.load.session import Observed, Session
 from glimt.bench.options import Options
 from glimt.bench.provenance import provenance
 from glimt.bench.report.progress import Live, RunLine, steps
@@ -37,9 +38,12 @@ class Bench:
         self._tokens = self._find_tokens()
         self._provenance = provenance()
 
-    def run(self, options: Options) -> EventLog:
-        """One run of `options`, which may differ from the first in load and data."""
-        plan = self._plan(options, options.load.seed)
+    def run(self, options: Options, repeat: int = 0) -> EventLog:
+        """One run of `options`, which may differ from the first in load and data.
+
+        Each repeat has a seed of its own, for prompts and arrivals.
+        """
+        plan = self._plan(options, options.load.seed + repeat)
         session = Session(plan)
         total = None if options.load.duration else plan.workload.num_requests
         if options.output.disable_tqdm:
@@ -47,7 +51,7 @@ class Bench:
         else:
             with Live(RunLine(session.counters, total)):
                 observed = uvloop.run(session.run())
-        return self._log(plan, observed)
+        return self._log(plan, observed, repeat)
 
     def _find_tokens(self) -> Tokens | None:
         target = self._options.target
@@ -101,10 +105,11 @@ class Bench:
             return Workload(store=workload.store, jobs=jobs)
         return self._workload(options, maker, count, seed + _WARMUP_SEED, "warm-ups")
 
-    def _log(self, plan: Plan, observed: Observed) -> EventLog:
+    def _log(self, plan: Plan, observed: Observed, repeat: int) -> EventLog:
         tokenizer = str(self._tokens.path) if self._tokens else None
         date = datetime.now(UTC).astimezone().strftime("%Y%m%d-%H%M%S")
         start = settings.run_start(plan.options, date, self.target.model_id, tokenizer)
+        start.repeat = repeat
         start.settings = plain(plan.options)
         start.provenance = {
             **self._provenance,
@@ -116,6 +121,7 @@ class Bench:
             requests=observed.requests,
             health=observed.health,
             server=observed.server,
+            power=observed.power,
             end=RunEnd(end_ns=observed.end_ns, notes=observed.notes),
         )
 

@@ -12,6 +12,7 @@ from glimt.bench.figures.summary import METRICS, Question
 from glimt.bench.load.schedule import Arrivals
 from glimt.bench.options import Options
 from glimt.bench.report.table import Wording
+from glimt.bench.search import Sweep
 from glimt.errors import BadSettings
 
 _IGNORE_EOS = {"random", "random-mm", "timed_trace"}
@@ -135,6 +136,8 @@ def _load(options: Options) -> Iterator[str]:
     for flag, value in (
         ("--num-prompts", load.num_prompts),
         ("--max-concurrency", load.max_concurrency),
+        ("--repeats", load.repeats),
+        ("--workers", load.workers),
     ):
         if value is not None and value < 1:
             yield f"{flag} {value}: must be at least 1"
@@ -195,6 +198,26 @@ def _data(options: Options) -> Iterator[str]:
         yield "--turns: /v1/completions has no conversations; use --backend openai-chat"
 
 
+def _search(options: Options) -> Iterator[str]:
+    search, load = options.search, options.load
+    if search.sweep is not None:
+        try:
+            Sweep.parse(search.sweep)
+        except BadSettings as error:
+            yield error.message
+    if search.sweep is not None and search.find_max_rate:
+        yield "--sweep and --find-max-rate are two searches: give one of them"
+    if search.find_max_rate:
+        if not question(options).objectives:
+            yield "--find-max-rate needs objectives: --goodput or --slo-preset"
+        if not 0 < search.search_low < search.search_high < math.inf:
+            yield "--search-low must be above 0 and below --search-high"
+        if not 0 < search.search_precision < 1:
+            yield "--search-precision must be above 0 and below 1"
+    if (search.sweep or search.find_max_rate) and load.ramp_up_strategy is not None:
+        yield "--ramp-up-strategy does not go with a search, which sets the rate"
+
+
 def _wishes(options: Options) -> Iterator[str]:
     for build in (question, wording):
         try:
@@ -202,6 +225,7 @@ def _wishes(options: Options) -> Iterator[str]:
         except BadSettings as error:
             yield error.message
             return
+    yield from _search(options)
     for text in options.output.metadata or ():
         if "=" not in text:
             yield f"--metadata {text}: must be KEY=VALUE"
@@ -219,5 +243,7 @@ def _wishes(options: Options) -> Iterator[str]:
 def _notes(options: Options) -> Iterator[str]:
     if options.sampling.temperature is None and not options.figures.vllm_compat:
         yield "temperature is left to the server; --temperature 0 makes answers comparable"
+    if options.output.plot_timeline or options.output.plot_dataset_stats:
+        yield "the plots of --plot-timeline and --plot-dataset-stats are part of the HTML report"
     if options.target.trust_remote_code:
         yield "--trust-remote-code has no effect: no code from a dataset or model is ever run"

@@ -14,6 +14,7 @@ from glimt.bench.figures.concurrency import (
     sweep,
     vllm_peaks,
 )
+from glimt.bench.figures.energy import Energy, energy
 from glimt.bench.figures.measured import FloatArray, Measured, measure
 from glimt.bench.figures.objectives import Objective, Verdict, judge
 from glimt.bench.figures.statistics import Distribution
@@ -106,7 +107,12 @@ class Summary:
     client: ClientHealth
     probes: Distribution | None
     probes_failed: int
+    energy: Energy | None
     measured: Measured
+
+    def values(self, metric: str) -> FloatArray:
+        """All values behind one of `metrics`, in seconds."""
+        return metric_values(self.measured)[metric]
 
 
 def summarise(log: EventLog, question: Question) -> Summary:
@@ -143,6 +149,7 @@ def summarise(log: EventLog, question: Question) -> Summary:
         client=client_health(log, question.percentiles),
         probes=_probes(answered, question.percentiles) if probes else None,
         probes_failed=len(probes) - len(answered),
+        energy=energy(log, tokens),
         measured=measured,
     )
 
@@ -258,7 +265,8 @@ def _outputs(events: Sequence[RequestEvent], measured: Measured) -> Outputs:
     )
 
 
-def _distributions(measured: Measured, percentiles: Sequence[float]) -> dict[str, Distribution]:
+def metric_values(measured: Measured) -> dict[str, FloatArray]:
+    """The values of each of METRICS, in seconds, without those that are undefined."""
     values: dict[str, FloatArray] = {
         "ttft": measured.ttft,
         "tpot": measured.tpot,
@@ -273,8 +281,13 @@ def _distributions(measured: Measured, percentiles: Sequence[float]) -> dict[str
         "e2el_from_intended": measured.e2el_from_intended,
         "upload": measured.upload,
     }
+    return {name: each[~np.isnan(each)] for name, each in values.items()}
+
+
+def _distributions(measured: Measured, percentiles: Sequence[float]) -> dict[str, Distribution]:
     return {
-        name: Distribution.of(each[~np.isnan(each)], percentiles) for name, each in values.items()
+        name: Distribution.of(values, percentiles)
+        for name, values in metric_values(measured).items()
     }
 
 

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glimt.bench.events import EventLog, HealthEvent
 from glimt.bench.figures.measured import send_lag_ns
 from glimt.bench.figures.statistics import Distribution
+
+FloatArray = NDArray[np.float64]
 
 # Beyond these the client's own delays are a visible part of what it measures.
 MAX_LAG_P99_S = 0.005
@@ -19,6 +22,7 @@ MAX_CPU = 0.80
 class ClientHealth:
     """How the client did during the measured part; `doubts` is empty if it kept up."""
 
+    lags_s: FloatArray
     send_lag: Distribution
     loop_lag: Distribution
     cpu: float  # of one core, the busiest worker's
@@ -48,6 +52,7 @@ def client_health(log: EventLog, percentiles: Sequence[float]) -> ClientHealth:
     if cpu > MAX_CPU:
         doubts.append(f"the client used {cpu:.0%} of a core")
     return ClientHealth(
+        lags_s=lags,
         send_lag=lag,
         loop_lag=loop_lag,
         cpu=cpu,

@@ -8,6 +8,7 @@ unnamed file that is mapped into memory, so that a run need not fit there.
 
 import mmap
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -180,6 +181,17 @@ class BodyStore:
             self._file.flush()
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             self._file.close()
+
+    def write(self, path: Path) -> list[tuple[int, int]]:
+        """Write all bodies to one file; (start, length) of each."""
+        spans, start = [], 0
+        with path.open("wb") as file:
+            for number in range(len(self._kept)):
+                body = self[number]
+                file.write(body)
+                spans.append((start, len(body)))
+                start += len(body)
+        return spans
 
     def __getitem__(self, number: int) -> bytes | memoryview:
         kept = self._kept[number]

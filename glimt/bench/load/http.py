@@ -136,6 +136,7 @@ class HttpClient:
                 await connection.run(exchange, parts)
             except asyncio.CancelledError:
                 exchange.failure = exchange.failure or "cancelled"
+                exchange.error = exchange.error or "the run was interrupted"
                 connection.abort()
                 raise
             if connection.is_reusable():

@@ -13,7 +13,7 @@ from glimt.bench.options import Backend, SamplingOptions
 
 @dataclass
 class Workload:
-    """All jobs of a run, the bodies they refer to, and a digest of the bodies."""
+    """All jobs of a run, the bodies they refer to, and a digest of the prompts."""
 
     store: BodyStore = field(default_factory=BodyStore)
     jobs: list[Job] = field(default_factory=list)
@@ -42,7 +42,7 @@ def prepare(
         check_turn(backend, first, is_conversation=len(prompt.turns) > 1)
         model = models(number)
         body = maker.make(first, [], model)
-        digest.update(body)
+        _digest(prompt, digest)
         job = _job(prompt, number, index, workload.store.add(body), model)
         workload.jobs.append(job)
         index += len(prompt.turns)
@@ -50,6 +50,14 @@ def prepare(
     workload.store.seal()
     workload.digest = digest.hexdigest()[:16]
     return workload
+
+
+def _digest(prompt: Prompt, digest: "hashlib._Hash") -> None:
+    """What is asked, whoever is asked and with which parameters."""
+    for turn in prompt.turns:
+        for part in turn.parts:
+            digest.update((part if isinstance(part, str) else part.url).encode() + b"\0")
+        digest.update(repr((turn.token_ids, turn.output_tokens)).encode())
 
 
 def _job(prompt: Prompt, number: int, index: int, body: int, model: str | None) -> Job:

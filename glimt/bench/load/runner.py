@@ -8,12 +8,12 @@ except where the next turn of a conversation needs them, or where the kept bytes
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from glimt.bench.events import Phase, RequestEvent
-from glimt.bench.load.bodies import DIALECTS, BodyStore
+from glimt.bench.load.bodies import DIALECTS
 from glimt.bench.load.dialects import Answer
 from glimt.bench.load.gate import Gate
 from glimt.bench.load.http import Exchange, HttpClient
@@ -50,6 +50,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float | None = None
     model: str | None = None
     later: tuple[LaterTurn, ...] = ()
+
+
+class Bodies(Protocol):
+    """Encoded requests by number."""
+
+    def __getitem__(self, number: int) -> bytes | memoryview:
+        """One of them."""
 
 
 class Counters:
@@ -112,7 +119,7 @@ class Runner:
         client: HttpClient,
         head: bytes,
         request_id_prefix: str,
-        store: BodyStore,
+        store: Bodies,
         recorder: Recorder,
         gate: Gate,
         pacer: Pacer,
@@ -130,7 +137,6 @@ class Runner:
         self._worker = worker
         self._tasks: set[asyncio.Task[None]] = set()
         self.counters = Counters()
-        self.last_end_ns = 0  # of the phase "run"
 
     async def dispatch(
         self,
@@ -207,8 +213,6 @@ class Runner:
             counters.in_flight -= 1
             self._gate.release()
         self._count(exchange)
-        if what.phase == "run":
-            self.last_end_ns = max(self.last_end_ns, exchange.end_ns)
         return exchange, what
 
     def _count(self, exchange: Exchange) -> None:

@@ -1,71 +1,34 @@
 """One run from the ready check to the last answer: everything that touches the server, in order."""
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count, cycle, islice
+from itertools import count, islice
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from glimt.bench.events import HealthEvent, RequestEvent, ServerEvent
+from glimt.bench.events import HealthEvent, PowerEvent, RequestEvent, ServerEvent
 from glimt.bench.load.bodies import DIALECTS, BodyStore
+from glimt.bench.load.fleet import Fleet
 from glimt.bench.load.gate import Gate, LocalGate, OpenGate
 from glimt.bench.load.http import clock_ns
 from glimt.bench.load.outcome import answer_of, judge
 from glimt.bench.load.pacing import Pacer, watch_health
-from glimt.bench.load.prepare import Workload
+from glimt.bench.load.plan import Plan
+from glimt.bench.load.power import Gpus
+from glimt.bench.load.quiet import no_garbage_collection
 from glimt.bench.load.runner import Counters, Job, Pace, Recorder, Runner
-from glimt.bench.load.schedule import Arrivals, arrival_times, endless_times
+from glimt.bench.load.schedule import endless_times
 from glimt.bench.load.scrape import parse_metrics
-from glimt.bench.options import Options
-from glimt.bench.target import Target
+from glimt.bench.load.worker import Results
 from glimt.errors import BadSettings
 
 _READY_PAUSE_S = 1.0
 _SCRAPE_S = 1.0
-
-Timed = tuple[float, Job]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All that a run needs; nothing is decided after this."""
-
-    options: Options
-    target: Target
-    workload: Workload
-    warmups: Workload
-    probe_body: bytes
-    arrivals: Arrivals
-    seed: int
-
-    @property
-    def is_self_timed(self) -> bool:
-        """Whether the prompts bring their own times."""
-        load = self.options.load
-        return load.self_timed is not False and self.options.data.dataset_name == "timed_trace"
-
-    @property
-    def is_paced_by_gate(self) -> bool:
-        """Whether only the concurrency limit says when a request leaves."""
-        load = self.options.load
-        no_rate = load.ramp_up_strategy is None and np.isinf(load.request_rate)
-        return no_rate and load.max_concurrency is not None and not self.is_self_timed
-
-    def timed_jobs(self) -> Iterator[Timed]:
-        """Jobs with their times in seconds; without end if the run is limited by time."""
-        jobs = self.workload.jobs
-        if self.is_self_timed:
-            yield from sorted(((job.at_s or 0.0, job) for job in jobs), key=lambda pair: pair[0])
-        elif self.options.load.duration is None:
-            times = arrival_times(self.arrivals, len(jobs), self.seed)
-            yield from ((float(time), job) for time, job in zip(times, jobs, strict=True))
-        else:
-            yield from zip(endless_times(self.arrivals, self.seed), _rounds(jobs), strict=False)
+_GPU_S = 0.2
+_HEAD_START_NS = 50_000_000  # from the word to several processes until the run starts
 
 
 @dataclass(kw_only=True)
@@ -75,6 +38,7 @@ class Observed:
     requests: list[RequestEvent] = field(default_factory=list)
     health: list[HealthEvent] = field(default_factory=list)
     server: list[ServerEvent] = field(default_factory=list)
+    power: list[PowerEvent] = field(default_factory=list)
     end_ns: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -88,47 +52,72 @@ class Session:
         self._side_client = plan.target.client()  # never waits for the load's connections
         self._pacer = Pacer()
         self._observed = Observed()
-        self._runners: list[Runner] = []
+        self._shown: list[Counters] = []
+        self._zero_ns = 0
+        self._foreign: list[Results] = []
+        self._gpus = Gpus() if plan.options.figures.gpu else None
 
     def counters(self) -> list[Counters]:
         """For the live display."""
-        return [runner.counters for runner in self._runners]
+        return self._shown
 
     async def run(self) -> Observed:
         """Run to the last answer, or until cancelled, which is noted. Raises BadSettings."""
-        load = self._plan.options.load
+        limit, workers = self._plan.options.load.max_concurrency, self._plan.options.load.workers
         await self._wait_until_ready()
-        recorder = Recorder(self._plan.options.target.backend, keep_texts=self._keeps_texts())
-        gate = LocalGate(load.max_concurrency) if load.max_concurrency else OpenGate()
+        recorder = Recorder(
+            self._plan.options.target.backend, keep_texts=self._plan.options.output.keeps_texts
+        )
+        gate = LocalGate(limit) if limit else OpenGate()
         warm = self._runner(self._plan.warmups.store, recorder, gate)
         runner = self._runner(self._plan.workload.store, recorder, gate)
         probes = self._runner(self._probe_store(), recorder, OpenGate(), own_client=True)
-        self._runners = [runner]
+        self._shown = [runner.counters]
         await self._profile("start")
-        zero_ns = clock_ns()
-        try:
+        load = self._alone(warm, runner, recorder) if workers == 1 else self._shared(warm, recorder)
+        with no_garbage_collection():
             async with _beside(self._watchers(runner, probes)):
-                await self._warm_up(warm)
-                with _no_garbage_collection():
-                    zero_ns = clock_ns()
-                    await self._dispatch(runner, zero_ns)
-                    await runner.drain()
-        except asyncio.CancelledError:
-            self._observed.notes.append("interrupted: the figures are those of a part of the run")
-            _uncancel()
-        for each in (warm, runner, probes):
-            await each.cancel()
+                await load
+        await probes.cancel()
         await self._profile("stop")
-        return self._finish(recorder, runner, zero_ns)
+        return self._finish(recorder)
 
-    async def _dispatch(self, runner: Runner, zero_ns: int) -> None:
-        plan, duration = self._plan, self._plan.options.load.duration
-        await runner.dispatch(
-            plan.timed_jobs(),
-            zero_ns,
-            pace="gate" if plan.is_paced_by_gate else "schedule",
-            stop_ns=None if duration is None else zero_ns + round(duration * 1e9),
-        )
+    async def _alone(self, warm: Runner, runner: Runner, recorder: Recorder) -> None:
+        """The load from this process. When cancelled, what came so far is kept."""
+        timing = self._plan.timing
+        try:
+            await self._warm_up(warm)
+            self._zero_ns = clock_ns()
+            await runner.dispatch(
+                timing.timed_jobs(self._plan.workload.jobs),
+                self._zero_ns,
+                pace=timing.pace,
+                stop_ns=timing.stop_ns(self._zero_ns),
+            )
+            await runner.drain()
+        except asyncio.CancelledError:
+            self._note_interrupted()
+            await warm.cancel()
+            await runner.cancel()
+
+    async def _shared(self, warm: Runner, recorder: Recorder) -> None:
+        """The load from several processes; warm-ups are this one's."""
+        async with Fleet(self._plan, self._shown) as fleet:
+            await fleet.start()
+            await self._warm_up(warm)
+            self._zero_ns = clock_ns() + _HEAD_START_NS
+            try:
+                await fleet.run(self._zero_ns)
+            except asyncio.CancelledError:
+                self._note_interrupted()
+                await fleet.stop()
+            self._foreign = fleet.results()
+
+    def _note_interrupted(self) -> None:
+        self._observed.notes.append("interrupted: the figures are those of a part of the run")
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
 
     async def _warm_up(self, runner: Runner) -> None:
         """Unmeasured requests: all at once within the limit, or at the run's own pace."""
@@ -168,6 +157,8 @@ class Session:
         watchers = [watch_health(self._observed.health.append, lambda: runner.counters.in_flight)]
         if options.figures.server_metrics:
             watchers.append(self._scrape())
+        if self._gpus is not None:
+            watchers.append(self._watch_gpus(self._gpus))
         if options.load.probe_request_rate > 0:
             watchers.append(self._probe(probes))
         return watchers
@@ -211,6 +202,12 @@ class Session:
                 return
             await asyncio.sleep(_SCRAPE_S)
 
+    async def _watch_gpus(self, gpus: Gpus) -> None:
+        """A sample of the GPUs five times a second."""
+        while True:
+            self._observed.power.append(gpus.sample(clock_ns()))
+            await asyncio.sleep(_GPU_S)
+
     async def _probe(self, runner: Runner) -> None:
         """Small requests at exponential gaps, beside the load, until cancelled."""
         draw = np.random.default_rng((self._plan.seed, 9))
@@ -232,37 +229,27 @@ class Session:
         store.add(self._plan.probe_body)
         return store
 
-    def _keeps_texts(self) -> bool:
-        output = self._plan.options.output
-        return output.save_detailed or output.raw is not None
-
-    def _finish(self, recorder: Recorder, runner: Runner, zero_ns: int) -> Observed:
+    def _finish(self, recorder: Recorder) -> Observed:
         observed = self._observed
-        observed.requests = recorder.events(zero_ns)
-        for sample in observed.health:
-            sample.at_ns -= zero_ns
-        for reading in observed.server:
-            reading.at_ns -= zero_ns
-        observed.end_ns = max(runner.last_end_ns - zero_ns, 0)
+        observed.requests = recorder.events(self._zero_ns)
+        samples: list[HealthEvent | ServerEvent | PowerEvent] = [
+            *observed.health,
+            *observed.server,
+            *observed.power,
+        ]
+        for sample in samples:
+            sample.at_ns -= self._zero_ns
+        if self._foreign:
+            observed.health = [each for results in self._foreign for each in results.health]
+            observed.health.sort(key=lambda each: each.at_ns)
+            theirs = [each for results in self._foreign for each in results.requests]
+            observed.requests += sorted(theirs, key=lambda each: each.index)
+        ends = [event.end_ns for event in observed.requests if event.phase == "run"]
+        observed.end_ns = max(ends, default=0)
         self._pacer.close()
         self._client.close()
         self._side_client.close()
         return observed
-
-
-def _rounds(jobs: list[Job]) -> Iterator[Job]:
-    """The jobs over and over, each time under new numbers."""
-    size = sum(1 + len(job.later) for job in jobs)
-    for number, job in enumerate(cycle(jobs)):
-        shift = number // len(jobs) * size
-        yield msgspec.structs.replace(
-            job,
-            index=job.index + shift,
-            conversation=number,
-            later=tuple(
-                msgspec.structs.replace(turn, index=turn.index + shift) for turn in job.later
-            ),
-        )
 
 
 @asynccontextmanager
@@ -278,22 +265,3 @@ async def _beside(coroutines: list[Coroutine[Any, Any, None]]) -> AsyncIterator[
     for result in results:
         if isinstance(result, Exception):
             raise result
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """No pauses for it while the clock runs; what is there already is never looked at again."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
-def _uncancel() -> None:
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()

@@ -34,6 +34,7 @@ def result(
         "model_id": start.model,
         "tokenizer_id": start.tokenizer,
         "num_prompts": start.num_prompts,
+        "repeat": start.repeat,
         **metadata,
         **_traffic(start),
         **_totals(summary),
@@ -130,6 +131,7 @@ def _own(log: EventLog, summary: Summary) -> dict[str, Any]:
         "steady": msgspec.to_builtins(summary.steady),
         "inputs": msgspec.to_builtins(summary.inputs),
         "outputs": msgspec.to_builtins(summary.outputs),
+        "energy": msgspec.to_builtins(summary.energy),
         "failures": summary.failures,
         "errors": list(summary.errors),
         "client": {

@@ -54,6 +54,7 @@ def table(start: RunStart, summary: Summary, wording: Wording) -> str:
     lines += _probes(summary)
     if not wording.vllm_compat:
         lines += _more(summary)
+        lines += _energy(summary)
         lines += _objectives(summary, wording)
         lines += _client(summary)
     return "\n".join([*lines, "=" * WIDTH])
@@ -150,6 +151,17 @@ def _more(summary: Summary) -> Iterator[str]:
         yield _count("Answers without token counts", inputs.without_usage)
     for name, count in sorted(summary.failures.items()):
         yield _count(f"Failed: {name}", count)
+
+
+def _energy(summary: Summary) -> Iterator[str]:
+    if summary.energy is None:
+        return
+    yield f"{'GPUs':-^{WIDTH}}"
+    yield _number("Mean power (W)", summary.energy.mean_watts)
+    yield _number("Mean use (%)", summary.energy.mean_utilisation * 100)
+    yield _number("Energy (J)", summary.energy.joules)
+    if summary.energy.joules_per_token is not None:
+        yield _number("Energy per generated token (J)", summary.energy.joules_per_token)
 
 
 def _objectives(summary: Summary, wording: Wording) -> Iterator[str]:

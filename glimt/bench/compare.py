@@ -1,0 +1,125 @@
+"""`glimt bench compare`: two saved results, side by side, with intervals where they can be had.
+
+Either side is an event log (`--raw`) or a result (`--save-detailed`), of one run or of repeats. If
+both have the same number of repeats, these are paired; if both are single runs of the same
+requests, the requests are.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from glimt.bench.events import EventLog, RequestEvent, RunEnd, RunStart, read_log
+from glimt.bench.figures.pairs import PairedChange, paired_changes
+from glimt.bench.figures.scalars import Difference, differences
+from glimt.bench.figures.summary import Question, summarise
+from glimt.errors import BadSettings
+
+_ARRAYS = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
+
+
+def load(path: Path) -> list[EventLog]:
+    """Runs of an event log, or of a result with details. Raises BadSettings."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadSettings(f"{path} cannot be read: {error.strerror}") from None
+    if content.startswith(b'{"event":"start"'):
+        return read_log(path)
+    return [_log_of(result, path) for result in _results(content, path)]
+
+
+def compare(
+    before: Sequence[EventLog], after: Sequence[EventLog], question: Question
+) -> tuple[dict[str, Difference], list[PairedChange]]:
+    """What changed, in all and request by request."""
+    ours = [summarise(log, question) for log in before]
+    theirs = [summarise(log, question) for log in after]
+    is_paired = len(ours) == len(theirs)
+    pairs = []
+    if len(before) == len(after) == 1 and _same_requests(before[0], after[0]):
+        pairs = paired_changes(before[0].requests, after[0].requests)
+    return differences(ours, theirs, is_paired=is_paired), pairs
+
+
+def _results(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file: one, or one a line (--append-result)."""
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    try:
+        return [decode(content)]
+    except msgspec.DecodeError:
+        pass
+    try:
+        return [decode(line) for line in content.splitlines() if line.strip()]
+    except msgspec.DecodeError as error:
+        raise BadSettings(f"{path} is neither an event log nor a result: {error}") from None
+
+
+def _same_requests(before: EventLog, after: EventLog) -> bool:
+    """By the digest of the prompts; without one (other clients) by the lengths of the prompts."""
+    digests = [log.start.provenance.get("workload") for log in (before, after)]
+    if None in digests:
+        lengths = [[event.prompt_tokens for event in log.requests] for log in (before, after)]
+        return lengths[0] == lengths[1]
+    return digests[0] == digests[1]
+
+
+def _log_of(result: dict[str, Any], path: Path) -> EventLog:
+    """A log with what the arrays of a detailed result tell: vLLM's client writes them too."""
+    if any(name not in result for name in (*_ARRAYS, "duration")):
+        raise BadSettings(
+            f"{path} holds no requests: save it with --save-detailed, or the log with --raw"
+        )
+    columns = zip(*(result[name] for name in _ARRAYS), strict=True)
+    first = min(result["start_times"], default=0.0)
+    rate = result.get("request_rate", "inf")
+    own = result.get("glimt") or {}
+    return EventLog(
+        start=RunStart(
+            date=str(result.get("date", "")),
+            backend=str(result.get("backend", "")),
+            model=str(result.get("model_id", "")),
+            request_rate=None if rate == "inf" else float(rate),
+            max_concurrency=result.get("max_concurrency"),
+            provenance=own.get("provenance") or {},
+        ),
+        requests=[_request(index, first, *column) for index, column in enumerate(columns)],
+        end=RunEnd(end_ns=round(float(result["duration"]) * 1e9)),
+    )
+
+
+def _request(
+    index: int,
+    first: float,
+    start: float,
+    ttft: float,
+    itls: list[float],
+    num_in: int,
+    num_out: int,
+    error: str,
+) -> RequestEvent:
+    start_ns = round((start - first) * 1e9)
+    is_good = ttft > 0 and num_out > 0
+    at_ns = [start_ns + round(passed * 1e9) for passed in accumulate([ttft, *itls])]
+    chunk_ns = at_ns if is_good else []
+    return RequestEvent(
+        index=index,
+        intended_ns=start_ns,
+        fired_ns=start_ns,
+        admitted_ns=start_ns,
+        start_ns=start_ns,
+        end_ns=chunk_ns[-1] if chunk_ns else start_ns,
+        status=200 if is_good else None,
+        failure=None if is_good else "broken",
+        error=error,
+        finish_reason="length" if is_good else None,
+        chunk_ns=chunk_ns,
+        chunk_kinds="c" * len(chunk_ns),
+        chunk_chars=[1] * len(chunk_ns),
+        prompt_tokens=num_in,
+        completion_tokens=num_out,
+        asked_tokens=num_out,
+    )

@@ -1,0 +1,217 @@
+"""Pages and tables of several runs: repeats, sweeps, comparisons."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glimt.bench.events import EventLog
+from glimt.bench.figures.pairs import PairedChange
+from glimt.bench.figures.scalars import Difference, Scalar, scalars
+from glimt.bench.figures.statistics import Interval, confidence
+from glimt.bench.figures.summary import Summary
+
+Data = dict[str, Any]
+Pair = tuple[EventLog, Summary]
+
+_SWEPT = (
+    ("Throughput", "Output tokens per second", ("output_throughput",)),
+    ("Time to first token", "Milliseconds", ("median_ttft_ms", "p99_ttft_ms")),
+    ("Time per output token", "Milliseconds", ("median_tpot_ms", "p99_tpot_ms")),
+    ("Requests", "Answered per second", ("request_throughput",)),
+    ("Good requests", "Percent that meet all objectives", ("good_fraction",)),
+)
+
+
+def load_of(log: EventLog, varied: str) -> float:
+    """The value of what a sweep varied: rate or concurrency."""
+    value = log.start.request_rate if varied == "rate" else log.start.max_concurrency
+    return float(value) if value is not None else math.inf
+
+
+def grouped(runs: Sequence[Pair], varied: str) -> dict[float, list[Summary]]:
+    """Summaries by load, lowest first; repeats stand together."""
+    groups: dict[float, list[Summary]] = {}
+    for log, summary in sorted(runs, key=lambda run: load_of(run[0], varied)):
+        groups.setdefault(load_of(log, varied), []).append(summary)
+    return groups
+
+
+def sweep_page(runs: Sequence[Pair], varied: str) -> Data:
+    """Curves over the load, and throughput against latency."""
+    groups = grouped(runs, varied)
+    unit = "requests per second" if varied == "rate" else "requests in flight at most"
+    tables = {load: [scalars(each) for each in group] for load, group in groups.items()}
+    charts = []
+    for title, says, keys in _SWEPT:
+        series = [one for key in keys if (one := _curve(tables, key))]
+        if series:
+            charts.append({"title": title, "says": says, "x": unit, "series": series})
+    charts.append(_frontier(tables))
+    return {
+        "kind": "series",
+        "name": "Sweep",
+        "charts": charts,
+        "tables": [sweep_table(runs, varied)],
+    }
+
+
+def _curve(tables: Mapping[float, list[dict[str, Scalar]]], key: str) -> Data | None:
+    points, bars, name = [], [], ""
+    for load, group in tables.items():
+        if key not in group[0]:
+            return None
+        name = group[0][key].name
+        interval = confidence([table[key].value for table in group])
+        points.append([load, interval.mean])
+        if math.isfinite(interval.low):
+            bars.append([load, max(interval.low, 0.0), interval.high])
+    return {"name": name, "points": points, "bars": bars}
+
+
+def _frontier(tables: Mapping[float, list[dict[str, Scalar]]]) -> Data:
+    """Tokens per second of a user against those of the whole server: what batching trades."""
+    points = []
+    for group in tables.values():
+        tpot = confidence([table["mean_tpot_ms"].value for table in group]).mean
+        whole = confidence([table["output_throughput"].value for table in group]).mean
+        if tpot > 0:
+            points.append([1000 / tpot, whole])
+    return {
+        "title": "Server against user",
+        "says": "Output tokens per second of the server, by those that one user sees",
+        "x": "tokens per second of one user",
+        "series": [{"name": "server tok/s", "points": sorted(points)}],
+    }
+
+
+def sweep_table(runs: Sequence[Pair], varied: str) -> Data:
+    """One row per load."""
+    keys = ["request_throughput", "output_throughput", "median_ttft_ms", "p99_ttft_ms"]
+    keys += ["median_tpot_ms", "p99_tpot_ms", "mean_concurrent_requests", "failed", "good_fraction"]
+    rows, head = [], [varied]
+    for load, group in grouped(runs, varied).items():
+        tables = [scalars(each) for each in group]
+        known = [key for key in keys if key in tables[0]]
+        head = [varied, *(_title(tables[0][key]) for key in known)]
+        cells = [_mean_text(confidence([table[key].value for table in tables])) for key in known]
+        rows.append([f"{load:g}", *cells])
+    return {
+        "title": "Sweep",
+        "says": "Means, ± half of the 95 % interval",
+        "head": head,
+        "rows": rows,
+    }
+
+
+def repeats_table(table: Mapping[str, tuple[Scalar, Interval]]) -> Data:
+    """Means over repeats with their intervals."""
+    rows = [
+        [_title(scalar), f"{interval.mean:,.2f}", f"{interval.low:,.2f}", f"{interval.high:,.2f}"]
+        for scalar, interval in table.values()
+    ]
+    count = next(iter(table.values()))[1].count
+    return {
+        "title": f"{count} repeats",
+        "says": "Means over the repeats and the 95 % interval of each",
+        "head": ["", "mean", "from", "to"],
+        "rows": rows,
+    }
+
+
+def repeats_page(table: Mapping[str, tuple[Scalar, Interval]]) -> Data:
+    """The repeats' page."""
+    return {"kind": "series", "name": "Repeats", "charts": [], "tables": [repeats_table(table)]}
+
+
+def comparison_tables(
+    changes: Mapping[str, Difference], pairs: Sequence[PairedChange]
+) -> list[Data]:
+    """What changed between two sides, in all and request by request."""
+    rows: list[list[Any]] = [
+        [
+            _title(change.scalar),
+            f"{change.before:,.2f}",
+            f"{change.after:,.2f}",
+            [f"{change.ratio:+.1%}" if math.isfinite(change.ratio) else "–", change.verdict],
+            _span(change.interval, 1),
+        ]
+        for change in changes.values()
+    ]
+    tables = [
+        {
+            "title": "Comparison",
+            "says": "Before and after; intervals (95 %) are those of the change over repeats",
+            "head": ["", "before", "after", "change", "interval"],
+            "rows": rows,
+        }
+    ]
+    if pairs:
+        tables.append(_pairs_table(pairs))
+    return tables
+
+
+def _pairs_table(pairs: Sequence[PairedChange]) -> Data:
+    rows = []
+    for pair in pairs:
+        interval = pair.interval
+        kind = (
+            "" if interval.low <= 0 <= interval.high else "worse" if interval.low > 0 else "better"
+        )
+        rows.append(
+            [
+                f"{pair.metric.upper()} (ms)",
+                [f"{interval.mean * 1e3:+,.2f}", kind],
+                _span(interval, 1e3),
+                f"{pair.faster:.1%}",
+                f"{interval.count}",
+            ]
+        )
+    return {
+        "title": "Request by request",
+        "says": "The same requests on both sides; 95 % intervals by block bootstrap",
+        "head": ["", "mean change", "interval", "faster", "pairs"],
+        "rows": rows,
+    }
+
+
+def comparison_page(changes: Mapping[str, Difference], pairs: Sequence[PairedChange]) -> Data:
+    """The comparison's page."""
+    tables = comparison_tables(changes, pairs)
+    return {"kind": "series", "name": "Comparison", "charts": [], "tables": tables}
+
+
+def text_table(table: Data) -> str:
+    """A table for the terminal and for Markdown readers."""
+    rows = [table["head"], *([_plain(cell) for cell in row] for row in table["rows"])]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(table["head"]))]
+    lines = [f"{table['title']}: {table['says']}"]
+    for row in rows:
+        first, *rest = (
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join((first, *rest)).rstrip())
+    return "\n".join(lines)
+
+
+def _plain(cell: Any) -> str:
+    """A cell's text, with its verdict in words."""
+    if isinstance(cell, list):
+        return f"{cell[0]} {cell[1]}".strip()
+    return str(cell)
+
+
+def _title(scalar: Scalar) -> str:
+    return f"{scalar.name} ({scalar.unit})" if scalar.unit else scalar.name
+
+
+def _mean_text(interval: Interval) -> str:
+    if math.isfinite(interval.half):
+        return f"{interval.mean:,.2f} ± {interval.half:,.2f}"
+    return f"{interval.mean:,.2f}"
+
+
+def _span(interval: Interval, factor: float) -> str:
+    if not math.isfinite(interval.low):
+        return "needs repeats"
+    return f"{interval.low * factor:+,.2f} … {interval.high * factor:+,.2f}"

@@ -1,0 +1,77 @@
+"""`glimt bench serve`: one run, repeats, a sweep or a search, and what is written of them."""
+
+from collections.abc import Callable
+
+from glimt.bench import outputs, settings
+from glimt.bench.options import Options
+from glimt.bench.outputs import Run
+from glimt.bench.run import Bench
+from glimt.bench.search import Sweep, highest, keeps, with_rate
+
+Say = Callable[[str], None]
+
+
+def run_all(options: Options, say: Say, tell: Say) -> int:
+    """Run what is asked for; tables go to `tell`, everything else to `say`.
+
+    Returns 0; 1 if no request succeeded, or if the search found no rate. Raises BadSettings.
+    """
+    for note in settings.check(options):
+        say(f"note: {note}")
+    command = _Command(options, say, tell)
+    search = options.search
+    if search.find_max_rate:
+        return command.find_max_rate()
+    if search.sweep is not None:
+        sweep = Sweep.parse(search.sweep)
+        for each in sweep.options(options):
+            command.run(each)
+        return command.finish(varied=sweep.varied)
+    command.run(options)
+    return command.finish()
+
+
+class _Command:
+    """The runs of one command, as they are made."""
+
+    def __init__(self, options: Options, say: Say, tell: Say) -> None:
+        self._options = options
+        self._say = say
+        self._tell = tell
+        self._bench = Bench(options, say)
+        self._question = settings.question(options)
+        self._runs: list[Run] = []
+
+    def run(self, options: Options) -> list[Run]:
+        """All repeats of one load, each shown when it is done."""
+        made = []
+        for repeat in range(options.load.repeats):
+            log = self._bench.run(options, repeat)
+            (run,) = outputs.evaluate([log], self._question)
+            outputs.show(options, run, self._say, self._tell)
+            made.append(run)
+        self._runs += made
+        return made
+
+    def find_max_rate(self) -> int:
+        """Search, with every run of it in what is written."""
+        search = self._options.search
+
+        def does(rate: float) -> bool:
+            runs = self.run(with_rate(self._options, rate))
+            kept = all(keeps(run.summary, self._question.objectives) for run in runs)
+            self._say(f"{rate:.3g} requests/s: objectives {'kept' if kept else 'missed'}")
+            return kept
+
+        found = highest(search.search_low, search.search_high, search.search_precision, does)
+        status = self.finish(varied="rate")
+        if found is None:
+            self._tell(f"Not even {search.search_low:g} requests/s keep the objectives.")
+            return 1
+        self._tell(f"Highest rate that keeps the objectives: {found:.3g} requests/s")
+        return status
+
+    def finish(self, *, varied: str | None = None) -> int:
+        """Write everything; the exit status."""
+        outputs.write(self._options, self._runs, self._say, self._tell, varied=varied)
+        return 0 if any(run.summary.completed for run in self._runs) else 1

@@ -1,0 +1,273 @@
+"""Repeats, sweeps, searches and comparisons: what several runs say together."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glimt.bench.compare import compare, load
+from glimt.bench.events import EventLog, PowerEvent, write_log
+from glimt.bench.figures.energy import energy
+from glimt.bench.figures.objectives import parse_objectives
+from glimt.bench.figures.pairs import block_bootstrap, paired_changes
+from glimt.bench.figures.scalars import differences, intervals, welch
+from glimt.bench.figures.summary import Question, Summary, summarise
+from glimt.bench.options import (
+    DataOptions,
+    LoadOptions,
+    Options,
+    OutputOptions,
+    SearchOptions,
+    TargetOptions,
+)
+from glimt.bench.report.series import comparison_tables, sweep_table, text_table
+from glimt.bench.search import Sweep, highest, keeps
+from glimt.bench.serve import run_all
+from glimt.errors import BadSettings
+from tests.support.bench_logs import MS, log_of, request
+from tests.support.mock_server import MockServer
+
+
+def run_with(ttft_ms: float, **start: object) -> EventLog:
+    """Ten requests with this TTFT and three tokens 10 ms apart."""
+    requests = [
+        request(
+            k,
+            start_ms=100 * k,
+            at_ms=[100 * k + ttft_ms + 10 * t for t in range(3)],
+            prompt_tokens=k,
+        )
+        for k in range(10)
+    ]
+    return log_of(requests, **start)
+
+
+def summaries(*ttfts_ms: float) -> list[Summary]:
+    return [summarise(run_with(ttft), Question()) for ttft in ttfts_ms]
+
+
+def test_repeats_give_students_interval_of_each_number() -> None:
+    scalar, interval = intervals(summaries(10, 12, 14))["mean_ttft_ms"]
+    assert scalar.unit == "ms"
+    assert interval.mean == pytest.approx(12)
+    assert interval.half == pytest.approx(4.3026527 * 2 / 3**0.5, rel=1e-5)
+
+
+def test_paired_repeats_are_told_apart_where_independent_ones_are_not() -> None:
+    """The repeats differ much more among themselves than the two sides do."""
+    before, after = summaries(10, 50, 90), summaries(11, 51.1, 91)
+    paired = differences(before, after, is_paired=True)["mean_ttft_ms"]
+    apart = differences(before, after, is_paired=False)["mean_ttft_ms"]
+    assert paired.verdict == "worse"
+    assert apart.verdict == ""
+    assert paired.after - paired.before == pytest.approx(1.033, abs=0.01)
+    better = differences(after, before, is_paired=True)["mean_ttft_ms"]
+    assert better.verdict == "better"
+
+
+def test_single_runs_have_no_interval_and_no_verdict() -> None:
+    change = differences(summaries(10), summaries(20), is_paired=True)["mean_ttft_ms"]
+    assert change.ratio == pytest.approx(1.0)
+    assert change.verdict == ""
+    assert math.isinf(change.interval.low)
+
+
+def test_welchs_interval_is_that_of_the_textbook() -> None:
+    first, second = [27.5, 21.0, 19.0, 23.6, 17.0], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5]
+    interval = welch(first, second)
+    # Mean difference, and t(0.975, 5) times the standard error of two means.
+    assert interval.mean == pytest.approx(np.mean(second) - np.mean(first))
+    error = (np.var(first, ddof=1) / 5 + np.var(second, ddof=1) / 6) ** 0.5
+    assert interval.half == pytest.approx(2.5706 * error, rel=1e-3)
+
+
+def test_the_same_requests_are_compared_one_by_one() -> None:
+    before, after = run_with(20), run_with(22)
+    after.requests[3].failure = "broken"
+    changes = {change.metric: change for change in paired_changes(before.requests, after.requests)}
+    assert changes["ttft"].interval.mean == pytest.approx(0.002)
+    assert changes["ttft"].interval.count == 9
+    assert changes["ttft"].faster == 0
+    assert changes["tpot"].interval.mean == pytest.approx(0, abs=1e-9)
+
+
+def test_the_block_bootstrap_is_wider_for_dependent_neighbours() -> None:
+    noise = np.random.default_rng(1).normal(size=400)
+    dependent = np.repeat(noise[:50], 8)
+    assert block_bootstrap(dependent).half > 1.3 * 1.96 * dependent.std() / 20
+    assert block_bootstrap(noise).half == pytest.approx(1.96 * noise.std() / 20, rel=0.3)
+
+
+def test_a_result_of_vllms_client_can_be_compared(tmp_path: Path) -> None:
+    theirs = Path(__file__).parent / "vllm_0.33_result.json"
+    (log,) = load(theirs)
+    ours = tmp_path / "raw.jsonl"
+    write_log(ours, [log])
+    changes, pairs = compare(load(theirs), load(ours), Question())
+    assert all(change.before == change.after for change in changes.values())
+    assert [pair.interval.mean for pair in pairs] == [0, 0, 0]
+    done = subprocess.run(
+        [sys.executable, "-m", "glimt", "bench", "compare", str(theirs), str(ours)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Request by request" in done.stdout
+
+
+def test_other_requests_are_not_paired() -> None:
+    other = run_with(20)
+    other.requests[0].prompt_tokens = 99
+    assert compare([run_with(20)], [other], Question())[1] == []
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"duration": 1}'])
+def test_a_file_without_requests_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content or "x")
+    with pytest.raises(BadSettings, match=r"x\.json"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(3.0, 3.0), (0.5, 0.5), (100, 64), (0.1, None), (64, 64), (1.0, 1.0)]
+)
+def test_the_search_finds_the_highest_rate(limit: float, expected: float | None) -> None:
+    asked: list[float] = []
+
+    def does(rate: float) -> bool:
+        asked.append(rate)
+        return rate <= limit
+
+    found = highest(0.5, 64, 0.02, does)
+    if expected is None:
+        assert found is None
+        assert asked == [0.5]
+    else:
+        assert found is not None
+        assert found <= limit
+        assert found == pytest.approx(expected, rel=0.02)
+        assert len(asked) < 20
+
+
+def test_a_rate_is_kept_only_without_failures_and_by_99_of_100_requests() -> None:
+    objectives = parse_objectives(["ttft:50", "p90_e2el:200"], None)
+
+    def kept(slow: int, failed: int) -> bool:
+        requests = [request(k, at_ms=[90.0 if k < slow else 40.0]) for k in range(100)]
+        for event in requests[:failed]:
+            event.failure = "broken"
+        return keeps(summarise(log_of(requests), Question(objectives=objectives)), objectives)
+
+    assert kept(0, 0)
+    assert kept(1, 0)
+    assert not kept(2, 0)
+    assert not kept(0, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["rate", "rate=", "speed=1", "rate=0", "rate=x", "concurrency=1.5"]
+)
+def test_a_sweep_that_cannot_be_meant_is_refused(text: str) -> None:
+    with pytest.raises(BadSettings, match="--sweep"):
+        Sweep.parse([text])
+
+
+def test_a_sweep_changes_one_option() -> None:
+    options = Options(load=LoadOptions(request_rate=3.0, num_prompts=7))
+    rates = [each.load for each in Sweep.parse(["rate=1,2.5"]).options(options)]
+    assert [load.request_rate for load in rates] == [1, 2.5]
+    limits = [each.load for each in Sweep.parse(["concurrency=1", "8"]).options(options)]
+    assert [load.max_concurrency for load in limits] == [1, 8]
+    assert all(load.num_prompts == 7 for load in (*rates, *limits))
+
+
+def test_tables_of_several_runs_say_what_they_compare() -> None:
+    runs = [(log, summarise(log, Question())) for log in (run_with(5), run_with(9))]
+    runs += [(log, summarise(log, Question())) for log in (run_with(30, request_rate=2.0),)]
+    text = text_table(sweep_table(runs, "rate"))
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["rate", "2", "10"]
+    assert "±" in text
+    changes = differences(summaries(10, 11, 12), summaries(30, 31, 32), is_paired=True)
+    assert "worse" in text_table(comparison_tables(changes, [])[0])
+
+
+def test_energy_is_the_counters_or_the_integral_of_power() -> None:
+    log = log_of([request(at_ms=[100, 2000], completion_tokens=50)])
+    log.power = [
+        PowerEvent(at_ns=k * 500 * MS, watts=[100.0, 50.0], utilisation=[0.5, 0.3])
+        for k in range(4)
+    ]
+    used = energy(log, 50)
+    assert used is not None
+    assert used.mean_watts == pytest.approx(150)
+    assert used.joules == pytest.approx(300)
+    assert used.joules_per_token == pytest.approx(6)
+    for k, event in enumerate(log.power):
+        event.joules = [1000.0 + 40 * k, 500.0 + 10 * k]
+    counted = energy(log, 50)
+    assert counted is not None
+    assert counted.mean_watts == pytest.approx(100)
+    log.power = log.power[:1]
+    assert energy(log, 50) is None
+
+
+@pytest.fixture(scope="module")
+def mock() -> Iterator[MockServer]:
+    server = MockServer("--ttft-ms", "15", "--gap-ms", "1")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def options(mock: MockServer, tmp_path: Path) -> Options:
+    return Options(
+        target=TargetOptions(
+            backend="openai-chat",
+            endpoint="/v1/chat/completions",
+            base_url=mock.url,
+            skip_tokenizer_init=True,
+        ),
+        load=LoadOptions(num_prompts=8),
+        data=DataOptions(random_input_len=5, random_output_len=4),
+        output=OutputOptions(disable_tqdm=True, html=str(tmp_path / "r.html")),
+    )
+
+
+def test_workers_share_one_schedule_and_one_limit(options: Options, tmp_path: Path) -> None:
+    raw = tmp_path / "raw.jsonl"
+    output = replace(options.output, raw=str(raw), html=None)
+    timed = LoadOptions(num_prompts=20, request_rate=100.0, max_concurrency=2, workers=2)
+    assert run_all(replace(options, load=timed, output=output), lambda _: None, lambda _: None) == 0
+    (log,) = load(raw)
+    summary = summarise(log, Question())
+    assert (summary.completed, summary.peak_concurrency) == (20, 2)
+    assert [event.index for event in log.requests] == list(range(20))
+    assert [event.worker for event in log.requests] == [0, 1] * 10
+    intended = [event.intended_ns for event in log.requests]
+    assert intended == sorted(intended)
+    assert intended[-1] == 200 * MS
+    assert {sample.worker for sample in log.health} <= {0, 1}
+
+
+def test_a_sweep_and_a_search_run_through(options: Options, tmp_path: Path) -> None:
+    told: list[str] = []
+    swept = replace(options, search=SearchOptions(sweep=["concurrency=1,4"]))
+    swept = replace(swept, load=replace(swept.load, repeats=2))
+    assert run_all(swept, lambda _: None, told.append) == 0
+    assert sum("Serving Benchmark Result" in text for text in told) == 4
+    assert told[-1].startswith("Sweep")
+    assert (tmp_path / "r.html").stat().st_size < 1_000_000
+    search = SearchOptions(find_max_rate=True, search_low=200, search_high=400)
+    easy = replace(options.figures, goodput=["e2el:60000"])
+    found = replace(options, search=search, figures=easy)
+    assert run_all(found, lambda _: None, told.append) == 0
+    assert told[-1] == "Highest rate that keeps the objectives: 400 requests/s"
+    hard = replace(found, figures=replace(options.figures, goodput=["ttft:1"]))
+    assert run_all(hard, lambda _: None, told.append) == 1
+    assert told[-1].startswith("Not even 200")
