@@ -49,6 +49,9 @@ class ModelSettings:
     """JSON merged over the sampling defaults."""
     chat_template: str | None = None
     """File with a Jinja template, in place of the checkpoint's."""
+    chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
+    """How messages reach the template: as one text each (string), as lists of parts (openai), or
+    as it takes them (auto: found out by rendering a message)."""
     default_chat_template_kwargs: str | None = None
     """JSON with defaults for the template, e.g. '{"enable_thinking": false}'."""
     trust_remote_code: bool = False
@@ -173,12 +176,26 @@ class ServerSettings:
     GLIMT_ADMIN_KEY or --admin-key-file. Without one, those routes do not exist."""
     admin_key_file: str | None = None
     """File with one admin key per line."""
+    ssl_certfile: str | None = None
+    """Certificate (PEM); turns the port into HTTPS."""
+    ssl_keyfile: str | None = None
+    """Its private key, unless that is in the same file."""
+    ssl_ca_certs: str | None = None
+    """Authorities that clients' certificates must come from."""
+    ssl_cert_reqs: Literal[0, 1, 2] = 0
+    """Certificates of clients: 0 not asked for, 1 optional, 2 required."""
+    ssl_ciphers: str | None = None
+    """Ciphers of TLS 1.2, in OpenSSL's notation."""
+    enable_ssl_refresh: bool = False
+    """Read the certificate again when its files change."""
     root_path: str = ""
     """Prefix under which a proxy serves this server."""
     allowed_origins: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = (
         None
     )
     """Web pages that browsers may let call this server (CORS); default: none."""
+    response_role: str = "assistant"
+    """The role in chat answers."""
     reasoning_parser: Literal["glm45"] | None = None
     """glm45: thinking goes to `reasoning`, apart from `content`."""
     enable_reasoning_content: bool = True
@@ -218,8 +235,10 @@ class ServerSettings:
     """One JSON object per log line."""
     enable_log_requests: bool = False
     """Log each request's parameters (never its text) when it starts."""
-    disable_uvicorn_access_log: bool = True
-    """Accepted; Glimt logs one line per finished request."""
+    disable_uvicorn_access_log: bool = False
+    """No line per finished request; those that fail with 5xx keep theirs."""
+    disable_access_log_for_endpoints: str | None = None
+    """Paths without such lines, separated by commas; probes and /metrics never have one."""
     disable_log_requests: bool = True
     """Accepted; the default."""
     disable_log_stats: bool = False

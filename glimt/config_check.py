@@ -96,6 +96,12 @@ def _server_ranges(server: ServerSettings) -> Iterator[str]:
         yield "--api-key and --admin-key: a key must not be empty"
     if set(server.api_key or ()) & set(server.admin_key or ()):
         yield "--api-key and --admin-key: a key cannot be both a client's and an operator's"
+    if server.ssl_certfile is None and (
+        server.ssl_keyfile or server.ssl_ca_certs or server.ssl_cert_reqs or server.ssl_ciphers
+    ):
+        yield "--ssl-keyfile and its kin need --ssl-certfile"
+    if server.ssl_cert_reqs and server.ssl_ca_certs is None:
+        yield "--ssl-cert-reqs needs --ssl-ca-certs: nobody's certificate would be trusted"
     if not 0 <= server.shutdown_timeout < math.inf:
         yield f"--shutdown-timeout {server.shutdown_timeout}: must be 0 or more seconds"
 

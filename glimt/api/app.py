@@ -29,6 +29,8 @@ def create_app(state: ApiState) -> ASGIApp:
         clock=state.clock,
         metrics=state.metrics,
         echo_labels=state.request_id_headers,
+        log_access=state.log_access,
+        quiet_paths=state.quiet_paths,
     )
     if not state.allowed_origins:
         return app

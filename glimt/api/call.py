@@ -46,6 +46,8 @@ class Boundary:
         clock: Callable[[], float],
         metrics: Metrics,
         echo_labels: bool,
+        log_access: bool = True,
+        quiet_paths: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
         self._routes = routes
@@ -53,6 +55,8 @@ class Boundary:
         self._clock = clock
         self._metrics = metrics
         self._echo_labels = echo_labels
+        self._log_access = log_access
+        self._quiet_paths = quiet_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -104,7 +108,10 @@ class Boundary:
     def _finish(self, call: Call, scope: Scope, status: int | None) -> None:
         status = status or 500
         self._metrics.observe_response(status)
-        is_quiet = call.match is not None and call.match.route.is_quiet
+        is_quiet = not self._log_access or (
+            call.match is not None
+            and (call.match.route.is_quiet or call.match.route.path in self._quiet_paths)
+        )
         if is_quiet and status < 500:  # probes and scrapes are not worth a line
             return
         fields = {

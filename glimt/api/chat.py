@@ -256,6 +256,7 @@ def answer_form(
         id=f"{kind}-{call.id}",
         created=int(state.wall_clock()),
         model=state.served_names[0],
+        role=state.response_role,
         num_choices=request.n or 1,
         with_logprobs=bool(request.logprobs),
         with_token_ids=bool(request.return_token_ids),

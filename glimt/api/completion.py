@@ -90,7 +90,7 @@ class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     """What the model said. `reasoning_content` is the older name of `reasoning`, always equal.
     `content` is null where there are calls and nothing else."""
 
-    role: Literal["assistant"] = "assistant"
+    role: str = "assistant"  # or what --response-role says
     content: str | None
     refusal: str | None = None
     reasoning: str | None = None
@@ -150,7 +150,7 @@ class ChunkBox(Box, frozen=True, kw_only=True):
 class ChunkDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is new in a choice; `{}` in its last chunk."""
 
-    role: Literal["assistant"] | UnsetType = UNSET
+    role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET

@@ -75,6 +75,9 @@ class ApiState:
     force_include_usage: bool = False
     request_id_headers: bool = True
     log_requests: bool = False
+    log_access: bool = True  # a line per finished request
+    quiet_paths: frozenset[str] = frozenset()  # without such lines
+    response_role: str = "assistant"
     media_settings: Mapping[str, ImageSettings] = field(default_factory=dict)  # by kind
     trust_request_template: bool = False
     strict_fields: bool = False  # unknown fields are refused, not reported

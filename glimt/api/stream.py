@@ -52,6 +52,7 @@ class AnswerForm:
     id: str
     created: int  # seconds since 1970
     model: str
+    role: str = "assistant"
     num_choices: int = 1
     with_logprobs: bool = False
     with_token_ids: bool = False
@@ -195,7 +196,7 @@ class ChatWriter:
         if self._has_role[choice]:
             return b""
         self._has_role[choice] = True
-        return b'"role":"assistant",'
+        return b'"role":' + _encode(self._form.role) + b","
 
     def _logprobs(self, delta: Delta) -> bytes:
         if not delta.logprobs:
@@ -247,6 +248,7 @@ def _message(form: AnswerForm, deltas: list[Delta]) -> AnswerMessage:
     boxes = [Box(text=text, coordinates=coordinates(text)) for text in reply.boxes]
     content = form.echo + reply.content
     return AnswerMessage(
+        role=form.role,
         content=None if calls and not content else content,
         reasoning=reasoning,
         reasoning_content=reasoning if form.with_reasoning_content else msgspec.UNSET,

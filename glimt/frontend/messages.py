@@ -64,6 +64,37 @@ def hide_messages(messages: list[dict[str, Any]], stand_ins: StandIns) -> list[d
     return [hide(message) for message in messages]
 
 
+def flat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose lists of parts have become one text each, for templates that take no lists.
+
+    Whatever a client wrote must be hidden already: the marks of media are put between.
+    """
+    return [
+        message | {"content": "\n".join(map(_flat_part, message["content"]))}
+        if isinstance(message["content"], list)
+        else message
+        for message in messages
+    ]
+
+
+def listed_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose texts have become lists of one part, for templates that take nothing else."""
+    return [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
+def _flat_part(part: dict[str, Any]) -> str:
+    kind = part["type"]
+    if kind == "text":
+        text: str = part["text"]
+        return text
+    return f"<|begin_of_{kind}|><|{kind}|><|end_of_{kind}|>"
+
+
 def _template_message(message: Mapping[str, Any], path: str, answer_tags: bool) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from glimt.errors import InvalidRequest, PromptTooLong
-from glimt.frontend.messages import hide_messages, media_kinds, template_messages
+from glimt.frontend.messages import (
+    flat_messages,
+    hide_messages,
+    listed_messages,
+    media_kinds,
+    template_messages,
+)
 from glimt.frontend.placeholders import Placeholders
 from glimt.frontend.positions import mrope_positions
 from glimt.frontend.prepare import prepare_all
@@ -21,6 +27,7 @@ from glimt.frontend.prompt import Conversation, MediaPreparer, PreparedMedia, Pr
 from glimt.frontend.standins import StandIns, guarded_characters, strings_in
 from glimt.frontend.template import (
     ChatTemplate,
+    ContentFormat,
     check_template_kwargs,
     compile_request_template,
 )
@@ -42,14 +49,17 @@ class Renderer:
         template: ChatTemplate | None,
         image: ImageSettings,
         max_model_len: int,
+        content_format: ContentFormat = "auto",
     ) -> None:
         """`template` None: the checkpoint has none, so conversations are refused.
+        `content_format`: how messages reach templates.
 
         Raises BadCheckpoint if the tokenizer lacks a token that prompts are built of.
         """
         self._tokenizer = tokenizer
         self._template = template
         self._max_model_len = max_model_len
+        self._content_format = content_format
         self._merge_size = image.merge_size
         self._placeholders = Placeholders(tokenizer, image.merge_size)
         self._guarded = guarded_characters(tokenizer.control_tokens)
@@ -149,9 +159,14 @@ class Renderer:
             raise InvalidRequest("this checkpoint's chat template takes no tools", param="tools")
         texts = strings_in([messages, tools])
         stand_ins = StandIns(self._guarded, [template.source, *texts])
+        hidden = hide_messages(messages, stand_ins)
+        if not template.takes_lists(self._content_format):
+            hidden = flat_messages(hidden)
+        elif not template.takes_texts(self._content_format):
+            hidden = listed_messages(hidden)
         try:
             text = template.render(
-                hidden := hide_messages(messages, stand_ins),
+                hidden,
                 tools=stand_ins.hide(tools),
                 add_generation_prompt=conversation.add_generation_prompt,
                 **kwargs,

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError, meta
 from jinja2.exceptions import SecurityError
@@ -19,6 +19,12 @@ from glimt.errors import BadCheckpoint, InvalidRequest
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 # Everything outside ASCII but private-use characters, which may be stand-ins (standins.py).
 _TO_ESCAPE = re.compile(r"[^\x00-\x7f\ue000-\uf8ff\U000f0000-\U0010ffff]")
+
+
+ContentFormat = Literal["auto", "string", "openai"]
+
+_PROBE = "a few words"
+_PRINTED_PART = re.compile(r"""\{\s*['"]type['"]""")
 
 
 class ChatTemplate:
@@ -41,6 +47,26 @@ class ChatTemplate:
                 f"the chat template has an error in line {error.lineno}: {error.message}"
             ) from error
         self.takes_tools = "tools" in names
+        self._takes_lists = self._shows([{"type": "text", "text": _PROBE}])
+        self._takes_texts = self._shows(_PROBE)
+
+    def takes_lists(self, wanted: ContentFormat) -> bool:
+        """Whether messages may reach it as lists of parts."""
+        return wanted == "openai" or (wanted == "auto" and self._takes_lists)
+
+    def takes_texts(self, wanted: ContentFormat) -> bool:
+        """Whether messages may reach it as one text. One that takes neither gets texts."""
+        return wanted == "string" or (
+            wanted == "auto" and (self._takes_texts or not self._takes_lists)
+        )
+
+    def _shows(self, content: Any) -> bool:
+        """It prints what such a message says, and not how it is made."""
+        try:
+            text = self.render([{"role": "user", "content": content}])
+        except InvalidRequest:
+            return False
+        return _PROBE in text and not _PRINTED_PART.search(text)
 
     def render(
         self,

@@ -48,7 +48,7 @@ def read_language(start: ServerStart) -> Language:
     template = ChatTemplate(start.chat_template)
     return Language(
         tokenizer,
-        Renderer(tokenizer, template, start.image, start.max_model_len),
+        Renderer(tokenizer, template, start.image, start.max_model_len, start.content_format),
         GrammarChecker(compiler),
         SamplingDefaults.from_generation_config(start.generation_defaults),
         # A program that gives tools needs no operator who allows them.

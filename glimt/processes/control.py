@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from glimt.processes.tls import TlsFiles
 from glimt.wire import EngineInfo, ImageSettings, MediaLimits
 
 Received = TypeVar("Received")
@@ -65,6 +66,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     max_model_len: int  # upper bound; the engine has the last word
     chat_template: str  # the template's text
     chat_template_kwargs: dict[str, Any]
+    content_format: Literal["auto", "string", "openai"]
     generation_defaults: dict[str, Any]
     image: ImageSettings
     video: ImageSettings
@@ -75,6 +77,10 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     allowed_media_domains: tuple[str, ...] | None
     api_keys: tuple[str, ...]
     admin_keys: tuple[str, ...]
+    tls: TlsFiles | None
+    log_access: bool  # a line per finished request
+    quiet_paths: tuple[str, ...]  # without such lines
+    response_role: str
     first_token_timeout_s: float  # 0 = none
     seed: int | None  # of the seeds of requests that bring none; None = drawn afresh
     priority_policy: bool

@@ -15,7 +15,7 @@ import msgspec
 from glimt import __version__
 from glimt.builtin.defaults import with_defaults
 from glimt.checkpoint import Checkpoint, locate, read_checkpoint
-from glimt.config import Settings, parse_count, parse_object
+from glimt.config import ServerSettings, Settings, parse_count, parse_object
 from glimt.config_check import check
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
@@ -28,6 +28,7 @@ from glimt.processes.media_plan import (
     pixel_settings,
 )
 from glimt.processes.supervisor import Plan, Supervisor, remove_stale_folders
+from glimt.processes.tls import TlsContext, TlsFiles
 from glimt.wire import ImageSettings, MediaLimits
 
 DTYPES = {"half": "float16", "float": "float32"}
@@ -211,6 +212,7 @@ def _server_start(
         max_model_len=_max_model_len(models.max_model_len) or config.text.max_position_embeddings,
         chat_template=_chat_template(settings, checkpoint),
         chat_template_kwargs=parse_object(models.default_chat_template_kwargs),
+        content_format=models.chat_template_content_format,
         generation_defaults=_generation_defaults(settings, checkpoint),
         image=image,
         video=video,
@@ -222,6 +224,10 @@ def _server_start(
             None if media.allowed_media_domains is None else tuple(media.allowed_media_domains)
         ),
         api_keys=_keys(server.api_key, server.api_key_file, "--api-key-file"),
+        tls=_tls(server),
+        log_access=not server.disable_uvicorn_access_log,
+        quiet_paths=tuple((server.disable_access_log_for_endpoints or "").split(",")),
+        response_role=server.response_role,
         admin_keys=_keys(server.admin_key, server.admin_key_file, "--admin-key-file"),
         first_token_timeout_s=server.first_token_timeout,
         seed=models.seed,
@@ -285,6 +291,22 @@ def _ids(value: Any) -> list[int]:
     """An id or a list of ids, as configuration files write them."""
     ids = value if isinstance(value, list) else [value]
     return [token_id for token_id in ids if isinstance(token_id, int)]
+
+
+def _tls(server: ServerSettings) -> TlsFiles | None:
+    """What the flags say of TLS, tried once. Raises BadSettings."""
+    if server.ssl_certfile is None:
+        return None
+    files = TlsFiles(
+        certfile=server.ssl_certfile,
+        keyfile=server.ssl_keyfile,
+        ca_certs=server.ssl_ca_certs,
+        cert_reqs=server.ssl_cert_reqs,
+        ciphers=server.ssl_ciphers,
+        refresh=server.enable_ssl_refresh,
+    )
+    TlsContext(files)
+    return files
 
 
 def _keys(given: list[str] | None, file: str | None, flag: str) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ from glimt.processes.control import (
     ToChild,
     child_line,
 )
+from glimt.processes.tls import REFRESH_INTERVAL_S, TlsContext
 from glimt.transport import AsyncHub, AsyncInbox, Outbox
 from glimt.wire import MediaOutbound, Outputs
 
@@ -100,6 +101,7 @@ class ServerProcess:
         self._grammars = GrammarChecker(
             GrammarCompiler(lambda: Vocabulary.read(path, tokenizer.vocab_size))
         )
+        self._tls = None if start.tls is None else TlsContext(start.tls)
         self._http = self._make_http()
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -111,7 +113,11 @@ class ServerProcess:
             version=__version__,
             client=self._client,
             renderer=Renderer(
-                tokenizer, ChatTemplate(start.chat_template), start.image, start.max_model_len
+                tokenizer,
+                ChatTemplate(start.chat_template),
+                start.image,
+                start.max_model_len,
+                start.content_format,
             ),
             media=self._media,
             tokenizer=tokenizer,
@@ -128,6 +134,9 @@ class ServerProcess:
             forget_pixels=self._media.forget_unleased,
             api_keys=start.api_keys,
             admin_keys=start.admin_keys,
+            log_access=start.log_access,
+            quiet_paths=frozenset(start.quiet_paths),
+            response_role=start.response_role,
             first_token_timeout_s=start.first_token_timeout_s,
             max_images=start.max_images,
             max_videos=start.max_videos,
@@ -152,6 +161,7 @@ class ServerProcess:
         )
 
     def _make_http(self) -> uvicorn.Server:
+        tls = self._tls
         config = uvicorn.Config(
             create_app(self._make_state()),
             loop="none",
@@ -162,6 +172,7 @@ class ServerProcess:
             access_log=False,
             server_header=False,
             root_path=self._start.root_path,
+            ssl_context_factory=None if tls is None else lambda config, make: tls.context,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=5,
         )
@@ -172,6 +183,8 @@ class ServerProcess:
         asyncio.get_running_loop().add_reader(self._line.fileno(), self._on_control)
         self._spawn(self._receive_outputs())
         self._spawn(self._media.run())
+        if self._tls is not None and self._start.tls is not None and self._start.tls.refresh:
+            self._spawn(self._refresh_tls(self._tls))
         if self._start.log_stats:
             self._spawn(self._log_stats())
         listener = socket.socket(fileno=self._start.socket_fd)
@@ -200,6 +213,11 @@ class ServerProcess:
         while True:
             for outputs in await self._inbox.receive():
                 self._client.deliver(0, outputs)
+
+    async def _refresh_tls(self, tls: TlsContext) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_INTERVAL_S)
+            await asyncio.to_thread(tls.refresh)
 
     async def _log_stats(self) -> None:
         """One line every ten seconds while there is something to say."""

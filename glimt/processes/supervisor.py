@@ -198,7 +198,8 @@ class Supervisor:
         else:
             host, port = self._listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
-            where = f"http://{host}:{port}"
+            scheme = "http" if self._plan.server.tls is None else "https"
+            where = f"{scheme}://{host}:{port}"
         self._say(f"ready after {seconds:.1f} s: {where}/v1  serving {name}")
 
     # ------------------------------------------------------------------------------- deaths

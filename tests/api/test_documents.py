@@ -178,6 +178,20 @@ async def test_each_request_is_one_line_without_its_text(stream: io.StringIO) ->
     assert "secret" not in line
 
 
+async def test_lines_of_finished_requests_can_be_turned_off(stream: io.StringIO) -> None:
+    set_up("info", as_json=True, stream=stream)
+    await Serving(log_access=False).chat()
+    quiet = Serving(quiet_paths=frozenset({"/version"}))
+    await quiet.ask("GET", "/version")
+    assert stream.getvalue() == ""
+    await quiet.chat()
+    dead = Serving(log_access=False)
+    dead.engine.die()
+    await dead.chat()
+    statuses = [json.loads(line)["status"] for line in stream.getvalue().splitlines()]
+    assert statuses == [200, 503], "failures keep their lines"
+
+
 async def test_a_request_that_starts_is_logged_when_asked_for(stream: io.StringIO) -> None:
     set_up("info", as_json=True, stream=stream)
     await Serving(log_requests=True).chat(seed=7, stop="secret")

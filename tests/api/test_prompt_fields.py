@@ -207,3 +207,25 @@ async def test_the_id_that_a_body_gives_names_the_request() -> None:
     headers = [*HEADERS, (b"x-request-id", b"header")]
     reply = await Serving().ask(body=chat_body(request_id="body"), headers=headers)
     assert reply.headers["x-request-id"] == "header"
+
+
+async def test_a_template_that_takes_texts_only_gets_texts_with_marks_of_media() -> None:
+    template = "<|user|>{{ messages[0].content }}<|assistant|>"
+    serving = Serving(trust_request_template=True)
+    parts = [{"type": "text", "text": "see <|image|>"}, PICTURE, {"type": "text", "text": "well?"}]
+    messages = [{"role": "user", "content": parts}]
+    reply = await serving.chat(messages=messages, chat_template=template)
+    assert reply.status == 200
+    one = serving.engine.submits[0]
+    ids = np.frombuffer(one.token_ids, np.int32).tolist()
+    assert ids.count(tokenizer().control_tokens["<|image|>"]) == one.images[0].num_tokens
+    shown = prompt_of(serving)
+    assert shown.startswith("<|user|>see <|image|>\n<|begin_of_image|><|image|>")
+    assert shown.endswith("<|end_of_image|>\nwell?<|assistant|>")
+
+
+async def test_a_template_that_takes_lists_only_gets_lists() -> None:
+    template = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}<|assistant|>"
+    serving = Serving(trust_request_template=True)
+    assert (await serving.chat(chat_template=template)).status == 200
+    assert prompt_of(serving) == "hi<|assistant|>"

@@ -312,3 +312,10 @@ async def test_box_marks_are_kept_stripped_or_told_apart() -> None:
     assert folded(reply)[0]["content"] == bare
     (choice,) = (await Serving(spoken("x"), boxes="structured").chat()).json()["choices"]
     assert choice["message"]["boxes"] == []
+
+
+async def test_the_role_of_an_answer_is_the_operators_choice() -> None:
+    serving = Serving(response_role="model")
+    assert (await serving.chat()).json()["choices"][0]["message"]["role"] == "model"
+    first = (await serving.chat(stream=True)).events[0]
+    assert first["choices"][0]["delta"]["role"] == "model"

@@ -129,3 +129,26 @@ def test_arguments_of_the_wrong_type_are_named(kwargs: dict[str, object]) -> Non
 )
 def test_all_spellings_of_thinking_mean_the_same(kwargs, enable_thinking) -> None:
     assert check_template_kwargs(kwargs).get("enable_thinking") is enable_thinking
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_published_templates_take_lists_and_texts(style: str) -> None:
+    template = ChatTemplate(template_source(style))
+    assert template.takes_lists("auto")
+    assert template.takes_texts("auto")
+    assert not template.takes_lists("string")
+    assert not template.takes_texts("openai")
+
+
+@pytest.mark.parametrize(
+    ("source", "lists", "texts"),
+    [
+        ("{{ messages[0].content }}", False, True),
+        ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}", True, False),
+        ("{{ raise_exception('no') }}", False, True),
+        ("{{ messages | tojson }}", False, True),
+    ],
+)
+def test_what_a_template_takes_is_found_out(source: str, lists: bool, texts: bool) -> None:
+    template = ChatTemplate(source)
+    assert (template.takes_lists("auto"), template.takes_texts("auto")) == (lists, texts)
