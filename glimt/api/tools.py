@@ -22,7 +22,8 @@ from glimt.frontend.tokenizer import Tokenizer
 from glimt.frontend.tool_calls import CallRules, CallTokens
 from glimt.wire import SamplingParams
 
-_TEXT_MARKS = ("<|begin_of_box|>", "<|end_of_box|>")
+# Thoughts as well: where they are not parsed, they are text.
+_TEXT_MARKS = ("<|begin_of_box|>", "<|end_of_box|>", "<think>", "</think>")
 MAX_TOOLS = 128
 MAX_DESCRIPTION_CHARS = 32 * 2**10
 MAX_SCHEMA_BYTES = 64 * 2**10  # as JSON, of one function's parameters

@@ -143,12 +143,7 @@ class ServerProcess:
             parse_reasoning=start.reasoning_parser is not None,
             boxes=start.box_tokens,
             reasoning_content=start.reasoning_content,
-            tools=ToolSettings.of(
-                tokenizer,
-                start.tool_call_parser,
-                auto=start.auto_tool_choice,
-                hide_when_none=start.hide_uncallable_tools,
-            ),
+            tools=self._tools(tokenizer),
             priority_policy=start.priority_policy,
             prompt_tokens_details=start.prompt_tokens_details,
             force_include_usage=start.force_include_usage,
@@ -177,6 +172,18 @@ class ServerProcess:
             timeout_graceful_shutdown=5,
         )
         return uvicorn.Server(config)
+
+    def _tools(self, tokenizer: Tokenizer) -> ToolSettings:
+        start = self._start
+        tools = ToolSettings.of(
+            tokenizer,
+            start.tool_call_parser,
+            auto=start.auto_tool_choice,
+            hide_when_none=start.hide_uncallable_tools,
+        )
+        if tools.parser is not None and tools.tokens is None:
+            log.warning("the checkpoint has no tokens for tool calls: requests with tools get 400")
+        return tools
 
     async def run(self) -> None:
         """Serve until drained or stopped."""

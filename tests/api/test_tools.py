@@ -278,6 +278,7 @@ async def test_calls_of_strict_functions_are_held_to_their_schemas() -> None:
     grammar = one.engine.submits[0].sampling.grammar
     for text, is_allowed in (
         (f"I look. {CALL}\nThen <|begin_of_box|>5<|end_of_box|>", True),
+        (f"<think>hm</think>{CALL}", True),
         ("", True),
         (CALL.replace("2", "two"), False),
     ):
