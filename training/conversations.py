@@ -37,16 +37,17 @@ _KINDS = {
 }
 # How often each skill is asked about a single picture.
 _SKILLS = {
-    "attributes": 0.16,
-    "yes/no": 0.12,
-    "counting": 0.16,
-    "relations": 0.16,
-    "reading": 0.18,
-    "boxes": 0.16,
+    "attributes": 0.14,
+    "yes/no": 0.11,
+    "counting": 0.15,
+    "relations": 0.15,
+    "reading": 0.20,
+    "boxes": 0.18,
     "description": 0.04,
-    "absent": 0.02,
+    "absent": 0.03,
 }
 _THINKING_SHARE = 0.33
+_ALONE_UNTIL = 0.06  # share of the training in which pictures hold two shapes at most
 _CELL = 28  # pixels of one token's side
 
 
@@ -183,6 +184,8 @@ def recipe_for(skill: str, rng: random.Random, progress: float, held_out: bool) 
         recipe["num_shapes"] = rng.randint(2, 7)
     elif skill == "description":
         recipe["num_shapes"] = rng.choice((1, 2, 3, 4))
+    if progress < _ALONE_UNTIL:  # where something is, is learnt sooner when it is alone
+        recipe["num_shapes"] = min(recipe["num_shapes"], 2)
     if "sizes" not in recipe and recipe["num_shapes"] > 4:
         recipe["sizes"] = ("small", "small", "medium")
     return Recipe(width, height, held_out=held_out, **recipe)
@@ -190,7 +193,7 @@ def recipe_for(skill: str, rng: random.Random, progress: float, held_out: bool) 
 
 def picture_size(rng: random.Random, progress: float) -> tuple[int, int]:
     """Width and height in pixels: 56 to 448, small ones first, most in whole tokens."""
-    most = 448 if progress > 0.3 else 168 + (448 - 168) * progress / 0.3
+    most = 448 if progress > 0.3 else 112 + (448 - 112) * progress / 0.3
     side = math.exp(rng.uniform(math.log(76), math.log(most)))
     if rng.random() < 0.08:
         side = rng.uniform(56, 76)

@@ -195,7 +195,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("glimt/builtin/heldout.zip"))
-    parser.add_argument("--number", type=int, default=120, help="tasks of each skill")
+    parser.add_argument("--number", type=int, default=100, help="tasks of each skill")
     options = parser.parse_args()
     write(options.out, options.number)
     print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB")

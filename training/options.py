@@ -66,7 +66,7 @@ def read_options(arguments: list[str] | None = None) -> Options:
         tokenizer=given.tokenizer,
         template=given.template,
         workers=given.workers,
-        budget=Budget(given.tokens, given.patches),
+        budget=_budget(device, given.tokens, given.patches),
         micro_batches=given.micro_batches,
         replay_bytes=int(replay_gb * 1e9),
         max_reuse=given.max_reuse,
@@ -79,6 +79,12 @@ def read_options(arguments: list[str] | None = None) -> Options:
         device=device,
         recipe=recipe,
     )
+
+
+def _budget(device: torch.device, tokens: int | None, patches: int | None) -> Budget:
+    """Micro-batches so large that a GPU computes longer than it takes to launch its kernels."""
+    on_cuda = device.type == "cuda"
+    return Budget(tokens or (65536 if on_cuda else 8192), patches or (98304 if on_cuda else 24576))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,10 +122,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--source", default="training.source:make_source", help="module:function of the Source")
     add("--tokenizer", type=Path, default=TOKENIZER)
     add("--template", type=Path, default=TEMPLATE, help="chat template of the exported model")
-    add("--workers", type=int, default=15, help="processes that draw; 0: none, all in this one")
-    add("--tokens", type=int, default=8192, help="most tokens of a micro-batch")
-    add("--patches", type=int, default=24576, help="most patches of a micro-batch")
-    add("--micro-batches", type=int, default=2, help="micro-batches of a step")
+    add("--workers", type=int, default=14, help="processes that draw; 0: none, all in this one")
+    add("--tokens", type=int, help="most tokens of a micro-batch; None: 65536 on CUDA, else 8192")
+    add(
+        "--patches", type=int, help="most patches of a micro-batch; None: 98304 on CUDA, else 24576"
+    )
+    add("--micro-batches", type=int, default=1, help="micro-batches of a step")
     add("--replay-gb", type=float, default=None, help="None: 20 on CUDA, 0.5 on CPU")
     add("--max-reuse", type=int, default=4, help="uses of a micro-batch, the first included")
 

@@ -6,6 +6,8 @@ first, then video steps, since those have twice the bytes. `Counts` say where ev
 Letters: T tokens, S samples, N pictures, P patches, M targets (tokens that the model must produce).
 """
 
+import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +90,9 @@ class Packed:
     pixels: NDArray[np.uint8]
 
 
+MAX_FAILED = 20  # samples that one packer may leave out
+
+
 class Packer:
     """Draws samples of ascending seeds and packs as many as the budget takes.
 
@@ -97,6 +102,7 @@ class Packer:
 
     def __init__(self, source: Source, seed: int, budget: Budget, *, held_out: bool) -> None:
         self.next_seed = seed
+        self.num_failed = 0
         self._source = source
         self._budget = budget
         self._held_out = held_out
@@ -112,7 +118,7 @@ class Packer:
         tokens = patches = 0
         while limit is None or len(samples) < limit:
             if self._waiting is None:
-                self._waiting = self._source.sample(self.next_seed, progress, self._held_out)
+                self._waiting = self._draw(progress)
                 self._check(self._waiting)
             tokens += len(self._waiting.token_ids)
             patches += num_patches(self._waiting)
@@ -122,6 +128,20 @@ class Packer:
             self._waiting = None
             self.next_seed += 1
         return pack(samples)
+
+    def _draw(self, progress: float) -> Sample:
+        """The sample of the next seed that gives one. Among millions of scenes one may be of a
+        kind that nobody thought of; it is told and left out, and does not end a run of hours."""
+        while True:
+            try:
+                return self._source.sample(self.next_seed, progress, self._held_out)
+            except Exception:
+                self.num_failed += 1
+                if self.num_failed > MAX_FAILED:
+                    raise
+                print(f"sample {self.next_seed} is left out:", file=sys.stderr)
+                traceback.print_exc()
+                self.next_seed += 1
 
     def _check(self, sample: Sample) -> None:
         tokens, patches = len(sample.token_ids), num_patches(sample)

@@ -144,6 +144,16 @@ def test_the_working_weights_are_the_masters_rounded() -> None:
     assert network.layers[1].moe.router.bias.dtype == torch.float32
 
 
+def test_places_weigh_as_much_as_contents_at_the_start() -> None:
+    """A tower whose places whisper learns colours, and never where they are."""
+    network = Network(read_config(tiny_config("glm4v_moe")), padded_attention)
+    Weights(network, CPU, torch.float32, seed=0)
+    table = network.vision.position_embedding.detach()
+    spread = (table - table.mean(0)).square().mean().sqrt()
+    contents = network.vision.norm_in(torch.randn(8, table.shape[1])).detach()
+    assert 0.7 < spread / contents.square().mean().sqrt() < 1.5
+
+
 def test_dense_models_are_refused() -> None:
     with pytest.raises(ValueError, match="glm4v_moe"):
         Network(read_config(tiny_config("glm4v")), padded_attention)
