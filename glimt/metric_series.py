@@ -90,8 +90,11 @@ _COUNTERS = (
 class EngineSeries(Collector):
     """The series that come from `EngineStats`, computed when they are scraped."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, cache_config: Mapping[str, str]) -> None:
+        """`cache_config`: more labels of vllm:cache_config_info."""
+        self.num_preparing = 0  # requests on their way to an engine
         self._model_name = model_name
+        self._cache_config = dict(cache_config)
         self._infos: dict[int, EngineInfo] = {}
         self._stats: dict[int, EngineStats] = {}
         self._before: dict[tuple[int, str], int] = {}
@@ -140,12 +143,48 @@ class EngineSeries(Collector):
         config = GaugeMetricFamily(
             "vllm:cache_config_info",
             "Settings of the KV cache as labels",
-            labels=("model_name", "engine", "block_size", "num_gpu_blocks", "cache_dtype"),
+            labels=(
+                *("model_name", "engine", "block_size", "num_gpu_blocks", "cache_dtype"),
+                *self._cache_config,
+            ),
         )
         for index, info in self._infos.items():
             sizes = (str(info.page_size), str(info.num_pages), info.kv_cache_dtype)
-            config.add_metric((self._model_name, str(index), *sizes), 1)
+            labels = (self._model_name, str(index), *sizes, *self._cache_config.values())
+            config.add_metric(labels, 1)
         yield config
+        yield from self._states()
+
+    def _states(self) -> Iterator[Metric]:
+        """Gauges with a label of their own."""
+        who = ("model_name", "engine")
+        waiting = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason",
+            "capacity: in an engine's queue; deferred: prompts and media are being made",
+            labels=(*who, "reason"),
+        )
+        asleep = GaugeMetricFamily(
+            "vllm:engine_sleep_state", "1 for the state that holds", labels=(*who, "sleep_state")
+        )
+        for index, stats in self._stats.items():
+            row = (self._model_name, str(index))
+            waiting.add_metric((*row, "capacity"), stats.num_waiting)
+            waiting.add_metric((*row, "deferred"), self._deferred(index))
+            for state in ("awake", "weights_offloaded", "discard_all"):
+                asleep.add_metric((*row, state), float(state == "awake"))
+        yield waiting
+        yield asleep
+        for name in ("queries", "hits"):
+            family = CounterMetricFamily(
+                f"vllm:external_prefix_cache_{name}", "Always 0: there is none", labels=who
+            )
+            for index in self._stats:
+                family.add_metric((self._model_name, str(index)), 0)
+            yield family
+
+    def _deferred(self, index: int) -> int:
+        """Requests in preparation belong to no engine yet; they show with the first."""
+        return self.num_preparing if index == min(self._stats) else 0
 
     def _gauges(self) -> Iterator[Metric]:
         usage = {i: s.num_used_pages / max(1, s.num_pages) for i, s in self._stats.items()}
@@ -153,12 +192,13 @@ class EngineSeries(Collector):
             i: s.prefix_hit_tokens / max(1, s.prefix_query_tokens) for i, s in self._stats.items()
         }
         none = dict.fromkeys(self._stats, 0)
+        waiting = {i: s.num_waiting + self._deferred(i) for i, s in self._stats.items()}
         for name, text, values in (
             ("vllm:num_requests_running", "Requests that run", _each(self._stats, "num_running")),
             (
                 "vllm:num_requests_waiting",
-                "Requests that wait in the engine",
-                _each(self._stats, "num_waiting"),
+                "Requests that wait for an engine, or for their prompts and media",
+                waiting,
             ),
             ("vllm:kv_cache_usage_perc", "KV cache in use, 0 to 1", usage),
             ("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc", usage),

@@ -6,13 +6,22 @@ needs and vLLM does not count has the prefix `glimt:`. Label values come from fi
 nothing a client writes can add a series.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 
+from glimt.http_series import HttpSeries
 from glimt.metric_series import EngineSeries, FastCounter, FastHistogram
 from glimt.wire import EngineInfo, EngineStats
 
@@ -20,6 +29,7 @@ CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 MEDIA_KINDS = ("image", "video")
+PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 STATUS_CLASSES = ("2xx", "4xx", "499", "5xx")
 
 _TTFT_S = (
@@ -59,13 +69,23 @@ class GenerationTimes:
 class Metrics:
     """All series of one server. Methods are cheap and never wait."""
 
-    def __init__(self, *, model_name: str, max_model_len: int = 1 << 17) -> None:
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        max_model_len: int = 1 << 17,
+        cache_config: Mapping[str, str] | None = None,
+    ) -> None:
+        """`cache_config`: more labels of vllm:cache_config_info."""
         # They double the text and are read by nobody.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._who = {"model_name": model_name, "engine": "0"}
-        self._engines = EngineSeries(model_name)
+        self._engines = EngineSeries(model_name, cache_config or {})
         self.registry.register(self._engines)
+        for collector in (ProcessCollector, GCCollector, PlatformCollector):
+            collector(registry=self.registry)
+        self.http = HttpSeries(self.registry)
         self._tokens = _one_two_five(max_model_len)
         self._recent_tokens = {"prompt_tokens": 0, "generated_tokens": 0}
         self._make_counts()
@@ -76,6 +96,9 @@ class Metrics:
         self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens taken in")
         self._cached_tokens = self._counter(
             "vllm:prompt_tokens_cached", "Prompt tokens found in the prefix cache"
+        )
+        self._tokens_by_source = self._by_label(
+            Counter, "vllm:prompt_tokens_by_source", "Prompt tokens by where KV came from", "source"
         )
         self._generation_tokens = FastCounter(
             "vllm:generation_tokens", "Tokens generated", self._who, self.registry
@@ -151,12 +174,34 @@ class Metrics:
             "kind",
             buckets=_MEDIA_S,
         )
+        self._media_parts = {
+            part: self._by_label(
+                Histogram, f"glimt:media_{part}_seconds", text, "kind", buckets=_MEDIA_S
+            )
+            for part, text in (
+                ("queue", "Wait of one medium for a worker"),
+                ("decode", "Decoding of one medium"),
+                ("resize", "Resizing of one medium, and cutting it into patches"),
+            )
+        }
         self.media_waiting = self._gauge("glimt:num_media_waiting", "Media not yet prepared")
         self.preparing = self._gauge(
             "glimt:num_requests_preparing", "Requests not yet sent to an engine"
         )
         self._media_queries = self._counter("vllm:mm_cache_queries", "Media items looked up")
         self._media_hits = self._counter("vllm:mm_cache_hits", "Media items found prepared")
+        self._media_free = self._gauge(
+            "glimt:media_memory_free_bytes", "Memory for pixels that nothing holds"
+        )
+        self._media_kept = self._gauge(
+            "glimt:media_memory_items", "Prepared media in memory, in use or cached"
+        )
+        self._limits = Gauge(
+            "glimt:limit",
+            "What one request or the server may hold",
+            ("limit",),
+            registry=self.registry,
+        )
         self.media_fetch_errors = self._counter("glimt:media_fetch_errors", "Failed fetches")
 
     def _counter(self, name: str, text: str) -> Counter:
@@ -177,6 +222,7 @@ class Metrics:
             "finished_reason": FINISH_REASONS,
             "status": STATUS_CLASSES,
             "kind": MEDIA_KINDS,
+            "source": PROMPT_SOURCES,
         }[label]
         family = kind(name, text, (*self._who, label), registry=self.registry, **options)
         return {value: family.labels(**self._who, **{label: value}) for value in values}
@@ -211,6 +257,8 @@ class Metrics:
         """One choice has ended."""
         self._finished[times.finish_reason].inc()
         self._cached_tokens.inc(times.cached_tokens)
+        self._tokens_by_source["local_cache_hit"].inc(times.cached_tokens)
+        self._tokens_by_source["local_compute"].inc(max(0, prompt_tokens - times.cached_tokens))
         self._computed_size.observe(max(0, prompt_tokens - times.cached_tokens))
         self._answer_size.observe(times.completion_tokens)
         self._e2e.observe(times.e2e_s)
@@ -238,6 +286,30 @@ class Metrics:
     def observe_media(self, kind: str, seconds: float) -> None:
         """An image or video was fetched, decoded and resized in `seconds`."""
         self._media_seconds[kind].observe(seconds)
+
+    def observe_media_work(
+        self, kind: str, *, queue_s: float, decode_s: float, resize_s: float
+    ) -> None:
+        """A worker has decoded and resized an image or video."""
+        for part, seconds in (("queue", queue_s), ("decode", decode_s), ("resize", resize_s)):
+            self._media_parts[part][kind].observe(seconds)
+
+    def hold(self, num_requests: int) -> None:
+        """So many more requests are being prepared (fewer, if negative)."""
+        self.preparing.inc(num_requests)
+        self._engines.num_preparing += num_requests
+
+    def watch_media_memory(
+        self, num_free_bytes: Callable[[], float], num_kept: Callable[[], float]
+    ) -> None:
+        """Ask these for the state of the memory that pixels pass through."""
+        self._media_free.set_function(num_free_bytes)
+        self._media_kept.set_function(num_kept)
+
+    def set_limits(self, limits: Mapping[str, float]) -> None:
+        """Show what is bounded, by name."""
+        for name, value in limits.items():
+            self._limits.labels(name).set(value)
 
     def observe_media_lookup(self, *, hit: bool) -> None:
         """A media item was looked up among the prepared ones."""

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from glimt.api.errors import ClientLeft, error_response, status_of
 from glimt.api.route import Match, RouteTable
 from glimt.errors import Overloaded
+from glimt.http_series import NO_HANDLER
 from glimt.log import log_finish
 from glimt.metrics import Metrics
 
@@ -68,10 +69,12 @@ class Boundary:
         call = Call(self._new_id(), _label(scope["headers"]), self._clock(), match)
         scope["glimt.call"] = call
         status: int | None = None
+        num_bytes = 0
 
         # Not a coroutine of its own: it is called for every event of every stream.
         def send_marked(message: Message) -> Awaitable[None]:
-            nonlocal status
+            nonlocal status, num_bytes
+            num_bytes += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if self._echo_labels and call.label is not None:
@@ -85,7 +88,7 @@ class Boundary:
             status = 499
         except Exception as error:
             status = await self._answer_error(error, call, status, scope, receive, send_marked)
-        self._finish(call, scope, status)
+        self._finish(call, scope, status, num_bytes)
 
     async def _answer_error(
         self,
@@ -105,9 +108,9 @@ class Boundary:
         await error_response(error, call.id, dialect)(scope, receive, send)
         return status_of(error)
 
-    def _finish(self, call: Call, scope: Scope, status: int | None) -> None:
+    def _finish(self, call: Call, scope: Scope, status: int | None, num_bytes: int) -> None:
         status = status or 500
-        self._metrics.observe_response(status)
+        self._observe(call, scope, status, num_bytes)
         is_quiet = not self._log_access or (
             call.match is not None
             and (call.match.route.is_quiet or call.match.route.path in self._quiet_paths)
@@ -124,6 +127,21 @@ class Boundary:
             **call.facts,
         }
         log_finish(logger, fields, failed=status >= 500)
+
+    def _observe(self, call: Call, scope: Scope, status: int, num_bytes: int) -> None:
+        self._metrics.observe_response(status)
+        route = call.match.route if call.match is not None else None
+        if route is not None and route.is_quiet:
+            return
+        length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+        self._metrics.http.observe(
+            handler=route.path if route is not None else NO_HANDLER,
+            method=scope["method"],
+            status=status,
+            seconds=self._clock() - call.arrival_s,
+            request_bytes=int(length) if length.isdigit() and len(length) < 16 else 0,
+            response_bytes=num_bytes,
+        )
 
 
 def log_failure(error: Exception, call: Call) -> None:

@@ -206,7 +206,7 @@ class EngineClient:
 
     def _hold(self, n: int) -> None:
         self._num_preparing += n
-        self._metrics.preparing.inc(n)
+        self._metrics.hold(n)
         self._note_idle()
 
     def _admit(self, n: int, num_prompt_tokens: int) -> None:

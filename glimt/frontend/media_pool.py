@@ -56,6 +56,7 @@ class _Job:
     kind: str
     settings: ImageSettings
     payload: Payload | None  # None = at a worker
+    queued_s: float
     outcome: "asyncio.Future[ArenaLease[Frames]]"
     num_wanting: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # something may have changed
@@ -181,7 +182,9 @@ class MediaPool:
             queued and num_bytes > limits.max_queued_bytes
         ):
             raise Overloaded("too many images and videos wait to be decoded; try again later")
-        job = _Job(key, kind, settings, payload, asyncio.get_running_loop().create_future())
+        job = _Job(
+            key, kind, settings, payload, self._clock(), asyncio.get_running_loop().create_future()
+        )
         self._jobs[key] = job
         job.task = asyncio.ensure_future(self._run(job))
         self._metrics.media_waiting.set(len(self._jobs))
@@ -226,7 +229,14 @@ class MediaPool:
     async def _process(self, job: _Job) -> ArenaLease[Frames] | None:
         """The pixels, kept and leased; None if nobody wanted them any more."""
         worker, message = await self._hand_over(job)
+        handed_over_s = self._clock()
         prepared = await self._workers.prepared(worker, message)
+        self._metrics.observe_media_work(
+            job.kind,
+            queue_s=handed_over_s - job.queued_s,
+            decode_s=prepared.decode_s,
+            resize_s=prepared.resize_s,
+        )
         place: PixelRef | None = None
         try:
             place = await self._room(job, prepared.nbytes)

@@ -15,7 +15,7 @@ import msgspec
 from glimt import __version__
 from glimt.builtin.defaults import with_defaults
 from glimt.checkpoint import Checkpoint, locate, read_checkpoint
-from glimt.config import ServerSettings, Settings, parse_count, parse_object
+from glimt.config import CacheSettings, ServerSettings, Settings, parse_count, parse_object
 from glimt.config_check import check
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
@@ -230,6 +230,7 @@ def _server_start(
         response_role=server.response_role,
         admin_keys=_keys(server.admin_key, server.admin_key_file, "--admin-key-file"),
         first_token_timeout_s=server.first_token_timeout,
+        cache_config=_cache_labels(settings.cache),
         seed=models.seed,
         priority_policy=settings.cache.scheduling_policy == "priority",
         root_path=server.root_path,
@@ -291,6 +292,15 @@ def _ids(value: Any) -> list[int]:
     """An id or a list of ids, as configuration files write them."""
     ids = value if isinstance(value, list) else [value]
     return [token_id for token_id in ids if isinstance(token_id, int)]
+
+
+def _cache_labels(cache: CacheSettings) -> dict[str, str]:
+    """Labels of vllm:cache_config_info beside those that the engine resolves."""
+    return {
+        "gpu_memory_utilization": f"{cache.gpu_memory_utilization:g}",
+        "enable_prefix_caching": str(cache.enable_prefix_caching),
+        "prefix_caching_hash_algo": "sha256",
+    }
 
 
 def _tls(server: ServerSettings) -> TlsFiles | None:

@@ -6,6 +6,7 @@ reading a file) happens in threads, what is heavy (decoding) in the media worker
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import random
 import socket
@@ -15,13 +16,14 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvicorn
 import uvloop
 
 from glimt import __version__
 from glimt.api.app import create_app
 from glimt.api.params import SamplingDefaults
-from glimt.api.state import ApiState, Lifecycle
+from glimt.api.state import ApiState, HttpLimits, Lifecycle
 from glimt.api.tools import ToolSettings
 from glimt.arena import SharedArena
 from glimt.checkpoint import checkpoint_file
@@ -30,7 +32,7 @@ from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
 from glimt.frontend.grammars import GrammarChecker
-from glimt.frontend.media_pool import MediaPool
+from glimt.frontend.media_pool import Frames, MediaPool
 from glimt.frontend.render import Renderer
 from glimt.frontend.template import ChatTemplate
 from glimt.frontend.tokenizer import Tokenizer
@@ -70,7 +72,9 @@ class ServerProcess:
         self._outboxes: dict[int, Outbox] = {}
         self._lifecycle = Lifecycle()
         self._metrics = Metrics(
-            model_name=start.served_model_names[0], max_model_len=start.max_model_len
+            model_name=start.served_model_names[0],
+            max_model_len=start.max_model_len,
+            cache_config=start.cache_config,
         )
         self._client = EngineClient(
             clock=time.monotonic,
@@ -87,9 +91,12 @@ class ServerProcess:
             )
         )
         hub: AsyncHub[MediaOutbound] = AsyncHub(start.media_hub, MediaOutbound)
+        pool: ArenaPool[Frames] = ArenaPool(SharedArena(start.arena_fd, start.index))
+        self._metrics.watch_media_memory(lambda: pool.num_free_bytes, lambda: pool.num_kept)
+        self._metrics.set_limits(_limits(start, pool.nbytes))
         self._media = MediaPool(
             hub,
-            ArenaPool(SharedArena(start.arena_fd, start.index)),
+            pool,
             self._fetcher,
             image=start.image,
             video=start.video,
@@ -269,6 +276,19 @@ class ServerProcess:
             self._client.end_all("the server is shutting down")
             await asyncio.sleep(0.1)  # the events must get out
         self._http.should_exit = True
+
+
+def _limits(start: ServerStart, media_memory_bytes: int) -> dict[str, float]:
+    """What is bounded, by the names of the settings."""
+    return {
+        **dataclasses.asdict(HttpLimits()),
+        **msgspec.structs.asdict(start.limits),
+        "max_images": start.max_images,
+        "max_videos": start.max_videos,
+        "max_logprobs": start.max_logprobs,
+        "max_num_queued_reqs": start.max_num_queued_reqs,
+        "max_media_memory_bytes": media_memory_bytes,
+    }
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import glimt
 from glimt.api.completion import ChatChunk, ChatCompletion
 from glimt.api.routes import ROUTES
 from glimt.log import escaped, set_up
@@ -92,6 +94,8 @@ NAMES = re.findall(
     request_prefill_kv_computed_tokens_count cache_config_info gpu_cache_usage_perc
     gpu_prefix_cache_hits_total gpu_prefix_cache_queries_total gpu_prefix_cache_hit_rate
     time_per_output_token_seconds_bucket num_requests_swapped cpu_cache_usage_perc
+    num_requests_waiting_by_reason engine_sleep_state prompt_tokens_by_source_total
+    external_prefix_cache_queries_total external_prefix_cache_hits_total admission_rejections_total
     """,
 )
 
@@ -128,13 +132,88 @@ async def test_the_metrics_have_the_names_that_others_rely_on() -> None:
 
 async def test_nothing_a_client_says_makes_a_series() -> None:
     serving = Serving()
-    before = len(samples(serving.metrics.render().decode()))
-    lines = serving.metrics.render().count(b"\n")
+    seen = set()
     for i in range(20):
         await serving.chat(model=f"model-{i}")
         await serving.ask("GET", f"/path-{i}")
-    assert len(samples(serving.metrics.render().decode())) == before
-    assert serving.metrics.render().count(b"\n") == lines
+        await serving.ask("GET", f"/v1/models/model-{i}", headers=HOST)
+        await serving.ask(f"VERB{i}", "/version", headers=HOST)
+        seen.add(serving.metrics.render().count(b"\n"))
+    assert len(seen) == 1
+
+
+async def test_http_requests_are_counted_by_route() -> None:
+    serving = Serving()
+    await serving.chat()
+    await serving.chat(n=0)
+    await serving.ask("GET", "/nowhere", headers=HOST)
+    await serving.ask("GET", "/v1/models/tiny", headers=HOST)
+    await serving.ask("GET", "/health", headers=HOST)
+    text = serving.metrics.render().decode()
+    counted = re.findall(r"^http_requests_total\{(.*)\} 1.0$", text, re.MULTILINE)
+    assert sorted(counted) == [
+        'handler="/v1/chat/completions",method="POST",status="2xx"',
+        'handler="/v1/chat/completions",method="POST",status="4xx"',
+        'handler="/v1/models/{model}",method="GET",status="2xx"',
+        'handler="none",method="GET",status="4xx"',
+    ]
+    values = samples(text)
+    assert values["http_request_size_bytes_sum"] > 100
+    assert values["http_response_size_bytes_count"] == 4
+    assert values["http_request_duration_seconds_count"] == 4
+    assert values["http_request_duration_highr_seconds_count"] == 4
+    assert values["process_resident_memory_bytes"] > 10**6
+    assert "python_gc_collections_total" in values
+
+
+async def test_requests_whose_prompts_are_being_made_wait_too() -> None:
+    serving = Serving()
+    with serving.client.preparing(3):
+        text = serving.metrics.render().decode()
+    assert (
+        'num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="deferred"} 3.0' in text
+    )
+    assert samples(text)["vllm:num_requests_waiting"] == 3
+
+
+def test_the_cache_config_shows_the_settings() -> None:
+    metrics = Metrics(model_name="m", cache_config={"gpu_memory_utilization": "0.92"})
+    metrics.add_engine(0, INFO)
+    metrics.set_limits({"max_body_bytes": 64})
+    metrics.watch_media_memory(lambda: 7, lambda: 2)
+    text = metrics.render().decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("vllm:cache_config_info")]
+    for label in ('block_size="16"', 'num_gpu_blocks="256"', 'gpu_memory_utilization="0.92"'):
+        assert label in line
+    assert 'glimt:limit{limit="max_body_bytes"} 64.0' in text
+    assert samples(text)["glimt:media_memory_free_bytes"] == 7
+
+
+DASHBOARD = Path(glimt.__file__).parents[1] / "deploy/grafana/glimt.json"
+
+
+async def test_the_dashboard_asks_for_series_and_labels_that_exist() -> None:
+    serving = Serving()
+    await serving.chat()
+    text = serving.metrics.render().decode()
+    labels: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, _, rest = line.partition("{")
+            found = re.findall(r'(\w+)="', rest.rpartition("}")[0])
+            labels.setdefault(name.split(" ")[0], set()).update(found)
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    assert len(asked) > 40
+    for expression in asked:
+        names = re.findall(r"\b(?:vllm:|glimt:|http_|process_)\w+", expression)
+        assert names, expression
+        for name in names:
+            assert name in labels, f"{name} is not in /metrics"
+            wanted = {*re.findall(r"(\w+)=~", expression)}
+            for group in re.findall(r"by \(([^)]*)\)", expression):
+                wanted |= {each.strip() for each in group.split(",")}
+            assert wanted <= labels[name], f"{expression}: {wanted - labels[name]}"
 
 
 def test_counters_survive_an_engine_that_is_replaced() -> None:
