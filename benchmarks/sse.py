@@ -123,7 +123,7 @@ def make_state(folder: Path) -> ApiState:
         media=NoMedia(),
         tokenizer=tokenizer,
         grammars=GrammarChecker(
-            GrammarCompiler(lambda: Vocabulary.read(folder / "tokenizer.json", INFO.vocab_size))
+            GrammarCompiler(Vocabulary.read(folder / "tokenizer.json", INFO.vocab_size))
         ),
         metrics=metrics,
         lifecycle=Lifecycle(),

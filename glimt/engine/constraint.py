@@ -11,13 +11,24 @@ accepts.
 """
 
 import enum
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
-from glimt.errors import BadGrammar
+from glimt.errors import BadGrammar, EngineFailed, GlimtError
 from glimt.grammar.matcher import Matcher
 from glimt.grammar.vocabulary import Bits, allow, forbid
 from glimt.wire import Grammar, ThoughtTokens
+
+# Seconds of the engine's own time that one answer may take at once, and regains by each token. A
+# usual token takes 10 to 500 µs; all requests wait for the slowest.
+MAX_CREDIT_S = 0.25
+CREDIT_PER_TOKEN_S = 0.01
+
+log = logging.getLogger(__name__)
 
 _ALL = np.uint32(0xFFFFFFFF)
 _NO_THOUGHTS = ThoughtTokens(begin=-1, end=-1)
@@ -42,9 +53,18 @@ _FIRST_PHASE = {
 
 
 class Constraint:
-    """Changes only by `advance`, so it outlives a preemption. Raises BadGrammar where noted."""
+    """Changes only by `advance`, so it outlives a preemption. Raises nothing but GlimtError.
 
-    def __init__(self, grammar: Grammar, compiled: Matcher, eos_token_ids: tuple[int, ...]) -> None:
+    What it costs is counted on `cpu_clock`, which does not run while the thread stands still.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        compiled: Matcher,
+        eos_token_ids: tuple[int, ...],
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self.phase = _FIRST_PHASE[grammar.channel]
         self._thoughts = grammar.thoughts or _NO_THOUGHTS
         self._instead = grammar.instead
@@ -54,6 +74,8 @@ class Constraint:
         self._matcher = compiled.copy()
         self._is_fresh = True  # nothing but thoughts and line breaks so far
         self._vocabulary = compiled.vocabulary
+        self._cpu_clock = cpu_clock
+        self._credit_s = MAX_CREDIT_S
 
     @property
     def num_words(self) -> int:
@@ -63,8 +85,36 @@ class Constraint:
     def fill(self, bits_W: Bits) -> bool:
         """Write the set of tokens that may come next. False: none, the answer is complete.
 
-        Raises BadGrammar if none may come and the answer is not complete, or the cost is too high.
+        Raises BadGrammar if none may come and the answer is not complete, or the cost is too high,
+        EngineFailed for what is nobody's fault but ours.
         """
+        with self._counted():
+            return self._fill(bits_W)
+
+    def advance(self, token_id: int) -> bool:
+        """The answer's next token, no end token. True if it completes the answer.
+
+        Raises BadGrammar for a token that may not come, or if the cost is too high; EngineFailed.
+        """
+        self._credit_s = min(self._credit_s + CREDIT_PER_TOKEN_S, MAX_CREDIT_S)
+        with self._counted():
+            return self._advance(token_id)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        began_s = self._cpu_clock()
+        try:
+            yield
+        except GlimtError:
+            raise
+        except Exception:
+            log.exception("A grammar failed")
+            raise EngineFailed("The engine could not follow the grammar.") from None
+        self._credit_s -= self._cpu_clock() - began_s
+        if self._credit_s < 0:
+            raise BadGrammar("the grammar is too complex: finding out what may come takes too long")
+
+    def _fill(self, bits_W: Bits) -> bool:
         if self.phase in (Phase.FREE, Phase.THINKING):
             bits_W[:] = _ALL
             if self.phase is Phase.THINKING:
@@ -94,11 +144,7 @@ class Constraint:
             allow(bits_W, self._thoughts.line_breaks)
         return True
 
-    def advance(self, token_id: int) -> bool:
-        """The answer's next token, no end token. True if it completes the answer.
-
-        Raises BadGrammar for a token that may not come.
-        """
+    def _advance(self, token_id: int) -> bool:
         if self.phase is Phase.FREE:
             return False
         if self.phase is Phase.THINKING:

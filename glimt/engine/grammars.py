@@ -1,7 +1,6 @@
 """Grammars: requests that wait for their grammar to be compiled, and the masks of each step."""
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 import numpy as np
@@ -15,30 +14,26 @@ from glimt.grammar.matcher import Matcher
 from glimt.grammar.vocabulary import Bits, bits_of
 from glimt.wire import Grammar
 
-MAX_MASK_S = 0.1
-"""Of the engine's own time. A usual mask takes 10 to 500 µs; all requests wait for the slowest."""
-
 Failure = tuple[Request, GlimtError]
 
 
 class Grammars:
     """Owns the engine's compiled grammars; the state of one answer belongs to its request."""
 
-    def __init__(
-        self,
-        compiler: GrammarCompiler | None,
-        vocab_size: int,
-        cpu_clock: Callable[[], float] = time.thread_time,
-    ) -> None:
+    def __init__(self, compiler: GrammarCompiler | None, vocab_size: int) -> None:
         self._compiler = compiler
         self._vocab_size = vocab_size
-        self._cpu_clock = cpu_clock
         self._compiling: list[tuple[Request, Grammar, Future[Matcher]]] = []
 
     @property
     def num_compiling(self) -> int:
         """Requests that wait for their grammar."""
         return len(self._compiling)
+
+    def close(self) -> None:
+        """End the thread that compiles."""
+        if self._compiler is not None:
+            self._compiler.close()
 
     def start(self, request: Request, grammar: Grammar) -> None:
         """Have the grammar of a request compiled."""
@@ -84,23 +79,16 @@ class Grammars:
                 continue
             if request.constraint is None:
                 continue
+            bits_W = np.empty(request.constraint.num_words, np.uint32)
             try:
-                bits_W = self._mask(request.constraint)
-            except BadGrammar as error:
+                goes_on = request.constraint.fill(bits_W)
+            except GlimtError as error:
                 failed.append((request, error))
                 continue
-            if bits_W is None:
-                complete.append(request)
-            else:
+            if goes_on:
                 rows.append(row)
                 masks.append(bits_W)
+            else:
+                complete.append(request)
         bits_GW = np.stack(masks).view(np.int32) if masks else np.zeros((0, 0), np.int32)
         return TokenMasks(tuple(rows), bits_GW), complete, failed
-
-    def _mask(self, constraint: Constraint) -> Bits | None:
-        bits_W = np.empty(constraint.num_words, np.uint32)
-        began_s = self._cpu_clock()
-        goes_on = constraint.fill(bits_W)
-        if self._cpu_clock() - began_s > MAX_MASK_S:
-            raise BadGrammar("the grammar is too complex: finding out what may come takes too long")
-        return bits_W if goes_on else None

@@ -17,7 +17,7 @@ from glimt.engine.admission import Prompt
 from glimt.engine.constraint import Constraint
 from glimt.engine.image_cache import CachedImage
 from glimt.engine.limits import SchedulerLimits
-from glimt.engine.plan import IntArray, NewRow
+from glimt.engine.plan import IntArray, NewRow, RowWork
 from glimt.engine.prefix import page_hash, root_hash
 from glimt.engine.thoughts import ThoughtLimit
 from glimt.wire import ImageSpan, Submit, TokenLogprobs
@@ -162,7 +162,7 @@ class Request:
     def append(self, token_id: int) -> str | None:
         """The token drawn in a committed step; gives the finish_reason if it is the last.
 
-        Raises BadGrammar if it is under a grammar that cannot read the token.
+        Raises GlimtError if it is under a grammar that cannot read the token.
         """
         output_ids = self.output_ids
         output_ids.append(token_id)
@@ -218,6 +218,15 @@ class Request:
             images=self.submit.images,
             sampling=self.submit.sampling,
             page_ids=tuple(self.page_ids[:num_cached_pages]),
+        )
+
+    def reads(self, work: RowWork, content_hashes: set[bytes]) -> bool:
+        """Whether this work needs the embedding of one of these images."""
+        return any(
+            span.content_hash in content_hashes
+            and span.start < work.start + work.num_tokens
+            and span.start + span.num_tokens > work.start
+            for span in self.images
         )
 
     def known_ids(self, start: int, end: int) -> IntArray:

@@ -23,11 +23,11 @@ from glimt.engine.admission import read_prompt
 from glimt.engine.draft import StepDraft
 from glimt.engine.grammars import Failure, Grammars
 from glimt.engine.limits import SchedulerLimits
-from glimt.engine.plan import RowWork, StepPlan, StepResult, TokenMasks
+from glimt.engine.plan import StepPlan, StepResult, TokenMasks
 from glimt.engine.request import Request, RequestState
 from glimt.engine.roster import Roster
 from glimt.engine.terminal import Addressed, refuse, terminal
-from glimt.errors import BadGrammar, InvalidRequest, RequestError, StepFailed
+from glimt.errors import GlimtError, InvalidRequest, RequestError, StepFailed
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.wire import EngineStats, ErrorInfo, Output, Submit, TokenLogprobs
 
@@ -119,6 +119,10 @@ class Scheduler:
         for request in self.roster.all():
             outputs += self._end(request, terminal(request, "error", error))
         return outputs
+
+    def close(self) -> None:
+        """End the thread that compiles grammars."""
+        self._grammars.close()
 
     def reset_caches(self, *, prefix: bool, images: bool) -> None:
         """Forget cached pages and embeddings that no request holds."""
@@ -276,7 +280,7 @@ class Scheduler:
                 continue
             try:
                 finish_reason = request.append(token_id)
-            except BadGrammar as error:
+            except GlimtError as error:
                 outputs += self._end_failed([(request, error)])
                 continue
             submit = request.submit
@@ -330,7 +334,7 @@ class Scheduler:
             return
         for step in self._in_flight:
             for work, request in zip(step.plan.work, step.requests, strict=True):
-                if request is not None and _reads(request, work, missing):
+                if request is not None and request.reads(work, missing):
                     self._withdraw(request)
 
     def _withdraw(self, request: Request) -> None:
@@ -387,12 +391,3 @@ def _first(request: Request) -> tuple[TokenLogprobs, ...] | None:
     if request.submit.sampling.prompt_logprobs is None or len(request.output_ids) > 1:
         return None
     return tuple(request.prompt_logprobs)
-
-
-def _reads(request: Request, work: RowWork, content_hashes: set[bytes]) -> bool:
-    return any(
-        span.content_hash in content_hashes
-        and span.start < work.start + work.num_tokens
-        and span.start + span.num_tokens > work.start
-        for span in request.images
-    )

@@ -5,7 +5,6 @@ compiles it again for itself, off its loop. Texts are those that `glimt.grammar.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
@@ -25,7 +24,7 @@ def limits() -> LLParserLimits:
     """What compiling and each token may cost, in the library's units of work: the same grammar
     is refused on every machine, or on none. The last two bound memory."""
     return LLParserLimits(
-        max_items_in_row=2_000,
+        max_items_in_row=2_500,
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
         step_max_items=50_000,
@@ -36,14 +35,11 @@ def limits() -> LLParserLimits:
 
 
 class GrammarCompiler:
-    """Owned by one thread; compiling happens in another (`pool`).
+    """Owned by one thread; compiling happens in another, which starts when it is first needed."""
 
-    `load` gives the vocabulary; it is called in the pool at once, since it takes a second.
-    """
-
-    def __init__(self, load: Callable[[], Vocabulary], pool: Executor | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary, pool: Executor | None = None) -> None:
         self._pool = pool or ThreadPoolExecutor(1, thread_name_prefix="glimt-grammar")
-        self._vocabulary = self._pool.submit(load)
+        self._vocabulary = vocabulary
         self._limits = limits()
         self._cache: OrderedDict[str, Future[Matcher]] = OrderedDict()
         self._num_chars = 0
@@ -75,7 +71,7 @@ class GrammarCompiler:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, text: str) -> Matcher:
-        vocabulary = self._vocabulary.result()
+        vocabulary = self._vocabulary
         library = LLMatcher(vocabulary.library, text, log_level=0, limits=self._limits)
         if library.is_error():
             raise BadGrammar(_reason(library.get_error()))

@@ -11,6 +11,7 @@ from glimt.api.tools import call_rules, check_tools, with_tools
 from glimt.errors import RequestError
 from glimt.frontend.answer import Answer, Delta, TextOptions
 from glimt.frontend.client import EngineClient
+from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.reasoning import ReasoningTokens
 from glimt.frontend.thoughts import with_thoughts
@@ -31,11 +32,12 @@ class OfflineFrontend:
         client: EngineClient,
         metrics: Metrics,
         media: MediaPreparer,
+        grammars: GrammarChecker,
     ) -> None:
         self._settings = start
         self._tokenizer = language.tokenizer
         self._defaults = language.defaults
-        self._grammars = language.grammars
+        self._grammars = grammars
         self._client = client
         self._metrics = metrics
         self._tools = language.tools

@@ -9,13 +9,10 @@ from glimt.api.params import SamplingDefaults, adds_generation_prompt, template_
 from glimt.api.schema import ChatRequest
 from glimt.api.tools import ToolSettings, tools_in_prompt
 from glimt.checkpoint import checkpoint_file
-from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.prompt import MediaPreparer, Prompt
 from glimt.frontend.render import Renderer
 from glimt.frontend.template import ChatTemplate
 from glimt.frontend.tokenizer import Tokenizer
-from glimt.grammar.compiler import GrammarCompiler
-from glimt.grammar.vocabulary import Vocabulary
 from glimt.offline.messages import Picture
 from glimt.processes.control import ServerStart
 
@@ -35,21 +32,17 @@ class Language:
 
     tokenizer: Tokenizer
     renderer: Renderer
-    grammars: GrammarChecker
     defaults: SamplingDefaults
     tools: ToolSettings
 
 
 def read_language(start: ServerStart) -> Language:
     """Raises BadCheckpoint and BadSettings."""
-    path = checkpoint_file(Path(start.model_path), "tokenizer.json")
-    tokenizer = Tokenizer(path)
-    compiler = GrammarCompiler(lambda: Vocabulary.read(path, tokenizer.vocab_size))
+    tokenizer = Tokenizer(checkpoint_file(Path(start.model_path), "tokenizer.json"))
     template = ChatTemplate(start.chat_template)
     return Language(
         tokenizer,
         Renderer(tokenizer, template, start.image, start.max_model_len, start.content_format),
-        GrammarChecker(compiler),
         SamplingDefaults.from_generation_config(start.generation_defaults),
         # A program that gives tools needs no operator who allows them.
         ToolSettings.of(tokenizer, start.tool_call_parser or "glm45", auto=True),

@@ -25,7 +25,9 @@ from glimt.errors import EngineDied, GlimtError
 from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy
+from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.media_pool import MediaPool, PoolLimits
+from glimt.grammar.compiler import GrammarCompiler
 from glimt.metrics import Metrics
 from glimt.offline.engine_thread import EngineThread
 from glimt.offline.frontend import OfflineFrontend
@@ -57,14 +59,12 @@ class Session:
             log.info("%s", note)
         plan = resolve(settings, lambda line: log.info("%s", line))
         language = read_language(plan.server)
-        self._grammars = language.grammars
         self._arena = SharedArena.create(plan.arena_bytes, 0)
         try:
             engine = build_engine(plan.engine, [self._arena], _log_phase)
             self.info = engine.info
             self._start(plan, language, engine)
         except BaseException:
-            self._grammars.close()
             self._arena.close()
             raise
 
@@ -110,7 +110,8 @@ class Session:
             # Who waits longer lets go of what it holds, so that nobody waits for each other.
             pool_limits=PoolLimits(room_timeout_s=_ROOM_TIMEOUT_S, queue_timeout_s=math.inf),
         )
-        self._frontend = OfflineFrontend(start, language, client, metrics, media)
+        self._grammars = GrammarChecker(GrammarCompiler(engine.vocabulary))
+        self._frontend = OfflineFrontend(start, language, client, metrics, media, self._grammars)
         self._media_task = asyncio.create_task(media.run())
         self._media_task.add_done_callback(self._on_media_end)
         self._client = client
@@ -189,7 +190,6 @@ class Session:
         self._end_loop()
         self._media_threads.close()
         self._threads.shutdown()
-        self._grammars.close()
         self._arena.close()
         del self._engine
 
@@ -201,6 +201,7 @@ class Session:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._fetcher.close()
+            self._grammars.close()
         finally:
             self._loop.stop()
 

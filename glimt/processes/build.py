@@ -41,6 +41,7 @@ class Engine:
     scheduler: Scheduler
     executor: ModelExecutor
     info: EngineInfo
+    vocabulary: Vocabulary
     overlap: bool  # plan the next step while one runs; a CPU has nothing to overlap with
 
 
@@ -72,10 +73,8 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
         longest = longest_request(start, config.text.max_position_embeddings)
         steps = step_sizes(start, device.type, longest)
         detail.append(f"{config.architecture}, {str(dtype).removeprefix('torch.')} on {device}")
-    # Its thread reads the vocabulary while this one reads the weights.
-    compiler = GrammarCompiler(
-        lambda: Vocabulary.read(checkpoint.tokenizer_path, config.text.vocab_size)
-    )
+    with phases.phase("vocabulary"):
+        vocabulary = Vocabulary.read(checkpoint.tokenizer_path, config.text.vocab_size)
     with phases.phase("weights") as detail:
         model, weights_format = load_weights(start, config, device, dtype)
         detail.append(weights_format)
@@ -119,7 +118,8 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
         phases_s=phases.seconds,
     )
     overlap = start.overlap and device.type != "cpu"
-    return Engine(Scheduler(limits, compiler=compiler), executor, info, overlap)
+    scheduler = Scheduler(limits, compiler=GrammarCompiler(vocabulary))
+    return Engine(scheduler, executor, info, vocabulary, overlap)
 
 
 def _policy(name: str) -> SchedulingPolicy:

@@ -106,7 +106,7 @@ class ServerProcess:
         path = checkpoint_file(Path(start.model_path), "tokenizer.json")
         self._tokenizer = tokenizer = Tokenizer(path)
         self._grammars = GrammarChecker(
-            GrammarCompiler(lambda: Vocabulary.read(path, tokenizer.vocab_size))
+            GrammarCompiler(Vocabulary.read(path, tokenizer.vocab_size))
         )
         self._tls = None if start.tls is None else TlsContext(start.tls)
         self._http = self._make_http()

@@ -236,7 +236,6 @@ class SlowPool(Executor):
 def slow_serving(timeout_s: float = 5.0) -> tuple[Serving, SlowPool]:
     pool = SlowPool()
     compiler = tiny_compiler(pool)
-    pool.run()  # the vocabulary
     return Serving(grammars=GrammarChecker(compiler, timeout_s)), pool
 
 

@@ -162,3 +162,31 @@ def test_calls_may_stand_in_the_place_of_the_answer_and_are_free(channel: str) -
     answers = constraint(choice_grammar(["qzq"]), instead=(CALL,))
     answers.advance(A)
     assert allowed(answers) == {B}
+
+
+class Costly:
+    """A clock on which everything takes so long."""
+
+    def __init__(self, cost_s: float) -> None:
+        self.now_s, self.cost_s = 0.0, cost_s
+
+    def __call__(self) -> float:
+        self.now_s += self.cost_s
+        return self.now_s
+
+
+@pytest.mark.parametrize(("cost_s", "num_tokens"), [(0.3, 0), (0.02, 8), (0.004, 1000)])
+def test_a_grammar_that_costs_too_much_for_its_tokens_is_ended(
+    cost_s: float, num_tokens: int
+) -> None:
+    """At once, or on average; what is cheap may go on for ever."""
+    grammar = Grammar(text=regex_grammar("q*"))
+    one = Constraint(grammar, COMPILER.start(grammar.text).result(), (), Costly(cost_s))
+    bits_W = np.empty(one.num_words, np.uint32)
+    for _ in range(num_tokens):
+        one.fill(bits_W)
+        one.advance(A)
+    if num_tokens < 1000:
+        with pytest.raises(BadGrammar, match="takes too long"):  # noqa: PT012 - whichever first
+            one.fill(bits_W)
+            one.advance(A)

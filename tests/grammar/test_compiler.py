@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -181,16 +182,12 @@ def test_the_cache_is_bounded_by_number_and_by_size(monkeypatch: pytest.MonkeyPa
 
 
 def test_nobody_waits_while_a_thread_compiles() -> None:
-    loaded = threading.Event()
-
-    def load() -> Vocabulary:
-        loaded.wait(30)
-        return tiny_language()[1]
-
-    compiler = GrammarCompiler(load)
+    busy, pool = threading.Event(), ThreadPoolExecutor(1)
+    pool.submit(busy.wait, 30)
+    compiler = GrammarCompiler(tiny_language()[1], pool)
     future = compiler.start(ANYTHING[0])
     assert not future.done()
-    loaded.set()
+    busy.set()
     assert not future.result(30).is_complete
     compiler.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from glimt.engine.limits import SchedulerLimits
 from glimt.engine.loop import EngineLoop
 from glimt.engine.scheduler import Scheduler
 from glimt.grammar.compiler import GrammarCompiler
+from glimt.grammar.matcher import Matcher
 from glimt.grammar.source import choice_grammar, json_schema_grammar, regex_grammar
 from glimt.wire import EngineInbound, Grammar, Output, Outputs, SamplingParams, Submit
 from tests.support.grammars import InlinePool, small_vocabulary
@@ -106,7 +108,7 @@ def answer(
         vocab_size=VOCABULARY.size,
         **fields,
     )
-    scheduler = Scheduler(limits, compiler=GrammarCompiler(lambda: VOCABULARY, InlinePool()))
+    scheduler = Scheduler(limits, compiler=GrammarCompiler(VOCABULARY, InlinePool()))
     executor = make_executor(
         MODEL, ALBUM, num_pages=num_pages, max_num_seqs=limits.max_num_seqs, max_model_len=48
     )
@@ -233,3 +235,32 @@ def test_a_grammar_that_takes_only_nothing_gives_an_empty_answer() -> None:
     [outputs] = answer([submit(0, 5, **under(regex_grammar("")))]).values()
     assert tokens(outputs) == []
     assert outputs[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("method", ["fill", "accept"])
+def test_a_grammar_that_fails_in_the_middle_ends_its_own_request_alone(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[Matcher]()
+    victims: list[Matcher] = []
+    whole = getattr(Matcher, method)
+
+    def failing(self: Matcher, what: Any) -> None:
+        calls[self] += 1
+        if calls[self] == 5 and not victims:
+            victims.append(self)
+            raise RuntimeError("a bug")
+        whole(self, what)
+
+    answers = [alone(1, 2), alone(2, 3)]
+    monkeypatch.setattr(Matcher, method, failing)
+    submits = [submit(0, 2, **KINDS[1]), submit(1, 3, **KINDS[2])]
+    outputs = answer(submits, may_fail=True)
+    failed = [n for n, each in outputs.items() if each[-1].error is not None]
+    assert len(failed) == 1
+    (error,) = (outputs[n][-1].error for n in failed)
+    assert error is not None
+    assert error.code == "engine_failed"
+    for n, expected in enumerate(answers):
+        if n not in failed:
+            assert (tokens(outputs[n]), outputs[n][-1].finish_reason) == expected

@@ -89,7 +89,7 @@ def small_vocabulary(size: int = 320) -> Vocabulary:
 def tiny_compiler(pool: Executor | None = None) -> GrammarCompiler:
     """A compiler with a cache of its own."""
     _, vocabulary = tiny_language()
-    return GrammarCompiler(lambda: vocabulary, pool or InlinePool())
+    return GrammarCompiler(vocabulary, pool or InlinePool())
 
 
 def ids_in(bits_W: Bits) -> set[int]:
