@@ -23,6 +23,10 @@ BENCHMARKS = {
     ),
     "sse": ("server: SSE throughput with a simulated engine (aim 40k tokens/s)", "sse.py"),
     "image": ("image path: one 1080p JPEG on one core (aim 60 ms)", "image_path.py"),
+    "structured": (
+        "engine: a batch under a JSON schema against a free one (aim 0.9)",
+        "structured.py",
+    ),
     "decode": ("engine: CPU tokens/s of the tiny model", "cpu_decode.py"),
 }
 
