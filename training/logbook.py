@@ -36,11 +36,13 @@ class Logbook:
     ) -> None:
         """What the steps of the last `seconds` were like."""
         loss = sum(report.loss for report in reports) / len(reports)
+        sight = sum(report.sight for report in reports) / len(reports)
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         content = {
             "elapsed_s": round(elapsed_s, 1),
             "step": step,
             "loss": loss,
+            "sight": sight,
             "norm": reports[-1].norm,
             "lr": reports[-1].learning_rate,
             "skipped": sum(report.skipped for report in reports),
@@ -57,6 +59,7 @@ class Logbook:
         self.write("steps", **content)
         print(
             f"{elapsed_s:7.0f} s  step {step:6d}  loss {loss:7.4f}  "
+            f"sight {sight:7.4f}  "
             f"lr {reports[-1].learning_rate:.2e}  {tally.samples / seconds:6.0f} samples/s "
             f"({tally.fresh_samples / seconds:.0f} fresh)  {tally.tokens / seconds / 1e3:6.1f} "
             f"ktokens/s  fresh {100 * content['fresh_share']:3.0f} %  waiting "

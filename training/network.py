@@ -19,6 +19,8 @@ from glimt.models.config import ModelConfig, MoeConfig, RopeConfig, TextConfig
 from training.attention import Attend, Segments
 from training.modules import Angles, Mlp, RmsNorm, silu_mul
 from training.packing import Counts
+from training.sample import NUM_LABELS
+from training.sight import Sight
 from training.tower import Tower
 
 
@@ -31,6 +33,7 @@ class Fields(NamedTuple):
     places_P4: Tensor
     picture_starts: Tensor
     image_rows: Tensor  # of each picture's tokens, in the order of the patches
+    labels_BL: Tensor  # what these tokens show
     target_rows_M: Tensor  # the row that a target is read from: the one before it
     targets_M: Tensor
     spans_M: Tensor  # number of the span
@@ -54,7 +57,9 @@ class Batch:
         """Views of `words`."""
         fields = Fields(*torch.split(self.words, self.counts.word_sizes))
         return fields._replace(
-            positions_3T=fields.positions_3T.view(3, -1), places_P4=fields.places_P4.view(-1, 4)
+            positions_3T=fields.positions_3T.view(3, -1),
+            places_P4=fields.places_P4.view(-1, 4),
+            labels_BL=fields.labels_BL.view(-1, NUM_LABELS),
         )
 
     @property
@@ -71,9 +76,12 @@ class Batch:
 
 
 class Network(nn.Module):
-    """Tower, decoder and head. Parameters are uninitialised: see `training.weights`."""
+    """Tower, decoder and head. Parameters are uninitialised: see `training.weights`.
 
-    def __init__(self, config: ModelConfig, attend: Attend) -> None:
+    `sees` adds what only training needs: the tower's own telling of what its rows show.
+    """
+
+    def __init__(self, config: ModelConfig, attend: Attend, *, sees: bool = False) -> None:
         super().__init__()
         text = config.text
         if text.sandwich or text.rope.interleaved:
@@ -84,6 +92,8 @@ class Network(nn.Module):
         self.norm = RmsNorm(text.hidden_size, text.rms_norm_eps)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.vision = Tower(config.vision, attend)
+        if sees:
+            self.sight = Sight(config.vision.out_hidden_size)
 
     def forward(self, batch: Batch) -> Tensor:
         """Float32 logits [M, V] from which the targets are to be read."""

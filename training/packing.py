@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from glimt.frontend.positions import mrope_positions
 from glimt.wire import ImageSpan, PixelRef
-from training.sample import Picture, Sample, Source
+from training.sample import NUM_LABELS, Picture, Sample, Source
 
 STILL_BYTES = 3 * 14 * 14  # of a patch
 STEP_BYTES = 2 * STILL_BYTES
@@ -36,8 +36,9 @@ class Budget:
     @property
     def max_words(self) -> int:
         """No micro-batch has more int32 words: 4 for each token (id, position) and, at most, 3
-        for it as a target, 2 for it as a sample's start and a span; 6 for each patch."""
-        return 9 * self.tokens + 6 * self.patches + 16
+        for it as a target, 2 for it as a sample's start and a span; 6 for each patch and its share
+        of a token's labels."""
+        return 9 * self.tokens + (6 + NUM_LABELS) * self.patches + 16
 
     @property
     def max_pixels(self) -> int:
@@ -71,7 +72,7 @@ class Counts:
         pictures, image_rows = self.pictures + 1, patches // MERGE**2
         return [
             *(tokens, 3 * tokens, self.samples + 1),
-            *(4 * patches, pictures, image_rows),
+            *(4 * patches, pictures, image_rows, NUM_LABELS * image_rows),
             *(targets, targets, targets),
         ]
 
@@ -191,6 +192,7 @@ def pack(samples: Sequence[Sample]) -> Packed:
         _join(_places(picture.grid_h, picture.grid_w).ravel() for picture, _ in pictures),
         _starts(grids),
         _join(_rows(picture, offset) for picture, offset in pictures),
+        _join(_labels(picture) for picture, _ in pictures),
         target_rows,
         targets,
         spans,
@@ -257,6 +259,13 @@ def _places(grid_h: int, grid_w: int) -> IntArray:
 def _rows(picture: Picture, offset: int) -> IntArray:
     """The rows of the micro-batch that a picture's tokens take."""
     return np.arange(picture.num_tokens, dtype=np.int32) + (offset + picture.start)
+
+
+def _labels(picture: Picture) -> IntArray:
+    """What its tokens show, one after another; -1 where nobody said."""
+    if picture.labels is None:
+        return np.full(picture.num_tokens * NUM_LABELS, -1, np.int32)
+    return picture.labels.astype(np.int32).ravel()
 
 
 def _targets(

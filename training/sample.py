@@ -6,6 +6,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+# What may be told of a token of a picture (training/sight.py): classes of colour, kind and three
+# characters, 0 being "nothing", then the four sides of a box in thousandths.
+LABEL_CLASSES = (12, 12, 96, 96, 96)
+NUM_LABELS = len(LABEL_CLASSES) + 4
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -25,13 +30,15 @@ class Picture:
 
     `start` is the index of its first placeholder in the sample's token_ids; there are
     grid_h · grid_w / 4 of them. `patches` is uint8 [P, 3, F, 14, 14] in merge-block order, as
-    glimt/media/patches.py writes them: F = 1 for a still, 2 for a video step.
+    glimt/media/patches.py writes them: F = 1 for a still, 2 for a video step. `labels`, if known,
+    is int16 [num_tokens, NUM_LABELS]: what each token shows.
     """
 
     start: int
     grid_h: int  # in patches of 14 pixels, a multiple of 2
     grid_w: int
     patches: NDArray[np.uint8]
+    labels: NDArray[np.int16] | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -11,7 +11,7 @@ from training.options import Options
 from training.replay import Replay
 from training.shape import make_shape, read_tokenizer
 from training.supply import Supply, to_device
-from training.trainer import Trainer, span_loss
+from training.trainer import Trainer, both_losses
 
 COUNTS = (1, 2, 4, 8)  # micro-batches of a step
 DATA_S, STEPS_S = 15.0, 8.0
@@ -108,7 +108,7 @@ def _parts(trainer: Trainer, batches: Sequence[Batch]) -> None:
         trainer.weights.publish()
 
     def whole() -> None:
-        span_loss(network, batch).backward()  # type: ignore[no-untyped-call]
+        sum(both_losses(network, batch)).backward()  # type: ignore[union-attr]
 
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0

@@ -2,11 +2,11 @@
 tokenised and cut into patches by the very code that serves requests."""
 
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from glimt.frontend.template import ChatTemplate
@@ -17,7 +17,9 @@ from glimt.media.sizes import smart_resize
 from glimt.wire import ImageSettings
 from training.conversations import Clip, Conversation, converse
 from training.sample import Picture, Sample, Span
+from training.scenes.cells import cell_labels
 from training.scenes.draw import as_photographed, draw
+from training.scenes.scene import Scene
 
 VOCABULARY = Path(__file__).parent / "vocabulary"
 TEMPLATE = Path(__file__).resolve().parent.parent / "glimt" / "tiny" / "chat_template.jinja"
@@ -72,9 +74,8 @@ class SceneSource:
                 expanded += [image] * pictures[-1].num_tokens
             elif token_id == self._ids["<|video|>"]:
                 for second, step in enumerate(video_steps(next(waiting), rng)):
-                    height, width, patches = step
                     expanded.append(begin)
-                    pictures.append(Picture(len(expanded), height, width, patches))
+                    pictures.append(replace(step, start=len(expanded)))
                     expanded += [image] * pictures[-1].num_tokens
                     expanded += [end, *self._tokenizer.encode_text(str(second))]
             else:
@@ -110,26 +111,29 @@ def picture(clip: Clip, rng: random.Random, start: int) -> Picture:
     image = draw(clip.scenes[0], rng.getrandbits(32))
     if rng.random() < _JPEG_SHARE:
         image = as_photographed(image, rng)
-    height, width, patches = _patches([image], IMAGES)
-    return Picture(start, height, width, patches)
+    return replace(_picture([image], clip.scenes[0], IMAGES), start=start)
 
 
-def video_steps(clip: Clip, rng: random.Random) -> list[tuple[int, int, NDArray[np.uint8]]]:
-    """(grid height, grid width, patches) of each pair of frames."""
+def video_steps(clip: Clip, rng: random.Random) -> list[Picture]:
+    """A picture of each pair of frames, at no place yet; what it shows is that of its first."""
     images = [draw(scene, rng.getrandbits(32)) for scene in clip.scenes]
     if rng.random() < 3 * _JPEG_SHARE:
         images = [as_photographed(image, rng) for image in images]
-    pairs = [images[i : i + _FRAMES_PER_STEP] for i in range(0, len(images), _FRAMES_PER_STEP)]
-    return [_patches(pair, VIDEOS, len(images)) for pair in pairs]
+    return [
+        _picture(images[i : i + _FRAMES_PER_STEP], clip.scenes[i], VIDEOS, len(images))
+        for i in range(0, len(images), _FRAMES_PER_STEP)
+    ]
 
 
-def _patches(
-    images: list[Image.Image], settings: ImageSettings, num_frames: int = 2
-) -> tuple[int, int, NDArray[np.uint8]]:
+def _picture(
+    images: list[Image.Image], scene: Scene, settings: ImageSettings, num_frames: int = 2
+) -> Picture:
     frames = np.stack([np.asarray(image) for image in images])
     height, width = smart_resize(num_frames, frames.shape[1], frames.shape[2], settings)
     buffer = np.empty(len(images) * 3 * height * width, np.uint8)
     patchify(resize(frames, height, width), buffer, settings.patch_size, settings.merge_size)
     rows, columns = height // settings.patch_size, width // settings.patch_size
     shape = (rows * columns, 3, len(images), settings.patch_size, settings.patch_size)
-    return rows, columns, buffer.reshape(shape)
+    merge = settings.merge_size
+    labels = cell_labels(scene, rows // merge, columns // merge)
+    return Picture(0, rows, columns, buffer.reshape(shape), labels)

@@ -95,7 +95,11 @@ class Run:
 
     def _announce(self, *, resumed: bool) -> None:
         trainer, options = self.trainer, self.options
-        count = sum(parameter.numel() for parameter in trainer.network.parameters())
+        count = sum(
+            parameter.numel()
+            for name, parameter in trainer.network.named_parameters()
+            if not name.startswith("sight.")  # not exported
+        )
         print(
             f"{options.preset}: {count / 1e6:.2f} M parameters, {2 * count / 1e6:.1f} MB in BF16\n"
             f"device: {trainer.device}, {trainer.dtype}; {trainer.attention}\n"

@@ -12,7 +12,9 @@ from glimt.models.config import ModelConfig
 from training.attention import choose_attention
 from training.balance import Balance
 from training.network import Batch, Network
+from training.packing import MERGE
 from training.schedule import average_decay, rate_factor
+from training.sight import sight_weight
 from training.weights import State, Weights
 
 MAX_SKIPPED = 20  # steps in a row
@@ -33,12 +35,14 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What a step did. `skipped`: its loss or gradient was not finite, and nothing changed."""
+    """What a step did. `skipped`: its loss or gradient was not finite, and nothing changed.
+    `sight`: loss of what the tower says of its own rows, for each image token."""
 
     loss: float
     norm: float
     learning_rate: float
     skipped: bool
+    sight: float = 0.0
 
 
 class Trainer:
@@ -52,7 +56,7 @@ class Trainer:
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         head_dims = (config.text.head_dim, config.vision.head_dim)
         attend, self.attention = choose_attention(device, self.dtype, head_dims)
-        self.network = Network(config, attend)
+        self.network = Network(config, attend, sees=True)
         self.weights = Weights(self.network, device, self.dtype, recipe.seed)
         self.balance = Balance(self.network)
         self.optimizer = self.weights.optimizer(
@@ -74,19 +78,23 @@ class Trainer:
         self.balance.start()
         self.weights.clear_gradients()
         num_targets = sum(batch.counts.targets for batch in batches)
-        loss = torch.zeros((), device=self.device)
+        num_images = max(1, sum(batch.counts.patches // MERGE**2 for batch in batches))
+        weight = sight_weight(progress)
+        losses = torch.zeros(2, device=self.device)  # of the answers, of the sight
         for batch in batches:
-            part = span_loss(self.network, batch) / num_targets
-            part.backward()  # type: ignore[no-untyped-call]
+            spans, sight = both_losses(self.network, batch)
+            parts = torch.stack((spans / num_targets, sight / num_images))
+            (parts[0] + weight * parts[1]).backward()  # type: ignore[no-untyped-call]
             self.weights.collect_gradients()
-            loss += part.detach()
+            losses += parts.detach()
         rate = self.recipe.learning_rate * rate_factor(progress)
-        loss_value, norm = torch.stack((loss, self.weights.gradient_norm())).tolist()
-        finite = math.isfinite(loss_value) and math.isfinite(norm)
+        values = torch.cat((losses, self.weights.gradient_norm()[None])).tolist()
+        loss_value, sight_value, norm = values
+        finite = all(math.isfinite(value) for value in values)
         if finite:
             self._update(norm, rate)
         self._count(finite)
-        return StepReport(loss_value, norm, rate, not finite)
+        return StepReport(loss_value, norm, rate, not finite, sight_value)
 
     def _update(self, norm: float, rate: float) -> None:
         if norm > self.recipe.max_norm:
@@ -149,7 +157,12 @@ class Trainer:
         return {**weights, **dict(zip(self.balance.names, biases, strict=True))}
 
 
-def span_loss(network: Network, batch: Batch) -> torch.Tensor:
-    """Cross-entropy, summed over the targets of a micro-batch."""
-    targets_M = batch.fields.targets_M.long()
-    return functional.cross_entropy(network(batch), targets_M, reduction="sum")
+def both_losses(network: Network, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cross-entropy summed over the targets, the sight's loss summed over the image tokens)."""
+    fields = batch.fields
+    images_BD = network.encode(batch)
+    logits_MV = network.decode(batch, images_BD)
+    spans = functional.cross_entropy(logits_MV, fields.targets_M.long(), reduction="sum")
+    if images_BD is None:
+        return spans, spans.new_zeros(())
+    return spans, network.sight(images_BD, fields.labels_BL)
