@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint fmt bench docs-check size clean
+.PHONY: help setup demo test test-all lint fmt bench fp8-cost docs-check size clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ fmt: $(STAMP) ## format and fix what can be fixed
 
 bench: $(STAMP) ## the numbers of docs/performance.md that a CPU can give
 	@$(BIN)/python benchmarks/run_all.py
+
+fp8-cost: $(STAMP) ## measure what FP8 costs the built-in model (docs/fp8-cost.md)
+	@$(BIN)/python tools/measure_fp8.py
 
 docs-check: $(STAMP) ## every file, link and command that the documents name exists
 	@$(BIN)/python tools/check_docs.py
