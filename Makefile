@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## start a server on a tiny model and ask it about a picture
+demo: $(STAMP) ## ask a model about fresh pictures, with the truth beside
 	@$(BIN)/python tools/demo.py --folder $(DEMO)
 
 test: $(STAMP) ## the CPU test suite (under five minutes on two cores)

@@ -1,126 +1,213 @@
-"""`make demo`: start a server, send it a JPEG over HTTP, stream the answer, stop everything.
+"""`make demo`: a model and fresh pictures: three questions, with the true answers beside.
 
-The model is a tiny random one, made on the spot: the answer is real in every step but its
-meaning. Point the demo at a real checkpoint with --model.
+A scene is composed and drawn, so the truth is known. The server is started as a user starts it,
+asked through the official client, and stopped. The model is the built-in one where this
+installation has it; else a tiny random one, made on the spot, which speaks without knowing.
 """
 
 import argparse
 import base64
-import io
+import json
+import os
 import random
-import re
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from openai import OpenAI
-from PIL import Image, ImageDraw
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # training/ is not installed
+
+from glimt.builtin import model as builtin
+from glimt.chat.local_server import LocalServer
+from glimt.chat.screen import Screen, look_of
+from glimt.chat.text import harmless
+from glimt.errors import StartupError
 from glimt.tiny.checkpoint import make_tiny_checkpoint
+from training.scenes import pairs, tools
+from training.scenes.ask import counting
+from training.scenes.draw import draw
+from training.scenes.scene import Recipe, Scene, compose
+from training.scenes.turn import Turn
 
-READY = re.compile(r"ready after [\d.]+ s: (http://\S+/v1)  serving (\S+)")
-COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 210)}
-
-
-def draw_scene(seed: int) -> tuple[bytes, str]:
-    """A JPEG with a coloured shape on a plain ground, and what it shows."""
-    random.seed(seed)
-    name = random.choice(sorted(COLOURS))
-    shape = random.choice(["circle", "square"])
-    image = Image.new("RGB", (320, 240), (238, 234, 226))
-    draw = ImageDraw.Draw(image)
-    box = (100, 60, 220, 180)
-    if shape == "circle":
-        draw.ellipse(box, fill=COLOURS[name])
-    else:
-        draw.rectangle(box, fill=COLOURS[name])
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=92)
-    return buffer.getvalue(), f"a {name} {shape}"
+SIDE = 224  # pixels
+MAX_TOKENS = 96
 
 
-def start_server(model: Path) -> tuple[subprocess.Popen[str], str, str]:
-    """(process, base URL, model name) of a server on a free port, once it is ready."""
-    command = [sys.executable, "-m", "glimt", "serve", str(model), "--port", "0"]
-    command += ["--served-model-name", "demo", "--reasoning-parser", "glm45"]
-    print("$ glimt serve " + " ".join(command[4:]))
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    if process.stderr is None:
-        raise RuntimeError("the server has no error stream")
-    for line in process.stderr:
-        print("  " + line.rstrip())
-        if found := READY.search(line):
-            return process, found[1], found[2]
-    raise SystemExit("the server ended before it was ready")
+@dataclass(frozen=True)
+class Question:
+    """What is asked, about which pictures, and how."""
+
+    title: str
+    turn: Turn
+    pictures: tuple[Path, ...]
+    thinking: bool = False
+    tools: list[dict[str, Any]] = field(default_factory=list)
 
 
-def ask(url: str, model: str, picture: bytes, question: str, max_tokens: int) -> None:
-    """Stream one answer and print it with its timings."""
-    client = OpenAI(base_url=url, api_key="none")
-    data = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": data}},
-        {"type": "text", "text": question},
+@dataclass
+class Answer:
+    """A streamed answer as it comes together."""
+
+    content: str = ""
+    name: str = ""
+    arguments: str = ""
+
+    def is_right(self, turn: Turn) -> bool:
+        """Whether it is the true one."""
+        if turn.call is None:
+            return self.content.strip() == turn.answer
+        try:
+            call = {"name": self.name, "arguments": json.loads(self.arguments or "{}")}
+        except ValueError:
+            return False
+        return call == turn.call
+
+
+def until_made(make: Callable[[], Turn | None]) -> Turn:
+    """Askers decline what cannot be asked of a scene; there is always something else."""
+    while (turn := make()) is None:
+        pass
+    return turn
+
+
+def questions(folder: Path, seed: int) -> Iterator[Question]:
+    """A fresh pair of pictures, saved below `folder`, and three questions about them."""
+    rng = random.Random(seed)
+    recipe = Recipe(SIDE, SIDE, num_shapes=rng.randint(3, 5))
+    first, second = pairs.compose_pair(recipe, rng)
+    while not first.shapes:
+        first, second = compose(recipe, rng), first
+    files = tuple(folder / name for name in ("scene.png", "second-scene.png"))
+    for scene, file in zip((first, second), files, strict=True):
+        draw(scene).save(file)
+        print(f"drew {file}: {told(scene)}")
+    yield Question(
+        "with thinking", until_made(lambda: counting(first, rng)), files[:1], thinking=True
+    )
+    tool = tools.make_tool(rng, ["colour", "shape"], held_out=True)
+    call = until_made(lambda: tools.use([tool], first, rng))
+    yield Question("with a tool it has never seen", call, files[:1], tools=[tool.definition])
+    yield Question("two images", until_made(lambda: pairs.compare(first, second, rng)), files)
+
+
+def told(scene: Scene) -> str:
+    """What the scene shows, from left to right."""
+    return ", ".join(f"{item.size} {item.colour} {item.shape}" for item in scene.shapes)
+
+
+def ask(client: OpenAI, model: str, question: Question, screen: Screen) -> None:
+    """Stream one answer and print it, the true one, and its timings."""
+    turn = question.turn
+    print(f"\n{screen.look.bold(turn.question)}  ({question.title})")
+    for tool in question.tools:
+        print(screen.look.dim(f"  tool: {json.dumps(tool['function'])}"))
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": as_url(file)}} for file in question.pictures
     ]
-    started = time.perf_counter()
-    first = None
+    content.append({"type": "text", "text": turn.question})
+    fields: dict[str, Any] = {"tools": question.tools} if question.tools else {}
+    started_s = time.perf_counter()
+    first_s = None
     stream = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": content}],  # type: ignore[list-item,misc]
-        max_tokens=max_tokens,
-        temperature=0.8,
-        seed=1,
+        max_completion_tokens=MAX_TOKENS,
+        temperature=0,
         stream=True,
         stream_options={"include_usage": True},
+        extra_body={"chat_template_kwargs": {"enable_thinking": question.thinking}},
+        **fields,
     )
-    print("  answer: ", end="", flush=True)
-    usage = None
+    answer, usage = Answer(), None
     for chunk in stream:
         usage = chunk.usage or usage
         for choice in chunk.choices:
-            if choice.delta.content:
-                first = first or time.perf_counter()
-                print(choice.delta.content, end="", flush=True)
-    ended = time.perf_counter()
-    print()
-    if usage is None or first is None:
+            if show(choice.delta, answer, screen):
+                first_s = first_s or time.perf_counter()
+    ended_s = time.perf_counter()
+    truth = turn.answer if turn.call is None else as_call(turn.call["name"], turn.call["arguments"])
+    print(f"\n  truth: {truth}   {'right' if answer.is_right(turn) else 'WRONG'}")
+    if usage is None or first_s is None:
         raise SystemExit("the stream ended without an answer")
-    rate = (usage.completion_tokens - 1) / max(ended - first, 1e-9)
-    print(
+    rate = (usage.completion_tokens - 1) / max(ended_s - first_s, 1e-9)
+    screen.say(
         f"  {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} answer tokens, "
-        f"first after {1000 * (first - started):.0f} ms, then {rate:.0f} tokens/s"
+        f"first after {1000 * (first_s - started_s):.0f} ms, then {rate:.0f} tokens/s"
     )
+
+
+def show(delta: Any, answer: Answer, screen: Screen) -> bool:
+    """Print what a delta adds; whether it adds anything."""
+    thought = getattr(delta, "reasoning", None) or ""
+    pieces = [screen.look.dim(harmless(thought))] if thought else []
+    if delta.content:
+        if not answer.content:
+            pieces.append("\n  model: ")
+        answer.content += delta.content
+        pieces.append(harmless(delta.content))
+    for call in delta.tool_calls or ():
+        if call.function.name:
+            answer.name += call.function.name
+            pieces.append(f"\n  model: {harmless(call.function.name)} ")
+        answer.arguments += call.function.arguments or ""
+        pieces.append(harmless(call.function.arguments or ""))
+    print("".join(pieces), end="", flush=True)
+    return bool(pieces)
+
+
+def as_call(name: str, arguments: Any) -> str:
+    """A call as it is shown."""
+    return f"{name} {json.dumps(arguments)}"
+
+
+def as_url(file: Path) -> str:
+    """A PNG as a data: address."""
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def chosen(folder: Path) -> str:
+    """The built-in model, or a random one with the same grammar below `folder`."""
+    try:
+        builtin.model_folder()
+    except StartupError:
+        random_model = folder / "tiny-random-glm4v-moe"
+        if not (random_model / "config.json").exists():
+            make_tiny_checkpoint(random_model)
+        print("this model is random: it sees the pictures and speaks, but it has learnt nothing")
+        return str(random_model)
+    return builtin.NAME
 
 
 def main() -> None:
     """Run the demo from nothing to the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("build/demo"))
-    parser.add_argument("--model", type=Path, help="a real checkpoint, in place of the tiny one")
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--model", help="a checkpoint of your own")
+    parser.add_argument("--seed", type=int, help="of the scene; default: a fresh one")
     options = parser.parse_args()
-    began = time.perf_counter()
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    began_s = time.perf_counter()
     options.folder.mkdir(parents=True, exist_ok=True)
-    model = options.model
-    if model is None:
-        model = options.folder / "tiny-random-glm4v-moe"
-        if not (model / "config.json").exists():
-            print(f"making a tiny random checkpoint in {model}")
-            make_tiny_checkpoint(model)
-        print("this model is random: it sees the picture and speaks, but it has learnt nothing")
-    picture, truth = draw_scene(random.randrange(1000))
-    (options.folder / "scene.jpg").write_bytes(picture)
-    print(f"drew {options.folder / 'scene.jpg'}: {truth}")
-    process, url, name = start_server(model)
-    try:
-        for question in ("What is in this picture?", "Which colour is it?"):
-            print(f"asking: {question}")
-            ask(url, name, picture, question, options.max_tokens)
-    finally:
-        process.terminate()
-        process.wait(30)
-    print(f"done, {time.perf_counter() - began:.1f} s in all; the server is stopped")
+    screen = Screen(sys.stdout, sys.stdout, look_of(sys.stdout, os.environ))
+    asked = list(questions(options.folder, seed))
+    served = options.model or chosen(options.folder)
+    print(f"$ glimt serve {served}")
+    parsers = {"GLIMT_TOOL_CALL_PARSER": "glm45", "GLIMT_ENABLE_AUTO_TOOL_CHOICE": "true"}
+    with LocalServer(served, options.folder / "server.log", os.environ | parsers) as server:
+        url = server.wait_until_ready(lambda line, s: screen.status(f"starting, {s:.0f} s: {line}"))
+        screen.status("")
+        print(f"ready after {time.perf_counter() - began_s:.1f} s: {url}")
+        with OpenAI(base_url=url, api_key=server.api_key, max_retries=0) as client:
+            model = client.models.list().data[0].id
+            for question in asked:
+                ask(client, model, question, screen)
+    print(
+        f"\ndone, {time.perf_counter() - began_s:.1f} s in all (seed {seed}); nothing runs any more"
+    )
 
 
 if __name__ == "__main__":
