@@ -38,7 +38,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
     json: dict[str, Any] | bool | str | None = None  # a schema, as JSON or as its text
     regex: Regex | None = None
     choice: Choices | None = None
-    grammar: GrammarText | None = None  # Lark
+    grammar: GrammarText | None = None  # Lark, or GBNF
     json_object: bool | None = None
     structural_tag: Any = None
     disable_any_whitespace: bool = False

@@ -4,6 +4,7 @@ A request may use one of them (`glimt/api/formats.py`). Whatever cannot be enfor
 naming the field.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,9 @@ async def grammar_of(request: RequestFields, checker: GrammarChecker) -> Grammar
 
     Raises InvalidRequest, Unsupported, and BadGrammar naming the place.
     """
-    wish = wish_of(request)
+    # Reading GBNF is Python's work, and may be a lot of it.
+    is_slow = any(text is not None and source.is_gbnf(text) for text in _grammars(request))
+    wish = await asyncio.to_thread(wish_of, request) if is_slow else wish_of(request)
     if wish is None:
         return None
     try:
@@ -46,6 +49,11 @@ async def grammar_of(request: RequestFields, checker: GrammarChecker) -> Grammar
         if wish.schema is not None:
             message, path = locate(message, wish.schema, wish.param)
         raise BadGrammar(f"{path}: {message}", param=path) from None
+
+
+def _grammars(request: RequestFields) -> tuple[str | None, str | None]:
+    wanted = request.structured_outputs
+    return request.guided_grammar, None if wanted is None else wanted.grammar
 
 
 def wish_of(request: RequestFields) -> Wish | None:
@@ -195,11 +203,18 @@ def _text(path: str, wanted: str | list[str] | None) -> Wish | None:
         return Wish(path, source.choice_grammar(parts))
     writers: dict[str, Callable[[str], str]] = {
         "regex": source.regex_grammar,
-        "grammar": source.lark_grammar,
+        "grammar": _grammar,
     }
     if kind == "regex" and _ends_escaping(parts[0]):
         raise BadGrammar(f"{path}: the expression ends with a lone backslash", param=path)
-    return Wish(path, writers[kind](parts[0]))
+    try:
+        return Wish(path, writers[kind](parts[0]))
+    except BadGrammar as error:
+        raise BadGrammar(f"{path}: {error.message}", param=path) from None
+
+
+def _grammar(text: str) -> str:
+    return source.lark_grammar(source.lark_of_gbnf(text) if source.is_gbnf(text) else text)
 
 
 def _ends_escaping(expression: str) -> bool:
