@@ -105,3 +105,40 @@ def test_a_bad_grammar_is_a_400_and_others_go_on(client: Any) -> None:
         client.chat.completions.create(**quiet(structured_outputs={"regex": "("}))
     assert caught.value.body["param"] == "structured_outputs.regex"
     assert caught.value.body["code"] == "invalid_grammar"
+
+
+PATHOLOGICAL: list[dict[str, Any]] = [
+    {"grammar": "start: s\ns: s s | /[a-z ]/ | "},
+    {"grammar": "start: " + "(" * 20_000},
+    {"grammar": 'start: "a"\n' + "\n".join(f'r{i}: "x"' for i in range(4000))},
+    {"grammar": "start: A\nA: /(.*a.{12})/ & /(.*b.{12})/ & ~/.*c.{12}/"},
+    {"regex": "(a?){2000}a{2000}"},
+    {"regex": "(a+)+b"},
+    {"regex": "(a{1,1000}){1,1000}"},
+    {"regex": "(" * 15_000},
+    {"json": {"properties": {f"p{i}": {"type": "integer"} for i in range(512)}, "type": "object"}},
+    {"json": {"enum": [f"value {i}" for i in range(9000)]}},
+    {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}},
+]
+
+
+def test_pathological_grammars_are_refused_or_answered_and_others_go_on(client: Any) -> None:
+    def hostile(wish: dict[str, Any]) -> str:
+        try:
+            client.chat.completions.create(**quiet(structured_outputs=wish) | {"max_tokens": 60})
+        except openai.BadRequestError as error:
+            return str(error.body["code"])
+        return "answered"
+
+    def plain(seed: int) -> str:
+        fields = {**quiet(structured_outputs={"regex": "[a-f]{20}"}), "seed": seed}
+        text: str = client.chat.completions.create(**fields).choices[0].message.content
+        return text
+
+    alone = [plain(seed) for seed in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(hostile, wish) for wish in PATHOLOGICAL]
+        beside = [job.result() for job in [pool.submit(plain, seed) for seed in range(3)]]
+        ends = [job.result() for job in jobs]
+    assert set(ends) == {"answered", "invalid_grammar"}
+    assert beside == alone

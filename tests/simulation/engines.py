@@ -21,6 +21,7 @@ from glimt.engine.simulated import Faults, SimulatedExecutor
 from glimt.engine.simulated_model import SimulatedModel
 from glimt.errors import EngineFailed
 from glimt.wire import EngineInbound, EngineInfo, ImageSpan, Outputs
+from tests.support.grammars import tiny_compiler
 
 CHECK_EVERY_TURNS = 8
 
@@ -90,7 +91,8 @@ class EngineProcess:
         self._num_turns = 0
         self._inbound = Line(loop, rng, line_s, EngineInbound, self._on_message)
         self._outbound = Line(loop, rng, line_s, Outputs, deliver)
-        self.scheduler = Scheduler(limits, clock=loop.time)
+        compiler = tiny_compiler(size=limits.vocab_size)
+        self.scheduler = Scheduler(limits, clock=loop.time, compiler=compiler)
         self.executor = WatchedExecutor(
             limits.num_pages,
             limits.page_size,

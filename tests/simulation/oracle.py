@@ -12,18 +12,25 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from glimt.engine.simulated_model import SimulatedModel, expected_tokens
 from glimt.frontend.prompt import Conversation, MediaSource, PreparedMedia, Prompt
 from glimt.frontend.reasoning import ReasoningTokens
 from glimt.frontend.reply import ReplyDelta, ReplyReader, fold
-from glimt.wire import SamplingParams, Submit
+from glimt.frontend.thoughts import with_thoughts
+from glimt.grammar.source import regex_grammar
+from glimt.wire import Grammar, SamplingParams, Submit
 from tests.simulation.event_loop import SimulatedLoop
 from tests.simulation.media import CountedLease, prepared
+from tests.support.grammars import tiny_compiler
 from tests.support.prompts import renderer, tokenizer
 
 EOS = tokenizer().control_tokens["<|endoftext|>"]
 USER = tokenizer().control_tokens["<|user|>"]
 VOCAB_SIZE = 640  # of the logits: more than the tokenizer's
+COMPILER = tiny_compiler(size=VOCAB_SIZE)
+EXPRESSIONS = ("[a-z]{1,9}", "[a-z ]+[.!]", "(yes|no|perhaps)", "[0-9a-f]{3}-[0-9]*")
 ROOM = 4096  # more than any prompt of the stories
 
 _WORD = "Tell me a story about the sea. "
@@ -60,6 +67,7 @@ class Sampled:
     include_stop: bool
     skip_special_tokens: bool
     parse_reasoning: bool
+    expression: str | None  # that the answer must match
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,21 @@ class _AtOnce:
 def expect(sampled: Sampled, seed: int, model: SimulatedModel, max_model_len: int) -> Expected:
     """The answer of the choice that draws with `seed`."""
     prompt = prompt_of(sampled.conversation, sampled.salt)
+    sampling = SamplingParams(
+        max_tokens=sampled.max_tokens,
+        min_tokens=sampled.min_tokens,
+        seed=seed,
+        eos_token_ids=sampled.eos_token_ids,
+        stop_token_ids=sampled.stop_token_ids,
+    )
+    compiled = None
+    if sampled.expression is not None:
+        text = regex_grammar(sampled.expression)
+        compiled = COMPILER.start(text).result()
+        sampling = replace(sampling, grammar=Grammar(text=text))
+        reasoning = ReasoningTokens.of(tokenizer()) if sampled.parse_reasoning else None
+        if reasoning is not None:
+            sampling = with_thoughts(sampling, reasoning, tokenizer(), prompt.token_ids)
     submit = Submit(
         request_id=0,
         server=0,
@@ -122,19 +145,16 @@ def expect(sampled: Sampled, seed: int, model: SimulatedModel, max_model_len: in
         positions=None if prompt.positions is None else prompt.positions.tobytes(),
         rope_delta=prompt.rope_delta,
         images=prompt.images,
-        sampling=SamplingParams(
-            max_tokens=sampled.max_tokens,
-            min_tokens=sampled.min_tokens,
-            seed=seed,
-            eos_token_ids=sampled.eos_token_ids,
-            stop_token_ids=sampled.stop_token_ids,
-        ),
+        sampling=sampling,
     )
-    token_ids, finish_reason = expected_tokens(model, submit, max_model_len)
+    token_ids, finish_reason = expected_tokens(model, submit, max_model_len, compiled)
     stop_reason: int | str | None = None
-    if finish_reason == "stop" and token_ids[-1] != EOS:
+    # An answer under an expression may also be complete.
+    ends = {*sampled.eos_token_ids, *sampled.stop_token_ids}
+    has_end = finish_reason == "stop" and token_ids[-1] in ends
+    if has_end and token_ids[-1] != EOS:
         stop_reason = token_ids[-1]
-    hides_last = finish_reason == "stop" and not sampled.include_stop
+    hides_last = has_end and not sampled.include_stop
     visible = token_ids[:-1] if hides_last else token_ids
     if sampled.parse_reasoning:
         reply = _reply(sampled, prompt, visible)

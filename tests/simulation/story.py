@@ -173,6 +173,7 @@ class Story:
             include_stop=rng.random() < 0.3,
             skip_special_tokens=rng.random() < 0.8,
             parse_reasoning=self.parse_reasoning,
+            expression=rng.choice(oracle.EXPRESSIONS) if rng.random() < 0.15 else None,
         )
         ask = Ask(index=index, arrival_s=0.0, body=b"", parts=[])
         ask.sampled, ask.n, ask.seed = sampled, rng.choice([1, 1, 1, 2, 3]), self._fresh_seed()
@@ -206,6 +207,7 @@ class Story:
             "stop_token_ids": list(sampled.stop_token_ids),
             "cache_salt": salt,
             "priority": rng.randrange(3),
+            "guided_regex": sampled.expression,
         }
         fields |= {name: value for name, value in optional.items() if value}
         if fields["stream"] and rng.random() < 0.6:

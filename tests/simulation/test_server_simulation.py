@@ -56,6 +56,8 @@ def test_the_stories_go_where_it_hurts() -> None:
         for connection in world.connections:
             seen[outcome(connection)] += 1
             seen["several choices"] += connection.ask.n > 1
+            sampled = connection.ask.sampled
+            seen["under a grammar"] += sampled is not None and sampled.expression is not None
         for engine in world.engines:
             stats = engine.scheduler.stats()
             seen["preemptions"] += stats.preemptions
@@ -72,6 +74,7 @@ def test_the_stories_go_where_it_hurts() -> None:
 EVERYTHING = (
     *("stream", "stream with an error", "stream cut", "whole", "stop string", "several choices"),
     *("400", "401", "404", "408", "415", "429", "500", "503", "left unanswered", "stalled"),
+    "under a grammar",
     *("preemptions", "prefix hits", "image hits", "engine deaths", "leases", "drains", "aborts"),
 )
 

@@ -63,12 +63,12 @@ class SlowPool(Executor):
 
 
 @functools.cache
-def tiny_language() -> tuple[Tokenizer, Vocabulary]:
-    """The tiny tokenizer, and its vocabulary for logits of 1000 rows."""
+def tiny_language(size: int = 1000) -> tuple[Tokenizer, Vocabulary]:
+    """The tiny tokenizer, and its vocabulary for logits of `size` rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         make_tokenizer("4.5").save(str(path))
-        return Tokenizer(path), Vocabulary.read(path, 1000)
+        return Tokenizer(path), Vocabulary.read(path, size)
 
 
 @functools.cache
@@ -86,9 +86,9 @@ def small_vocabulary(size: int = 320) -> Vocabulary:
         return Vocabulary.read(path, size)
 
 
-def tiny_compiler(pool: Executor | None = None) -> GrammarCompiler:
+def tiny_compiler(pool: Executor | None = None, size: int = 1000) -> GrammarCompiler:
     """A compiler with a cache of its own."""
-    _, vocabulary = tiny_language()
+    _, vocabulary = tiny_language(size)
     return GrammarCompiler(vocabulary, pool or InlinePool())
 
 
