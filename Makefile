@@ -42,7 +42,7 @@ fmt: $(STAMP) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## the numbers of docs/performance.md that a CPU can give
+bench: $(STAMP) ## the numbers that a CPU can give, and a report of a whole server in build/bench
 	@$(BIN)/python benchmarks/run_all.py
 
 fp8-cost: $(STAMP) ## measure what FP8 costs the built-in model (docs/fp8-cost.md)

@@ -28,6 +28,11 @@ BENCHMARKS = {
         "structured.py",
     ),
     "decode": ("engine: CPU tokens/s of the tiny model", "cpu_decode.py"),
+    "ceiling": (
+        "benchmark client: what it can measure (aim 2,000 requests/s, 60k chunks/s)",
+        "ceiling.py",
+    ),
+    "serve": ("a whole server, measured by glimt bench serve; report in build/bench", "serve.py"),
 }
 
 

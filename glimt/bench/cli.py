@@ -8,6 +8,8 @@ from cyclopts import App, Parameter
 
 from glimt.bench import compare as comparing
 from glimt.bench import outputs, settings
+from glimt.bench.ceiling import CeilingOptions
+from glimt.bench.ceiling import ceiling as measure_ceiling
 from glimt.bench.events import read_log
 from glimt.bench.options import (
     DataOptions,
@@ -115,6 +117,21 @@ def compare(
         write_text(Path(html), content)
         _say(f"wrote {html}")
     return 0
+
+
+@app.command
+def ceiling(*, wishes: Annotated[CeilingOptions, Parameter(name="*")] = CeilingOptions()) -> int:
+    """Measure this client against a server that costs nothing: how much load can it measure?"""
+    return measure_ceiling(wishes, _say, print)
+
+
+for _name, _help in (
+    ("latency", "Time one batch of equal prompts, again and again, without a server."),
+    ("throughput", "Time all prompts at once, without a server."),
+    ("startup", "Start `glimt serve` several times and take the time to ready apart."),
+    ("mm", "Time what the pictures of a workload cost a media worker, stage by stage."),
+):
+    app.command(f"glimt.bench.offline.command:{_name}", name=_name, help=_help)
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,206 @@
+"""The same load by `vllm bench serve` and by `glimt bench serve`: do they say the same?
+
+    python benchmarks/agreement.py --vllm VENV/bin/vllm --tokenizer FOLDER [--serve CHECKPOINT]
+
+Without --serve, the server is the scripted one of `mock_server.py`, whose times are known. Both
+clients send the same prompts at the same times, one after the other, as often as --repeats says. Of
+each latency the lowest mean counts: what else runs on the machine can only add to it. Printed: a
+Markdown table, and whether token totals are equal and means agree within 2 % + 1 ms.
+docs/benchmarking.md says how to get vLLM's client on a machine without a GPU.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from serving import served
+
+Server = Callable[[], contextlib.AbstractContextManager[list[str]]]
+
+HERE = Path(__file__).resolve().parent
+CHAT = ["--backend", "openai-chat", "--endpoint", "/v1/chat/completions"]
+TOTALS = ("completed", "failed", "total_input_tokens", "total_output_tokens")
+MEANS = ("mean_ttft_ms", "mean_tpot_ms", "mean_itl_ms", "mean_e2el_ms")
+PEAKS = ("max_concurrent_requests", "max_output_tokens_per_s")
+
+
+def cases(arena: Path, seconds: float) -> dict[str, list[str]]:
+    """Loads by name; `seconds` is about how long each takes on the mock server."""
+    parquet = ["--dataset-name", "hf", "--dataset-path", str(arena), "--disable-shuffle"]
+    parquet += ["--hf-name", "lmarena-ai/VisionArena-Chat"]
+    text = ["--dataset-name", "random", "--random-input-len", "90", "--random-output-len", "128"]
+    count = str(max(10, round(20 * seconds)))
+    few = str(max(5, round(seconds / 1.4)))
+    return {
+        "VisionArena, 20 requests/s": [
+            *CHAT,
+            *parquet,
+            "--num-prompts",
+            count,
+            "--request-rate",
+            "20",
+        ],
+        "VisionArena, one at a time": [
+            *CHAT,
+            *parquet,
+            "--num-prompts",
+            few,
+            "--max-concurrency",
+            "1",
+        ],
+        "text, 20 requests/s, burstiness 0.5": [
+            *(*CHAT, *text, "--num-prompts", count, "--request-rate", "20", "--burstiness", "0.5"),
+        ],
+        "text by /v1/completions, 4 at a time": [
+            *("--backend", "openai", "--endpoint", "/v1/completions", *text),
+            *("--num-prompts", count, "--max-concurrency", "4"),
+        ],
+        "thinking, 20 requests/s": [
+            *(*CHAT, *text, "--num-prompts", count, "--request-rate", "20"),
+            *("--extra-body", '{"script": {"reasoning_tokens": 64}}'),
+        ],
+    }
+
+
+def server_cases(arena: Path, seconds: float, rate: float, tokens: int) -> dict[str, list[str]]:
+    """Loads for a real server: fewer requests, shorter answers."""
+    parquet = ["--dataset-name", "hf", "--dataset-path", str(arena), "--disable-shuffle"]
+    parquet += ["--hf-output-len", str(tokens)]
+    parquet += ["--hf-name", "lmarena-ai/VisionArena-Chat", "--ignore-eos"]
+    count, few = str(round(rate * seconds)), str(max(5, round(rate * seconds / 4)))
+    return {
+        f"VisionArena, {rate:g} requests/s": [
+            *(*CHAT, *parquet, "--num-prompts", count, "--request-rate", f"{rate:g}")
+        ],
+        "VisionArena, one at a time": [
+            *CHAT,
+            *parquet,
+            "--num-prompts",
+            few,
+            "--max-concurrency",
+            "1",
+        ],
+    }
+
+
+def measure(command: Sequence[str], common: Sequence[str], extra: Sequence[str]) -> dict[str, Any]:
+    """Run a client; its JSON result."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = [*command, *common, *extra, "--temperature", "0", "--save-result"]
+        whole += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--disable-tqdm"]
+        whole += ["--result-dir", folder, "--result-filename", "r.json"]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        done = subprocess.run(whole, env=environment, capture_output=True, text=True)
+        file = Path(folder) / "r.json"
+        if not file.exists():
+            raise SystemExit(f"{' '.join(whole)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+        return dict(json.loads(file.read_text()))
+
+
+def best(results: Sequence[dict[str, Any]], key: str) -> float:
+    """The lowest latency, or the highest rate, of the repeats."""
+    values = [result[key] for result in results]
+    return max(values) if key.endswith("throughput") else min(values)
+
+
+def judge(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[str]:
+    """What does not agree."""
+    wrong = [
+        f"{key}: {sorted({r[key] for r in theirs})} and {sorted({r[key] for r in ours})}"
+        for key in TOTALS
+        if {r[key] for r in theirs} != {r[key] for r in ours}
+    ]
+    for key in MEANS:
+        a, b = best(theirs, key), best(ours, key)
+        if abs(a - b) > 0.02 * a + 1:
+            wrong.append(f"{key}: {a:.2f} and {b:.2f}")
+    return wrong
+
+
+def row(name: str, theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> str:
+    """A row of the table: vLLM's figure, then ours."""
+    pair = [(best(theirs, key), best(ours, key)) for key in MEANS]
+    cells = [f"{a:.2f} · {b:.2f}" for a, b in pair]
+    tokens = f"{ours[0]['total_input_tokens']:,} + {ours[0]['total_output_tokens']:,}"
+    rates = f"{best(theirs, 'request_throughput'):.3f} · {best(ours, 'request_throughput'):.3f}"
+    return f"| {name} | {tokens} | {rates} | {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vllm", required=True, help="vLLM's command")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer")
+    parser.add_argument("--serve", help="a checkpoint: measure `glimt serve`, started for each run")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10, help="length of each run")
+    parser.add_argument("--rate", type=float, default=2.0, help="with --serve: requests per second")
+    parser.add_argument("--tokens", type=int, default=32, help="with --serve: length of answers")
+    parser.add_argument("--only", nargs="*", help="words that the names of cases must have")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        arena = Path(folder) / "arena"
+        make = [sys.executable, str(HERE / "make_parquet.py"), "--out", str(arena)]
+        subprocess.run([*make, "--tokenizer", str(options.tokenizer)], check=True)
+        if options.serve is None:
+            return compare(options, cases(arena, options.seconds), scripted)
+        chosen = server_cases(arena, options.seconds, options.rate, options.tokens)
+        return compare(options, chosen, lambda: fresh(options.serve, Path(folder)))
+
+
+@contextlib.contextmanager
+def scripted() -> Iterator[list[str]]:
+    """The scripted server; the options that lead to it."""
+    command = [sys.executable, str(HERE / "mock_server.py")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        url = process.stdout.readline().strip() if process.stdout else ""
+        yield ["--base-url", url, "--model", "mock-model"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def fresh(model: str, folder: Path) -> Iterator[list[str]]:
+    """`glimt serve`, with nothing in its caches; the options that lead to it."""
+    with served(model, "--served-model-name", "tiny", log=folder / "server.log") as (url, name):
+        yield ["--base-url", url, "--model", name]
+
+
+def compare(options: argparse.Namespace, chosen: dict[str, list[str]], server: Server) -> int:
+    """Run all cases; 1 if one does not agree."""
+    heads = ("load", "tokens in + out", "req/s", "TTFT", "TPOT", "ITL", "E2EL")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    failures = []
+    tokenizer = ["--tokenizer", str(options.tokenizer)]
+    ours_command = [sys.executable, "-m", "glimt", "bench", "serve", "--vllm-compat"]
+    for name, extra in chosen.items():
+        if options.only and not any(word in name for word in options.only):
+            continue
+        theirs, ours = [], []
+        for _ in range(options.repeats):
+            with server() as target:
+                command = [options.vllm, "bench", "serve", *tokenizer]
+                theirs.append(measure(command, target, extra))
+            with server() as target:
+                ours.append(measure([*ours_command, *tokenizer], target, extra))
+        print(row(name, theirs, ours), flush=True)
+        failures += [f"{name}: {wrong}" for wrong in judge(theirs, ours)]
+        for key in PEAKS:
+            pair = [sorted({r[key] for r in side}) for side in (theirs, ours)]
+            print(f"    {key}: {pair[0]} and {pair[1]}", file=sys.stderr)
+    for failure in failures:
+        print(f"DIFFERS: {failure}", file=sys.stderr)
+    print("all agree" if not failures else f"{len(failures)} differ", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

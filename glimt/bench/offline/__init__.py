@@ -1,0 +1,1 @@
+"""Benchmarks without a client: the engine in this process, a start, the image path alone."""
