@@ -107,6 +107,8 @@ def without_effect(request: ConversationFields, *, has_budget: bool) -> list[str
 
 def _is_begun(messages: list[Message]) -> bool:
     """The last turn is the beginning of the answer (a prefill)."""
+    if not messages:
+        raise InvalidRequest("messages: nobody says anything", param="messages")
     last = messages[-1]
     if last.role != "assistant":
         return False
@@ -185,9 +187,15 @@ class _Turns:
         self._with_results: list[tuple[Part, str]] = []
         self._own: list[tuple[Part, str]] = []
 
-    def read_system(self, system: str | list[TextBlock] | None) -> None:
+    def read_system(self, system: str | list[Block] | None) -> None:
         """The text above all turns."""
-        text = system if isinstance(system, str) else _joined(system or [])
+        text = system if isinstance(system, str) else ""
+        if isinstance(system, list):
+            texts = [block for block in system if isinstance(block, TextBlock)]
+            for index, block in enumerate(system):
+                if not isinstance(block, TextBlock):
+                    _refuse(block, f"system[{index}]")
+            text = _joined(texts)
         if text:
             self._add(Message(role="system", content=text), "system")
 

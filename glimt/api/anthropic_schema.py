@@ -193,7 +193,7 @@ class ConversationFields(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=4096)]
     model: Annotated[str, Meta(max_length=1024)] | None = None
-    system: str | Annotated[list[TextBlock], Meta(max_length=256)] | None = None
+    system: str | Annotated[list[Block], Meta(max_length=256)] | None = None  # of text
     tools: Annotated[list[MessagesTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: AutoChoice | AnyChoice | NamedChoice | NoChoice | None = None
     thinking: ThinkingOn | ThinkingOff | ThinkingAdaptive | None = None
@@ -222,7 +222,7 @@ class MessagesRequest(ConversationFields, frozen=True, kw_only=True):
     # Beyond Anthropic's API, as in a chat request.
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\0]*$")] | None = (
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\x00]*$")] | None = (
         None
     )
     # Known and of no effect here.

@@ -81,7 +81,7 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     guided_grammar: GrammarText | None = None
     # Scheduling and labels.
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\0]*$")] | None = (
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\x00]*$")] | None = (
         None
     )
     request_id: Annotated[str, Meta(max_length=1024)] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from glimt.api.error_table import ERRORS
 from glimt.api.errors import AnthropicErrorAnswer, ErrorAnswer
 from glimt.api.route import Access, ApiRoute
 
@@ -46,21 +47,22 @@ def _kinds(routes: tuple[ApiRoute, ...]) -> tuple[Any, ...]:
 def _operation(
     route: ApiRoute, method: str, by_kind: dict[Any, dict[str, Any]], has_keys: bool
 ) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        route.answer_type: {} if route.answer is None else {"schema": by_kind[route.answer]}
-    }
+    content: dict[str, Any] = {}
+    if route.answer_type:
+        shown = {} if route.answer is None else {"schema": by_kind[route.answer]}
+        content[route.answer_type] = shown
     if route.event is not None:
-        content["text/event-stream"] = {"schema": by_kind[route.event]}
-    failure = {"application/json": {"schema": by_kind[_FAILURES[route.errors]]}}
+        content["text/event-stream"] = {"schema": _event(by_kind[route.event])}
     operation: dict[str, Any] = {
         "operationId": method.lower() + re.sub(r"\W", "_", route.path.translate(_NO_BRACES)),
         "summary": route.summary,
         "responses": {
             "200": {"description": "The answer", "content": content},
-            "4XX": {"description": "The request has to change", "content": failure},
-            "5XX": {"description": "The server failed, or takes nothing now", "content": failure},
+            **_failures(route, by_kind[_FAILURES[route.errors]], has_keys),
         },
     }
+    if route.access is Access.OPEN:  # a probe says no in the same form
+        operation["responses"]["503"] = {"description": "Not ready", "content": content}
     if route.parameter is not None:
         where = {"name": route.parameter, "in": "path", "required": True}
         operation["parameters"] = [{**where, "schema": {"type": "string", "minLength": 1}}]
@@ -70,3 +72,38 @@ def _operation(
     if has_keys and route.access is not Access.OPEN:
         operation["security"] = [{"key": []}]
     return operation
+
+
+def _event(schema: dict[str, Any]) -> dict[str, Any]:
+    """One server-sent event: its data is JSON, but for the [DONE] that ends some streams."""
+    json = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    data = {"anyOf": [{"const": "[DONE]"}, json]}
+    return {
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": data},
+        "required": ["data"],
+    }
+
+
+def _failures(route: ApiRoute, schema: dict[str, Any], has_keys: bool) -> dict[str, dict[str, Any]]:
+    """The statuses that a route may give beside 200, with the codes behind each."""
+    statuses = {400, 414, 431, 500}
+    if route.body is not None:
+        # Whoever makes prompts asks for a model, and for room.
+        statuses |= {404, 408, 413, 415, 429, 503}
+    if route.event is not None:
+        statuses.add(504)
+    if route.parameter is not None:
+        statuses.add(404)
+    if has_keys and route.access is not Access.OPEN:
+        statuses.add(401)
+    if route.access is Access.ADMIN:
+        statuses |= {401, 403, 413, 415}
+    codes: dict[int, list[str]] = {}
+    for row in ERRORS.values():
+        codes.setdefault(row.status, []).append(row.code)
+    content = {"application/json": {"schema": schema}}
+    return {
+        str(status): {"description": ", ".join(codes[status]), "content": content}
+        for status in sorted(statuses)
+    }

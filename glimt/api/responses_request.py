@@ -54,6 +54,8 @@ def chat_request(request: ResponsesRequest) -> tuple[ChatRequest, Paths]:
         for index, item in enumerate(request.input):
             items.read(item, f"input[{index}]")
         items.end_answer()
+    if not items.messages:
+        raise InvalidRequest("input: nobody says anything", param="input")
     choice: Any = request.tool_choice
     if isinstance(choice, ResponsesChoice):
         choice = ToolChoice(type="function", function=FunctionChoice(name=choice.name))

@@ -36,7 +36,7 @@ class ApiRoute:
     body: Any = None  # msgspec type of the request's body
     max_body_bytes: int | None = None  # None = the server's limit
     answer: Any = None  # msgspec type of the answer's JSON; None = `answer_type` without schema
-    answer_type: str = "application/json"
+    answer_type: str = "application/json"  # "" = an answer without a body
     event: Any = None  # msgspec type of a streamed answer's events
     errors: Dialect = "openai"  # whose shape they have
     is_quiet: bool = False  # no log line

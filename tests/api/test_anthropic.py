@@ -341,6 +341,9 @@ async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
     [
         ({"max_tokens": ...}, "max_tokens"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages"),
+        ({"system": [{"text": "no type"}]}, "system"),
+        ({"system": [{"type": "image", "source": {"type": "url", "url": "u"}}]}, "system[0]"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [*HELLO, {"role": "assistant", "content": ""}]}, "messages"),
         (

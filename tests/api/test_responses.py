@@ -257,6 +257,7 @@ async def test_items_of_one_answer_are_one_turn_and_of_two_are_two() -> None:
     [
         ({"input": ...}, "input"),
         ({"input": []}, "input"),
+        ({"input": [{"type": "reasoning"}]}, "input"),
         ({"store": True}, "store"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
