@@ -13,7 +13,7 @@ import numpy as np
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import IntArray
 from glimt.errors import InvalidRequest, PromptTooLong
-from glimt.wire import ImageSpan, SamplingParams, Submit
+from glimt.wire import Grammar, ImageSpan, SamplingParams, Submit
 
 _INT32 = np.dtype("<i4")
 _MAX_INT32 = 2**31 - 1
@@ -108,6 +108,11 @@ def _check_sampling(sampling: SamplingParams, limits: SchedulerLimits) -> None:
         thinking.max_tokens < 0 or thinking.closing[-1:] != (thinking.thoughts.end,)
     ):
         raise InvalidRequest("the thinking budget is out of range", param="thinking")
+    if (grammar := sampling.grammar) is not None:
+        needs_thoughts = grammar.channel in ("undecided", "reasoning")
+        is_known = needs_thoughts or grammar.channel == "content"
+        if not is_known or needs_thoughts != (grammar.thoughts is not None):
+            raise InvalidRequest("the grammar's channel and thoughts differ", param="grammar")
     named: dict[str, Iterable[int]] = {
         "eos_token_ids": sampling.eos_token_ids,
         "stop_token_ids": sampling.stop_token_ids,
@@ -115,7 +120,16 @@ def _check_sampling(sampling: SamplingParams, limits: SchedulerLimits) -> None:
         "allowed_token_ids": sampling.allowed_token_ids or (),
         "logit_bias": sampling.logit_bias,
         "thinking": () if sampling.thinking is None else sampling.thinking.closing,
+        "grammar": () if grammar is None else _ids_of(grammar),
     }
     for name, token_ids in named.items():
         if any(not 0 <= token_id < limits.vocab_size for token_id in token_ids):
             raise InvalidRequest(f"A token id in {name} is outside the vocabulary.", param=name)
+
+
+def _ids_of(grammar: Grammar) -> tuple[int, ...]:
+    thoughts = grammar.thoughts
+    if thoughts is None:
+        return grammar.instead
+    marks = (thoughts.begin, thoughts.end)
+    return (*grammar.instead, *marks, *thoughts.leave, *thoughts.line_breaks)

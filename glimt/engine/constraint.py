@@ -105,9 +105,9 @@ class Constraint:
         began_s = self._cpu_clock()
         try:
             yield
-        except GlimtError:
+        except (GlimtError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception:
+        except BaseException:  # panics of the library are no Exceptions
             log.exception("A grammar failed")
             raise EngineFailed("The engine could not follow the grammar.") from None
         self._credit_s -= self._cpu_clock() - began_s

@@ -8,7 +8,7 @@ import numpy as np
 from glimt.engine.constraint import Constraint
 from glimt.engine.plan import TokenMasks
 from glimt.engine.request import Request, RequestState
-from glimt.errors import BadGrammar, GlimtError
+from glimt.errors import GlimtError, InvalidRequest
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.matcher import Matcher
 from glimt.grammar.vocabulary import Bits, bits_of
@@ -38,7 +38,7 @@ class Grammars:
     def start(self, request: Request, grammar: Grammar) -> None:
         """Have the grammar of a request compiled."""
         if self._compiler is None:
-            raise BadGrammar("this engine was started without a vocabulary for grammars")
+            raise InvalidRequest("this engine has no vocabulary for grammars", param="grammar")
         self._compiling.append((request, grammar, self._compiler.start(grammar.text)))
 
     def take_ready(self) -> tuple[list[Request], list[Failure]]:

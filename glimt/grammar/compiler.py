@@ -4,15 +4,18 @@ The server compiles a grammar before it submits a request, so that a bad one is 
 compiles it again for itself, off its loop. Texts are those that `glimt.grammar.source` writes.
 """
 
+import logging
 from collections import OrderedDict
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
 
-from glimt.errors import BadGrammar
+from glimt.errors import BadGrammar, GlimtError
 from glimt.grammar.matcher import Matcher
 from glimt.grammar.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 MAX_CACHED = 64  # grammars
 MAX_CACHED_CHARS = 8 * 2**20  # of their texts
@@ -28,7 +31,7 @@ def limits() -> LLParserLimits:
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
         step_max_items=400_000,
-        max_lexer_states=50_000,
+        max_lexer_states=20_000,
         max_grammar_size=200_000,
         verbose_errors=False,
     )
@@ -72,12 +75,18 @@ class GrammarCompiler:
 
     def _compile(self, text: str) -> Matcher:
         vocabulary = self._vocabulary
-        library = LLMatcher(vocabulary.library, text, log_level=0, limits=self._limits)
-        if library.is_error():
-            raise BadGrammar(_reason(library.get_error()))
-        matcher = Matcher(library, vocabulary)
-        # Much is computed at the first mask. What comes of it is shared by all copies.
-        matcher.copy().fill(np.empty(vocabulary.num_words, np.uint32))
+        try:
+            library = LLMatcher(vocabulary.library, text, log_level=0, limits=self._limits)
+            if library.is_error():
+                raise BadGrammar(_reason(library.get_error()))
+            matcher = Matcher(library, vocabulary)
+            # Much is computed at the first mask. What comes of it is shared by all copies.
+            matcher.copy().fill(np.empty(vocabulary.num_words, np.uint32))
+        except GlimtError:
+            raise
+        except BaseException:  # panics of the library are no Exceptions
+            log.exception("A grammar could not be compiled")
+            raise BadGrammar("the grammar library failed on it") from None
         return matcher
 
 

@@ -10,8 +10,10 @@ from glimt.engine.plan import StepResult
 from glimt.engine.request import Request, RequestState
 from glimt.engine.scheduler import Scheduler
 from glimt.errors import BadSettings
-from glimt.wire import ErrorInfo, ImageSpan, Output, Submit
+from glimt.grammar.source import choice_grammar, json_schema_grammar
+from glimt.wire import ErrorInfo, Grammar, ImageSpan, Output, Submit, ThoughtTokens
 from tests.support.engine_rig import Rig
+from tests.support.grammars import SlowPool, tiny_compiler
 from tests.support.workload import EOS, make_image, make_limits, make_submit
 
 
@@ -619,6 +621,19 @@ MALFORMED = {
     "an allowed id outside the vocabulary": make_submit(1, [2], allowed_token_ids=(-2,)),
     "a stop id outside the vocabulary": make_submit(1, [2], stop_token_ids=(1000,)),
     "a bad word outside the vocabulary": make_submit(1, [2], bad_words=((2, 1000),)),
+    "an unknown channel": make_submit(1, [2], grammar=Grammar(text="", channel="x")),
+    "thoughts without marks": make_submit(1, [2], grammar=Grammar(text="", channel="reasoning")),
+    "marks without thoughts": make_submit(
+        1, [2], grammar=Grammar(text="", thoughts=ThoughtTokens(begin=1, end=2))
+    ),
+    "a mark outside the vocabulary": make_submit(
+        1,
+        [2],
+        grammar=Grammar(
+            text="", channel="undecided", thoughts=ThoughtTokens(begin=1, end=2, leave=(1000,))
+        ),
+    ),
+    "a grammar, for an engine without a vocabulary": make_submit(1, [2], grammar=Grammar(text="")),
 }
 
 
@@ -669,3 +684,69 @@ def test_limits_that_contradict_each_other_are_refused_together() -> None:
         make_limits(image_budget=-1)
     with pytest.raises(BadSettings, match="policy"):
         make_limits(policy="random")
+
+
+# ----------------------------------------------------------------------------------- grammars
+
+
+def constrained(request_id: int, text: str, **sampling: object) -> Submit:
+    return make_submit(request_id, [2, 3], grammar=Grammar(text=text), **sampling)
+
+
+def test_a_request_waits_for_its_grammar_and_nobody_waits_for_it() -> None:
+    pool = SlowPool()
+    rig = Rig(make_limits(), compiler=tiny_compiler(pool))
+    rig.add(constrained(1, choice_grammar(["a", "the"])), make_submit(2, [2]))
+    for _ in range(8):
+        rig.step()
+    assert rig.outputs[1] == []
+    assert rig.end(2).finish_reason == "length"
+    assert rig.scheduler.is_compiling
+    assert rig.scheduler.stats().num_waiting == 1
+    pool.work()
+    rig.run()
+    assert not rig.scheduler.is_compiling
+    assert rig.end(1).finish_reason == "stop"
+
+
+def test_a_grammar_that_does_not_compile_ends_its_request_alone() -> None:
+    pool = SlowPool()
+    rig = Rig(make_limits(), compiler=tiny_compiler(pool))
+    rig.add(constrained(1, "start: ("), make_submit(2, [2]))
+    pool.work()
+    rig.run()
+    error = rig.end(1).error
+    assert error is not None
+    assert error.code == "invalid_grammar"
+    assert rig.end(2).finish_reason == "length"
+
+
+def test_a_request_aborted_while_its_grammar_is_compiled_is_gone() -> None:
+    pool = SlowPool()
+    rig = Rig(make_limits(), compiler=tiny_compiler(pool))
+    rig.add(constrained(1, choice_grammar(["a"])))
+    rig.abort(1)
+    assert rig.end(1).finish_reason == "abort"
+    assert not rig.scheduler.has_requests
+    pool.work()
+    assert rig.step() is None
+    assert not rig.scheduler.is_compiling
+
+
+def test_only_steps_with_rows_under_a_grammar_wait_for_masks() -> None:
+    rig = Rig(make_limits(max_num_batched_tokens=8), compiler=tiny_compiler())
+    rig.add(make_submit(1, [2], max_tokens=3))
+    rig.run()
+    assert not any(plan.waits_for_masks for plan in rig.plans)
+    rig.add(make_submit(2, [3], max_tokens=3), constrained(3, choice_grammar(["a", "the"])))
+    rig.run()
+    assert any(plan.waits_for_masks for plan in rig.plans)
+
+
+def test_an_answer_under_a_grammar_loses_no_step_to_the_overlap() -> None:
+    """Each step after the prompt gives a token, as without a grammar."""
+    rig = Rig(make_limits(), compiler=tiny_compiler())
+    rig.add(constrained(1, json_schema_grammar({"type": "string"}), max_tokens=12))
+    rig.run()
+    num_steps = sum(plan is not None for plan in rig.plans)
+    assert num_steps <= len(rig.tokens(1)) + 1
