@@ -8,6 +8,7 @@ from glimt.api.tools import ToolChoice, ToolSettings
 from glimt.errors import BadGrammar
 from glimt.frontend.call_grammar import CallableFunction, free_calls, required_calls
 from glimt.frontend.grammars import GrammarChecker
+from glimt.grammar.schema import locate
 from glimt.grammar.source import lark_grammar
 from glimt.wire import Grammar
 
@@ -48,7 +49,10 @@ async def _calls(request: ChatRequest, settings: ToolSettings, checker: GrammarC
         )
     except BadGrammar as error:
         index, reason = await _guilty(functions, checker, error)
-    path = f"tools[{index}].function.parameters" if index is not None else "tools"
+    if index is None:
+        raise BadGrammar(f"tools: {reason}", param="tools")
+    path = f"tools[{index}].function.parameters"
+    reason, path = locate(reason, functions[index].parameters or {}, path)
     raise BadGrammar(f"{path}: {reason}", param=path)
 
 

@@ -122,7 +122,7 @@ def _is_begun(messages: list[Message]) -> bool:
 
 def _add_choice(fields: dict[str, object], request: ConversationFields) -> None:
     choice = request.tool_choice
-    if choice is None or not request.tools:
+    if choice is None:
         return
     if isinstance(choice, NoChoice):
         fields["tool_choice"] = "none"

@@ -46,13 +46,18 @@ class BlockReader:
 
     def read(self, delta: Delta) -> Iterator[Change]:
         """The changes that a delta makes, in order; take all of them."""
+        calls = delta.calls
+        if calls and not calls[0].name:
+            # What goes on with the open call came before any text, which ends it.
+            yield from self._call(calls[0])
+            calls = calls[1:]
         if delta.reasoning:
             yield from self._grow("thinking", delta.reasoning)
         if delta.content:
             # With thoughts or calls in the same delta nobody could tell whose tokens they are.
             is_pure = not (delta.reasoning or delta.calls)
             yield from self._grow("text", delta.content, delta.logprobs if is_pure else ())
-        for call in delta.calls:
+        for call in calls:
             yield from self._call(call)
         if delta.finish_reason is not None:
             yield from self._end(delta.finish_reason)

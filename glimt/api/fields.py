@@ -38,12 +38,13 @@ class Repetition(msgspec.Struct, frozen=True, kw_only=True):
     min_count: Annotated[int, Meta(ge=0, le=2**20)] = 0  # at least 2
 
 
-class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
-    """How text is drawn, ended and shown. None = the server's or the checkpoint's default."""
+class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+    """How text is drawn and ended, in the words of OpenAI's APIs and vLLM. None = the server's or
+    the checkpoint's default."""
 
     model: Annotated[str, Meta(max_length=1024)] | None = None
-    # Length and end.
-    max_tokens: Count | None = None
+    stream: bool | None = None
+    # End.
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     stop: StopText | Annotated[list[StopText], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
@@ -51,7 +52,6 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     repetition_detection: Repetition | None = None
     # Sampling.
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
@@ -63,22 +63,9 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=65536)] | None = None
     bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
-    # The prompt.
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 = fit
     # The answer's form.
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    return_tokens_as_token_ids: bool | None = None
-    return_token_ids: bool | None = None
     skip_special_tokens: bool = True
-    # What the answer must look like: one of these.
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | bool | str | None = None
-    guided_regex: Regex | None = None
-    guided_choice: Choices | None = None
-    guided_grammar: GrammarText | None = None
     # Scheduling and labels.
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\x00]*$")] | None = (
@@ -87,3 +74,22 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     request_id: Annotated[str, Meta(max_length=1024)] | None = None
     user: Annotated[str, Meta(max_length=1024)] | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+
+
+class RequestFields(SamplingFields, frozen=True, kw_only=True):
+    """The fields that chat and completions share beside these."""
+
+    max_tokens: Count | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 = fit
+    # The answer's form.
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+    # What the answer must look like: one of these, or structured_outputs.
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    guided_regex: Regex | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None

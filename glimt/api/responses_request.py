@@ -6,6 +6,7 @@ message of the assistant's, as templates know it.
 
 from typing import Any
 
+from glimt.api.fields import SamplingFields
 from glimt.api.formats import JsonSchemaFormat, ResponseFormat
 from glimt.api.messages import (
     FunctionCall,
@@ -33,11 +34,24 @@ from glimt.api.schema import ChatRequest
 from glimt.api.tools import FunctionChoice, FunctionSpec, Tool, ToolChoice
 from glimt.errors import InvalidRequest, Unsupported
 
+# The fields that a chat request has under the same names.
+_SAME = (
+    *SamplingFields.__struct_fields__,
+    "parallel_tool_calls",
+    "include_reasoning",
+    "thinking_token_budget",
+    "enable_thinking",
+    "chat_template_kwargs",
+    "mm_processor_kwargs",
+    "media_io_kwargs",
+)
+
 
 def chat_request(request: ResponsesRequest) -> tuple[ChatRequest, Paths]:
     """The chat request with the same meaning. Raises InvalidRequest, Unsupported."""
     paths = Paths(
         {
+            "messages": "input",
             "max_tokens": "max_output_tokens",
             "tool_choice.function.name": "tool_choice.name",
             "reasoning_effort": "reasoning.effort",
@@ -61,31 +75,15 @@ def chat_request(request: ResponsesRequest) -> tuple[ChatRequest, Paths]:
         choice = ToolChoice(type="function", function=FunctionChoice(name=choice.name))
     tools = _tools(request.tools or [], paths)
     chat = ChatRequest(
+        **{name: getattr(request, name) for name in _SAME},
         messages=items.messages,
-        model=request.model,
         max_tokens=request.max_output_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
-        stop_token_ids=request.stop_token_ids,
-        stream=request.stream,
         logprobs=wants_logprobs(request),
         top_logprobs=request.top_logprobs if wants_logprobs(request) else None,
         tools=tools or None,
-        tool_choice=choice if tools else None,
-        parallel_tool_calls=request.parallel_tool_calls,
+        tool_choice=choice,
         reasoning_effort=request.reasoning.effort if request.reasoning else None,
-        enable_thinking=request.enable_thinking,
         response_format=_format(request),
-        chat_template_kwargs=request.chat_template_kwargs,
-        mm_processor_kwargs=request.mm_processor_kwargs,
-        media_io_kwargs=request.media_io_kwargs,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        request_id=request.request_id,
     )
     return chat, paths
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from glimt.api.fields import Count, NoEffect, NotDone, TokenId
+from glimt.api.fields import Count, NoEffect, NotDone, SamplingFields
 from glimt.api.known import KnownFields
 from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
 from glimt.api.tools import MAX_DESCRIPTION_CHARS, MAX_TOOLS, FunctionName
@@ -164,41 +164,27 @@ class ResponsesStreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     include_obfuscation: NoEffect = None
 
 
-class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     """Body of POST /v1/responses. None = the server's or the checkpoint's default."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1, max_length=4096)]
-    model: Annotated[str, Meta(max_length=1024)] | None = None
     instructions: str | None = None
     max_output_tokens: Count | None = None
-    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     include: Annotated[list[str], Meta(max_length=16)] | None = None
-    stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     tools: Annotated[list[ResponsesTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
-    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
-    user: Annotated[str, Meta(max_length=1024)] | None = None
     # Beyond OpenAI's API, as in a chat request.
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
+    include_reasoning: bool = True
+    thinking_token_budget: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: ProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^\\x00]*$")] | None = (
-        None
-    )
-    request_id: Annotated[str, Meta(max_length=1024)] | None = None
     # Known and of no effect here.
     service_tier: NoEffect = None
     safety_identifier: NoEffect = None

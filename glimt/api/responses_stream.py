@@ -82,7 +82,12 @@ class ResponsesWriter:
     def whole(self, deltas: Iterable[Delta], answer: Readable) -> ResponseObject:
         """The unstreamed answer."""
         deltas = list(deltas)
-        return self._response(whole_blocks(deltas), deltas[-1] if deltas else None, answer.usage)
+        blocks = [
+            block
+            for block in whole_blocks(deltas)
+            if block.kind != "thinking" or self._form.with_reasoning
+        ]
+        return self._response(blocks, deltas[-1] if deltas else None, answer.usage)
 
     def _response(
         self, blocks: list[Block], last: Delta | None, usage: UsageCounts

@@ -113,7 +113,7 @@ def check_tools(request: ToolFields, settings: ToolSettings) -> None:
     """Raises InvalidRequest or Unsupported for tools or a choice that cannot be."""
     choice = request.tool_choice
     if not request.tools:
-        if choice not in (None, "none"):
+        if choice not in (None, "none", "auto"):
             raise InvalidRequest("tool_choice needs tools", param="tool_choice")
         return
     check_specs(request.tools)

@@ -28,6 +28,8 @@ _NAMED_VALUES = {
     "type": re.compile(r"Invalid type: (.*)"),
     "format": re.compile(r"Unknown format: (.*)"),
 }
+_BAD_REGEX = re.compile(r"at \d+\(\d+\): invalid regex ")  # of a grammar that a pattern is part of
+_REGEX_REASON = re.compile(r"^error: (.*)$", re.MULTILINE)
 
 
 def check_schema(schema: Mapping[str, Any], path: str) -> None:
@@ -106,10 +108,20 @@ def locate(message: str, schema: Mapping[str, Any], path: str) -> tuple[str, str
             value = found[1]
             place, _ = _find(schema, path, _says(keyword, value))
             return f"{message[:1].lower()}{message[1:]}", place
+    if _BAD_REGEX.match(message):
+        shown = message.partition("\n")[0]
+        place, keyword = _find(schema, path, lambda name, value: _is_pattern(name, value, shown))
+        reason = _REGEX_REASON.search(message)
+        if keyword:
+            return f"the pattern cannot be enforced: {reason[1] if reason else 'bad regex'}", place
     if message.startswith("oneOf constraints are not supported"):
         place, _ = _find(schema, path, lambda name, _: name == "oneOf")
         return "alternatives of oneOf that do not exclude each other; use anyOf", place
     return message, path
+
+
+def _is_pattern(name: str, value: Any, message: str) -> bool:
+    return name == "pattern" and isinstance(value, str) and value != "" and value in message
 
 
 def _says(keyword: str, value: str) -> Callable[[str, Any], bool]:
