@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import api_tables
 import doc_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +95,7 @@ MADE = {
     "README.md": {"tree": tree},
     "docs/serving.md": doc_tables.TABLES,
     "docs/errors.md": doc_tables.ERROR_TABLES,
+    "docs/api.md": api_tables.TABLES,
     "docs/benchmarking.md": {"options": doc_tables.bench_options},
 }
 

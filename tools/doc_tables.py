@@ -11,7 +11,7 @@ import msgspec
 from cyclopts import Parameter
 
 from glimt import config
-from glimt.api import body, schema
+from glimt.api import body
 from glimt.api.error_table import ERRORS
 from glimt.api.routes import ROUTES
 from glimt.api.state import HttpLimits
@@ -67,39 +67,15 @@ def _groups(file: Path, groups: Iterable[type]) -> str:
         rows = [
             (
                 _flag(name, hints[name]),
-                _shown(getattr(group(), name)),
+                shown(getattr(group(), name)),
                 _kind(hints[name]),
                 meanings[name],
             )
             for name in group.__dataclass_fields__
         ]
         title = (group.__doc__ or "").rstrip(".")
-        parts.append(f"### {title}\n\n" + _table(("flag", "default", "value", "meaning"), rows))
+        parts.append(f"### {title}\n\n" + table(("flag", "default", "value", "meaning"), rows))
     return "\n\n".join(parts)
-
-
-def fields() -> str:
-    """The fields of a chat request: done, without effect, refused."""
-    hints = typing.get_type_hints(schema.ChatRequest, include_extras=True)
-    done, no_effect, refused = [], [], []
-    for field in msgspec.structs.fields(schema.ChatRequest):
-        hint = hints[field.name]
-        if hint == schema.NoEffect:
-            no_effect.append(f"`{field.name}`")
-        elif hint == schema.NotDone:
-            refused.append((f"`{field.name}`", _harmless(field.name)))
-        else:
-            default = None if field.default is msgspec.NODEFAULT else field.default
-            required = "required" if field.required else _shown(default)
-            done.append((f"`{field.name}`", required, _kind(hint)))
-    return "\n\n".join(
-        (
-            _table(("field", "default", "value"), done),
-            f"Accepted, without effect: {', '.join(no_effect)}.",
-            "Refused with `unsupported`, except for values that ask for nothing:",
-            _table(("field", "let through"), refused),
-        )
-    )
 
 
 def routes() -> str:
@@ -109,7 +85,7 @@ def routes() -> str:
         for route in ROUTES
         if not route.path.endswith("/") or route.path == "/"
     ]
-    return _table(("route", "for whom", "what it gives"), rows)
+    return table(("route", "for whom", "what it gives"), rows)
 
 
 def metrics() -> str:
@@ -125,7 +101,7 @@ def metrics() -> str:
         own = sorted(labels - {"model_name", "engine", "le"})
         shown = "" if family.name.endswith("_info") else ", ".join(own)
         rows.append((f"`{name}`", family.type, shown, family.documentation))
-    return _table(("name", "type", "own labels", "what it counts"), rows)
+    return table(("name", "type", "own labels", "what it counts"), rows)
 
 
 def limits() -> str:
@@ -150,7 +126,7 @@ def limits() -> str:
         ("length of a video", f"{media.max_video_seconds:,g} s", "400"),
         ("decoding one medium", f"{media.decode_timeout_s:g} s", "400"),
     )
-    return _table(("what", "limit", "beyond it"), rows)
+    return table(("what", "limit", "beyond it"), rows)
 
 
 def errors() -> str:
@@ -167,14 +143,13 @@ def errors() -> str:
         for row in ERRORS.values()
     ]
     head = ("code", "status", "OpenAI's type", "Anthropic's", "when", "what to do")
-    return _table(head, sorted(rows, key=lambda row: row[1]))
+    return table(head, sorted(rows, key=lambda row: row[1]))
 
 
 ERROR_TABLES = {"errors": errors}
 
 TABLES = {
     "flags": flags,
-    "fields": fields,
     "routes": routes,
     "metrics": metrics,
     "limits": limits,
@@ -234,13 +209,8 @@ def _bounded(kind: str, meta: msgspec.Meta) -> str:
     return " ".join((kind, ", ".join(filter(None, texts)))).strip()
 
 
-def _harmless(name: str) -> str:
-    # The schema's own table is the one place that knows.
-    values = schema._HARMLESS[name]
-    return ", ".join(f"`{msgspec.json.encode(value).decode()}`" for value in (None, *values))
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A default, in a reader's words."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -252,7 +222,8 @@ def _bytes(count: int) -> str:
     return f"{count // 2**20} MiB" if count >= 2**20 else f"{count // 2**10} KiB"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
