@@ -204,7 +204,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     ("continue a user", {"continue_final_message": True}, "continue_final_message"),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ("functions", {"functions": [{"name": "f"}]}, "functions"),
-    ("tool_choice", {"tool_choice": "auto"}, "tool_choice"),
+    ("tool_choice", {"tool_choice": "required"}, "tool_choice"),
     ("documents", {"documents": [{}]}, "documents"),
     ("best_of true", {"best_of": True}, "best_of"),
     ("template", {"chat_template": "{{ 1 }}"}, "chat_template"),
