@@ -204,3 +204,24 @@ def post(body: bytes) -> bytes:
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+async def test_the_official_client_repeats_what_may_succeed_and_nothing_else() -> None:
+    serving = Serving(max_waiting=0)
+    ask: dict[str, Any] = {"model": MODEL, "messages": QUESTION}
+    async with serving.listening() as address, sdk(address, max_retries=1) as client:
+        held = serving.client.preparing(INFO.max_num_seqs)
+        held.__enter__()
+        asyncio.get_running_loop().call_later(0.3, held.__exit__, None, None, None)
+        answer = await client.chat.completions.create(**ask)
+        assert answer.choices[0].message.content == "Hello, world!"
+        assert serving.metrics.rejections._value.get() == 1  # and repeated as Retry-After says
+        before = len(serving.engine.submits)
+        serving.state.lifecycle.is_draining = False
+        failing = asyncio.create_task(client.chat.completions.create(**ask))
+        while len(serving.engine.submits) == before or not serving.engine.running:
+            await asyncio.sleep(0)
+        serving.engine.fail(next(iter(serving.engine.running)), "step_failed", "it failed")
+        with pytest.raises(openai.InternalServerError, match="it failed"):
+            await failing
+        assert len(serving.engine.submits) == before + 1
