@@ -229,6 +229,8 @@ class ServerSettings:
     """Seconds that a request may wait for its first token before it ends with 504; 0: for ever."""
     shutdown_timeout: float = 300.0
     """Seconds that SIGTERM lets running requests take before they are ended."""
+    otlp_traces_endpoint: str | None = None
+    """Collector of OpenTelemetry traces, as OTLP over HTTP: http://host:4318/v1/traces."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is printed."""
     log_json: bool = False

@@ -96,6 +96,11 @@ def _server_ranges(server: ServerSettings) -> Iterator[str]:
         yield "--api-key and --admin-key: a key must not be empty"
     if set(server.api_key or ()) & set(server.admin_key or ()):
         yield "--api-key and --admin-key: a key cannot be both a client's and an operator's"
+    if not (server.otlp_traces_endpoint or "http://").startswith(("http://", "https://")):
+        yield (
+            f"--otlp-traces-endpoint {server.otlp_traces_endpoint}: only OTLP over HTTP is spoken; "
+            "collectors take that on port 4318, at /v1/traces"
+        )
     if server.ssl_certfile is None and (
         server.ssl_keyfile or server.ssl_ca_certs or server.ssl_cert_reqs or server.ssl_ciphers
     ):

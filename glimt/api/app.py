@@ -9,6 +9,7 @@ from glimt.api.errors import HttpError
 from glimt.api.limits import BodyLimits, HeadLimits
 from glimt.api.routes import route_table
 from glimt.api.state import ApiState
+from glimt.api.tracing import Tracing
 
 
 def create_app(state: ApiState) -> ASGIApp:
@@ -29,6 +30,7 @@ def create_app(state: ApiState) -> ASGIApp:
         clock=state.clock,
         metrics=state.metrics,
         echo_labels=state.request_id_headers,
+        tracing=_tracing(state),
         log_access=state.log_access,
         quiet_paths=state.quiet_paths,
     )
@@ -40,6 +42,17 @@ def create_app(state: ApiState) -> ASGIApp:
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
         expose_headers=("x-request-id", "x-glimt-ignored-fields", "retry-after"),
+    )
+
+
+def _tracing(state: ApiState) -> Tracing | None:
+    if state.tracer is None:
+        return None
+    return Tracing(
+        tracer=state.tracer,
+        model=state.served_names[0],
+        wall_clock=state.wall_clock,
+        random=state.random,
     )
 
 

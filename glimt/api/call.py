@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glimt.api.errors import ClientLeft, error_response, status_of
 from glimt.api.route import Match, RouteTable
+from glimt.api.tracing import Tracing
 from glimt.errors import Overloaded
 from glimt.http_series import NO_HANDLER
 from glimt.log import log_finish
@@ -47,6 +48,7 @@ class Boundary:
         clock: Callable[[], float],
         metrics: Metrics,
         echo_labels: bool,
+        tracing: Tracing | None = None,
         log_access: bool = True,
         quiet_paths: frozenset[str] = frozenset(),
     ) -> None:
@@ -56,6 +58,7 @@ class Boundary:
         self._clock = clock
         self._metrics = metrics
         self._echo_labels = echo_labels
+        self._tracing = tracing
         self._log_access = log_access
         self._quiet_paths = quiet_paths
 
@@ -111,6 +114,10 @@ class Boundary:
     def _finish(self, call: Call, scope: Scope, status: int | None, num_bytes: int) -> None:
         status = status or 500
         self._observe(call, scope, status, num_bytes)
+        if self._tracing is not None:
+            route = call.match.route if call.match is not None else None
+            seconds = self._clock() - call.arrival_s
+            self._tracing.note(scope, route, call.id, status, seconds, call.facts)
         is_quiet = not self._log_access or (
             call.match is not None
             and (call.match.route.is_quiet or call.match.route.path in self._quiet_paths)

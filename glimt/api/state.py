@@ -14,6 +14,7 @@ from glimt.frontend.prompt import MediaPreparer
 from glimt.frontend.render import Renderer
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.metrics import Metrics
+from glimt.traces import Tracer
 from glimt.wire import ImageSettings
 
 
@@ -75,6 +76,7 @@ class ApiState:
     force_include_usage: bool = False
     request_id_headers: bool = True
     log_requests: bool = False
+    tracer: Tracer | None = None  # takes a span for each request
     log_access: bool = True  # a line per finished request
     quiet_paths: frozenset[str] = frozenset()  # without such lines
     response_role: str = "assistant"

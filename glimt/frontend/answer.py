@@ -166,6 +166,7 @@ class Answer:
         """For the log line: counts, times, ends; no text."""
         usage = self.usage
         firsts = [choice.first_s for choice in self._choices if choice.first_s is not None]
+        queued = [c.scheduled_s - self._arrival_s for c in self._choices if c.scheduled_s]
         missing = "error" if self._has_failed else "abort"
         ends = ",".join(choice.finish_reason or missing for choice in self._choices)
         return {
@@ -173,6 +174,7 @@ class Answer:
             "media_tokens": self.prompt.num_media_tokens,
             "cached_tokens": usage.cached_tokens,
             "completion_tokens": usage.completion_tokens,
+            "queue_s": max(0.0, min(queued)) if queued else None,
             "ttft_s": min(firsts) - self._arrival_s if firsts else None,
             "finish_reason": ends,
         }

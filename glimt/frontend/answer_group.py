@@ -70,9 +70,11 @@ class AnswerGroup:
         """For the log line: counts summed, the earliest first token, all ends; no text."""
         all_facts = [answer.facts() for answer in self._answers]
         firsts = [facts["ttft_s"] for facts in all_facts if facts["ttft_s"] is not None]
+        queued = [facts["queue_s"] for facts in all_facts if facts["queue_s"] is not None]
         counts = [key for key in all_facts[0] if key.endswith("_tokens")]
         return {
             **{key: sum(facts[key] for facts in all_facts) for key in counts},
+            "queue_s": min(queued, default=None),
             "ttft_s": min(firsts, default=None),
             "finish_reason": ",".join(facts["finish_reason"] for facts in all_facts),
         }

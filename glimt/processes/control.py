@@ -81,6 +81,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     log_access: bool  # a line per finished request
     quiet_paths: tuple[str, ...]  # without such lines
     response_role: str
+    otlp_traces_endpoint: str | None
     first_token_timeout_s: float  # 0 = none
     cache_config: dict[str, str]  # shown as labels of a metric
     seed: int | None  # of the seeds of requests that bring none; None = drawn afresh

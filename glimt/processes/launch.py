@@ -228,6 +228,7 @@ def _server_start(
         log_access=not server.disable_uvicorn_access_log,
         quiet_paths=tuple((server.disable_access_log_for_endpoints or "").split(",")),
         response_role=server.response_role,
+        otlp_traces_endpoint=server.otlp_traces_endpoint,
         admin_keys=_keys(server.admin_key, server.admin_key_file, "--admin-key-file"),
         first_token_timeout_s=server.first_token_timeout,
         cache_config=_cache_labels(settings.cache),

@@ -55,6 +55,7 @@ from glimt.processes.control import (
     child_line,
 )
 from glimt.processes.tls import REFRESH_INTERVAL_S, TlsContext
+from glimt.traces import TraceExporter
 from glimt.transport import AsyncHub, AsyncInbox, Outbox
 from glimt.wire import MediaOutbound, Outputs
 
@@ -108,6 +109,14 @@ class ServerProcess:
         self._grammars = GrammarChecker(
             GrammarCompiler(Vocabulary.read(path, tokenizer.vocab_size))
         )
+        self._traces: TraceExporter | None = None
+        if start.otlp_traces_endpoint is not None:
+            who = {
+                "service.name": "glimt",
+                "service.version": __version__,
+                "gen_ai.request.model": start.served_model_names[0],
+            }
+            self._traces = TraceExporter(start.otlp_traces_endpoint, who, time.monotonic)
         self._tls = None if start.tls is None else TlsContext(start.tls)
         self._http = self._make_http()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -141,6 +150,7 @@ class ServerProcess:
             forget_pixels=self._media.forget_unleased,
             api_keys=start.api_keys,
             admin_keys=start.admin_keys,
+            tracer=self._traces,
             log_access=start.log_access,
             quiet_paths=frozenset(start.quiet_paths),
             response_role=start.response_role,
@@ -199,6 +209,8 @@ class ServerProcess:
         self._spawn(self._media.run())
         if self._tls is not None and self._start.tls is not None and self._start.tls.refresh:
             self._spawn(self._refresh_tls(self._tls))
+        if self._traces is not None:
+            self._spawn(self._traces.run())
         if self._start.log_stats:
             self._spawn(self._log_stats())
         listener = socket.socket(fileno=self._start.socket_fd)
