@@ -219,7 +219,7 @@ class ServerSettings:
     enable_force_include_usage: bool = False
     """Usage in every stream, asked for or not."""
     enable_request_id_headers: bool = True
-    """Echo X-Request-Id."""
+    """Answers have X-Request-Id: the client's, else the server's own."""
     trust_request_chat_template: bool = False
     """Let requests bring a `chat_template`. One that loops holds up the server: trusted clients
     only."""

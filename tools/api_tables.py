@@ -11,7 +11,7 @@ from doc_tables import shown, table
 from glimt.api import completions_schema, responses_schema, schema
 from glimt.api.anthropic_schema import CountRequest, MessagesRequest
 from glimt.api.completions_schema import CompletionRequest
-from glimt.api.fields import NoEffect, NotDone
+from glimt.api.fields import NO_EFFECT, Label, NoEffect, NotDone
 from glimt.api.responses_schema import ResponsesRequest
 from glimt.api.schema import ChatRequest
 from glimt.api.tokens import DetokenizeRequest, TokenizeRequest
@@ -34,20 +34,28 @@ HARMLESS: dict[type, dict[str, tuple[Any, ...]]] = {
 }
 
 
+IGNORED = "accepted, without effect, and said in `X-Glimt-Ignored-Fields`"
+NEEDLESS = "accepted; there is nothing to do for it"
+
+
 def request(kind: type[msgspec.Struct]) -> str:
     """All fields of one request: what is done first, then what has no effect, then the refused."""
-    done, no_effect, refused = [], [], []
+    done, no_effect, labels, refused = [], [], [], []
     for field, hint in fields_of(kind):
         name = f"`{field.name}`"
         if hint == NotDone:
             refused.append((name, _let_through(kind, field.name)))
         elif hint == NoEffect:
             no_effect.append(name)
+        elif hint == Label:
+            labels.append(name)
         else:
             done.append((name, _default(field), _kind(hint)))
     parts = [table(("field", "default", "value"), done)]
     if no_effect:
-        parts.append(f"Accepted, without effect: {', '.join(no_effect)}.")
+        parts.append(f"{IGNORED[0].upper()}{IGNORED[1:]}: {', '.join(no_effect)}.")
+    if labels:
+        parts.append(f"{NEEDLESS[0].upper()}{NEEDLESS[1:]}: {', '.join(labels)}.")
     if refused:
         parts.append("Refused with `unsupported`, but for values that ask for nothing:")
         parts.append(table(("field", "let through"), refused))
@@ -77,8 +85,8 @@ def objects() -> str:
 def fields_of(kind: type[msgspec.Struct]) -> Iterator[tuple[Any, Any]]:
     """(field, its type), the required ones first."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    fields = msgspec.structs.fields(kind)
-    for field in sorted(fields, key=lambda field: not field.required):
+    found = msgspec.structs.fields(kind)
+    for field in sorted(found, key=lambda field: not field.required):
         yield field, hints[field.name]
 
 
@@ -108,8 +116,9 @@ def _let_through(kind: type, name: str) -> str:
 
 def _kind(hint: Any) -> str:
     """A type in a reader's words, with its bounds; objects lead to their tables."""
-    if hint in (NoEffect, NotDone):
-        return "accepted, without effect" if hint == NoEffect else "refused"
+    for marker, text in ((NoEffect, IGNORED), (Label, NEEDLESS), (NotDone, "refused")):
+        if hint == marker:
+            return text
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"
     plain = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "anything"}
@@ -119,7 +128,9 @@ def _kind(hint: Any) -> str:
     if origin is typing.Annotated:
         inner = _kind(arguments[0])
         for meta in hint.__metadata__:
-            if isinstance(meta, msgspec.Meta):
+            if meta == NO_EFFECT:
+                inner = f"{inner}; {IGNORED}"
+            elif isinstance(meta, msgspec.Meta):
                 inner = _bounded(inner, meta)
         return inner
     if origin is typing.Literal:

@@ -87,7 +87,8 @@ async def read_request(
     decoder: "msgspec.json.Decoder[T]",
     known: KnownFields,
 ) -> tuple[T, tuple[str, ...]]:
-    """The decoded body, and the paths of its unknown fields, which --strict-fields refuses.
+    """The decoded body, and the paths of its fields that do nothing. --strict-fields refuses those
+    that nobody knows.
 
     Raises InvalidRequest naming the field, ClientLeft.
     """
@@ -96,16 +97,17 @@ async def read_request(
     except ClientDisconnect:
         raise ClientLeft("the client left before its request was complete") from None
     if len(body) > _INLINE_BYTES:
-        request, unknown = await asyncio.to_thread(decode_body, body, decoder, known)
+        request, ignored = await asyncio.to_thread(decode_body, body, decoder, known)
     else:
-        request, unknown = decode_body(body, decoder, known)
-    if unknown and state.strict_fields:
+        request, ignored = decode_body(body, decoder, known)
+    if ignored.unknown and state.strict_fields:
+        first = ignored.unknown[0][:128]
         raise InvalidRequest(
-            f"{unknown[0][:128]} is not a field of this request (--strict-fields)",
-            param=unknown[0][:128],
+            f"{first} is not a field of this request (--strict-fields)",
+            param=first,
             code="unknown_field",
         )
-    return request, unknown
+    return request, (*ignored.unknown, *ignored.without_effect)
 
 
 def refuse_if_closed(state: ApiState) -> None:

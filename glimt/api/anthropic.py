@@ -36,7 +36,7 @@ async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) 
     """Answer one request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
     refuse_if_closed(state)
-    request, unknown = await read_request(state, scope, receive, _messages_decoder, MESSAGES_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _messages_decoder, MESSAGES_FIELDS)
     chat, paths = chat_request(request, has_budget=state.parse_reasoning)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
@@ -47,8 +47,9 @@ async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) 
         except RequestError as error:
             raise paths.translated(error) from error
         own = without_effect(request, has_budget=state.parse_reasoning)
-        ignored = [*unknown, *own, *chat_fields_without_effect(state, chat)]
-        headers = [*ignored_header(ignored, call), (b"request-id", call.id.encode())]
+        ours = map(paths.origin_of, chat_fields_without_effect(state, chat))
+        headers = ignored_header([*ignored, *own, *ours], call)
+        headers.append((b"request-id", call.id.encode()))
         form = MessagesForm(
             id=f"msg_{call.id}",
             model=state.served_names[0],
@@ -73,9 +74,9 @@ async def count_tokens(state: ApiState, scope: Scope, receive: Receive, send: Se
     """How many tokens the prompt has, images and tools included."""
     call: Call = scope["glimt.call"]
     refuse_if_closed(state)
-    request, unknown = await read_request(state, scope, receive, _count_decoder, COUNT_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _count_decoder, COUNT_FIELDS)
     chat, paths = chat_request(request)
-    headers = [*ignored_header(unknown, call), (b"request-id", call.id.encode())]
+    headers = [*ignored_header(ignored, call), (b"request-id", call.id.encode())]
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         try:

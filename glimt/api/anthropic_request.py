@@ -61,7 +61,7 @@ def chat_request(
             "tool_choice.function.name": "tool_choice.name",
             "thinking_token_budget": "thinking.budget_tokens",
             "reasoning_effort": "output_config.effort",
-            "response_format.json_schema": "output_config.format",
+            "enable_thinking": "thinking",
         }
     )
     reader = _Turns(paths)
@@ -80,6 +80,7 @@ def chat_request(
     }
     _add_choice(fields, request)
     _add_thinking(fields, request)
+    _add_form(fields, request, paths)
     if not has_budget:
         fields.pop("thinking_token_budget", None)
     if isinstance(request, MessagesRequest):
@@ -149,9 +150,22 @@ def _add_thinking(fields: dict[str, object], request: ConversationFields) -> Non
         fields["include_reasoning"] = False
     if request.output_config is not None:
         fields["reasoning_effort"] = request.output_config.effort
-        if request.output_config.format is not None:
-            schema = JsonSchemaFormat(schema=request.output_config.format.schema)
-            fields["response_format"] = ResponseFormat(type="json_schema", json_schema=schema)
+
+
+def _add_form(fields: dict[str, object], request: ConversationFields, paths: Paths) -> None:
+    config = request.output_config.format if request.output_config else None
+    form = config or request.output_format
+    if config is not None and request.output_format not in (None, config):
+        raise InvalidRequest(
+            "output_format is the older name of output_config.format; send one of them",
+            param="output_format",
+        )
+    if form is None:
+        return
+    path = "output_format" if config is None else "output_config.format"
+    paths.origins["response_format.json_schema"] = path
+    schema = JsonSchemaFormat(schema=form.schema)
+    fields["response_format"] = ResponseFormat(type="json_schema", json_schema=schema)
 
 
 def _tools(tools: list[MessagesTool] | None, paths: Paths) -> list[Tool]:

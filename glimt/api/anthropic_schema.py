@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from glimt.api.fields import Count, NoEffect, NotDone, StopText
+from glimt.api.fields import Count, Label, NoEffect, NotDone, StopText
 from glimt.api.known import KnownFields
 from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
 from glimt.api.tools import MAX_DESCRIPTION_CHARS, MAX_TOOLS
@@ -36,7 +36,7 @@ Source = UrlSource | Base64Source | FileSource
 
 
 class _Block(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    cache_control: NoEffect = None
+    cache_control: Label = None
 
 
 class TextBlock(_Block, frozen=True, kw_only=True, tag="text"):
@@ -65,7 +65,7 @@ class ToolUseBlock(_Block, frozen=True, kw_only=True, tag="tool_use"):
     id: Annotated[str, Meta(max_length=256)]
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     input: dict[str, Any]
-    caller: NoEffect = None
+    caller: Label = None
 
 
 class ToolResultBlock(_Block, frozen=True, kw_only=True, tag="tool_result"):
@@ -129,9 +129,9 @@ class MessagesTool(msgspec.Struct, frozen=True, kw_only=True):
     description: Annotated[str, Meta(max_length=MAX_DESCRIPTION_CHARS)] | None = None
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
-    cache_control: NoEffect = None
+    cache_control: Label = None
     input_examples: NoEffect = None
-    eager_input_streaming: NoEffect = None
+    eager_input_streaming: Label = None
 
 
 class AutoChoice(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="auto"):
@@ -198,12 +198,13 @@ class ConversationFields(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: AutoChoice | AnyChoice | NamedChoice | NoChoice | None = None
     thinking: ThinkingOn | ThinkingOff | ThinkingAdaptive | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # older name of output_config.format
     # Beyond Anthropic's API, as in a chat request.
     chat_template_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: ProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
     # Known and of no effect here.
-    cache_control: NoEffect = None
+    cache_control: Label = None
     context_management: NoEffect = None
     # Known and not done.
     mcp_servers: NotDone = None
@@ -226,7 +227,7 @@ class MessagesRequest(ConversationFields, frozen=True, kw_only=True):
         None
     )
     # Known and of no effect here.
-    metadata: NoEffect = None
+    metadata: Label = None
     service_tier: NoEffect = None
     speed: NoEffect = None
     inference_geo: NoEffect = None

@@ -29,7 +29,7 @@ def create_app(state: ApiState) -> ASGIApp:
         new_id=lambda: f"{state.random.getrandbits(128):032x}",
         clock=state.clock,
         metrics=state.metrics,
-        echo_labels=state.request_id_headers,
+        shows_ids=state.request_id_headers,
         tracing=_tracing(state),
         log_access=state.log_access,
         quiet_paths=state.quiet_paths,

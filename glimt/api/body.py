@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from glimt.api.known import KnownFields
+from glimt.api.known import Ignored, KnownFields
 from glimt.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ _MISSING = re.compile(r"missing required field `(\w+)`")
 
 def decode_body(
     body: bytes, decoder: "msgspec.json.Decoder[T]", known: KnownFields
-) -> tuple[T, tuple[str, ...]]:
-    """The decoded struct, and the paths of the fields that it does not know, at every depth.
+) -> tuple[T, Ignored]:
+    """The decoded struct, and the paths of the fields that do nothing, at every depth.
 
     Raises InvalidRequest naming the JSON path. Never recurses over the client's depth.
     """
@@ -46,7 +46,7 @@ def decode_body(
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The texts of these speak of bytes and buffers; lone surrogates end here as well.
         raise InvalidRequest("the body is not valid JSON in UTF-8", code="invalid_json") from None
-    return decoded, known.unknown_in(msgspec.json.decode(outline))
+    return decoded, known.ignored_in(msgspec.json.decode(outline))
 
 
 def named(error: msgspec.ValidationError) -> InvalidRequest:

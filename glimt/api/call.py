@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from glimt.api.errors import ClientLeft, error_response, status_of
+from glimt.api.errors import ClientLeft, Dialect, error_response, status_of
 from glimt.api.route import Match, RouteTable
 from glimt.api.tracing import Tracing
 from glimt.errors import Overloaded
@@ -47,7 +47,7 @@ class Boundary:
         new_id: Callable[[], str],
         clock: Callable[[], float],
         metrics: Metrics,
-        echo_labels: bool,
+        shows_ids: bool,
         tracing: Tracing | None = None,
         log_access: bool = True,
         quiet_paths: frozenset[str] = frozenset(),
@@ -57,7 +57,7 @@ class Boundary:
         self._new_id = new_id
         self._clock = clock
         self._metrics = metrics
-        self._echo_labels = echo_labels
+        self._shows_ids = shows_ids
         self._tracing = tracing
         self._log_access = log_access
         self._quiet_paths = quiet_paths
@@ -67,8 +67,7 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Servers put the prefix of --root-path before every path.
-        match = self._routes.find(scope["path"].removeprefix(scope.get("root_path", "")))
+        match = self._routes.find(_own_path(scope))
         call = Call(self._new_id(), _label(scope["headers"]), self._clock(), match)
         scope["glimt.call"] = call
         status: int | None = None
@@ -80,8 +79,8 @@ class Boundary:
             num_bytes += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self._echo_labels and call.label is not None:
-                    header = (b"x-request-id", call.label.encode("ascii"))
+                if self._shows_ids:
+                    header = (b"x-request-id", (call.label or call.id).encode("ascii"))
                     message = {**message, "headers": [*message.get("headers", ()), header]}
             return send(message)
 
@@ -107,8 +106,7 @@ class Boundary:
             self._metrics.rejections.inc()
         if status is not None:
             raise error  # the answer has begun: closing the connection is all that is left
-        dialect = call.match.route.errors if call.match is not None else "openai"
-        await error_response(error, call.id, dialect)(scope, receive, send)
+        await error_response(error, call.id, _dialect(call, scope))(scope, receive, send)
         return status_of(error)
 
     def _finish(self, call: Call, scope: Scope, status: int | None, num_bytes: int) -> None:
@@ -156,6 +154,21 @@ def log_failure(error: Exception, call: Call) -> None:
     call.facts["error"] = getattr(error, "code", type(error).__name__)
     if status_of(error) == 500:
         logger.error("request %s failed", call.id, exc_info=error)
+
+
+def _own_path(scope: Scope) -> str:
+    """Without the prefix of --root-path, which servers put before every path, and which proxies may
+    have left there as well."""
+    prefix: str = scope.get("root_path", "")
+    path: str = scope["path"].removeprefix(prefix)
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+
+
+def _dialect(call: Call, scope: Scope) -> Dialect:
+    """Whose errors the client reads, at addresses that lead nowhere as well."""
+    if call.match is not None:
+        return call.match.route.errors
+    return "anthropic" if _own_path(scope).startswith("/v1/messages/") else "openai"
 
 
 def _label(headers: list[tuple[bytes, bytes]]) -> str | None:

@@ -29,6 +29,7 @@ from glimt.api.params import (
     sampling_params,
     template_kwargs,
     truncation,
+    unread_wishes,
     with_length,
 )
 from glimt.api.schema import KNOWN_FIELDS, ChatRequest, check_supported
@@ -56,15 +57,15 @@ async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send
     """Answer one chat request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
     refuse_if_closed(state)
-    request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     check_chat(state, request)
     take_label(call, request)
-    headers = ignored_header([*unknown, *without_effect(state, request)], call)
+    headers = ignored_header([*ignored, *without_effect(state, request)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         answer = await start_chat(state, request, call, salt_of(scope, request.cache_salt))
         token_ids = tuple(answer.prompt.token_ids.tolist()) if request.return_token_ids else ()
-        writer = ChatWriter(answer_form(state, request, call, "chatcmpl", token_ids))
+        writer = ChatWriter(answer_form(state, request, call, "chatcmpl-", token_ids))
         stream = bool(request.stream)
         await send_answer(
             state,
@@ -98,8 +99,11 @@ def check_template(state: ApiState, request: ChatRequest) -> None:
 
 
 def without_effect(state: ApiState, request: ChatRequest) -> list[str]:
-    """Known fields that do nothing under this server's settings."""
-    return ["priority"] if request.priority and not state.priority_policy else []
+    """Known fields that do nothing with this server's settings and checkpoint."""
+    names = ["priority"] if request.priority and not state.priority_policy else []
+    if request.chat_template is None:
+        names += unread_wishes(request, state.renderer.variables)
+    return names
 
 
 async def start_chat(
@@ -253,7 +257,7 @@ def answer_form(
     last = request.messages[-1] if request.messages else None
     echo = last.content if request.echo and last and last.role == "assistant" else None
     return AnswerForm(
-        id=f"{kind}-{call.id}",
+        id=f"{kind}{call.id}",
         created=int(state.wall_clock()),
         model=state.served_names[0],
         role=state.response_role,

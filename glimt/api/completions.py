@@ -41,16 +41,16 @@ async def completions(state: ApiState, scope: Scope, receive: Receive, send: Sen
     """Continue each prompt. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
     refuse_if_closed(state)
-    request, unknown = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _decoder, KNOWN_FIELDS)
     _check(state, request)
     chat = as_chat(request)
     take_label(call, chat)
-    headers = ignored_header([*unknown, *without_effect(state, chat)], call)
+    headers = ignored_header([*ignored, *without_effect(state, chat)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         prompts = prompts_of(request)
         answers = await _start(state, request, chat, prompts, call, salt_of(scope, chat.cache_salt))
-        form = answer_form(state, chat, call, "cmpl", ())
+        form = answer_form(state, chat, call, "cmpl-", ())
         echoes = [
             _echo(state, request, prompt, answer.prompt)
             for prompt, answer in zip(prompts, answers, strict=True)

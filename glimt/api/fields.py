@@ -11,9 +11,14 @@ from msgspec import Meta
 from glimt.api.formats import Choices, GrammarText, Regex, ResponseFormat, StructuredOutputs
 
 _NOT_DONE = Meta(description="Not done by this version: anything that asks for it is refused.")
-_NO_EFFECT = Meta(description="Accepted; has no effect.")
+NO_EFFECT = Meta(
+    description="Accepted; has no effect, which x-glimt-ignored-fields says.",
+    extra={"has_effect": False},
+)
+_LABEL = Meta(description="Accepted; there is nothing to do for it.")
 NotDone = Annotated[Any, _NOT_DONE]
-NoEffect = Annotated[Any, _NO_EFFECT]
+NoEffect = Annotated[Any, NO_EFFECT]
+Label = Annotated[Any, _LABEL]
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]

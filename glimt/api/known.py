@@ -1,4 +1,5 @@
-"""KnownFields: the keys that a type of request knows, at every depth; all others are reported.
+"""KnownFields: the keys that a type of request knows, at every depth; all others are reported, and
+so are those that are known and ask for something that is not done.
 
 The decoder of msgspec drops what it does not know, and refuses it only type by type. Here the
 types say once what is known where, and a request's plain JSON is held against that.
@@ -6,7 +7,7 @@ types say once what is known where, and a request's plain JSON is held against t
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import inspect
@@ -21,9 +22,19 @@ class _Shape:
     by_tag: "dict[Any, _Shape]" = field(default_factory=dict)
     items: "_Shape | None" = None
     values: "_Shape | None" = None
+    has_effect: bool = True
 
 
 _ANY = _Shape()
+# Of a field without effect, these ask for nothing.
+_NOTHING: tuple[Any, ...] = (None, False, "auto", "default", [], {})
+
+
+class Ignored(NamedTuple):
+    """Paths of the keys of a request that do nothing, without indices, sorted."""
+
+    unknown: tuple[str, ...] = ()  # to everybody
+    without_effect: tuple[str, ...] = ()
 
 
 class KnownFields:
@@ -32,13 +43,15 @@ class KnownFields:
     def __init__(self, kind: type[msgspec.Struct]) -> None:
         self._shape = _shape_of(inspect.type_info(kind))
 
-    def unknown_in(self, value: Any) -> tuple[str, ...]:
-        """Paths of the keys of `value` that nobody knows, without indices, sorted; keys whose value
-        is null ask for nothing."""
-        return tuple(sorted(set(_unknown(self._shape, value, ""))))
+    def ignored_in(self, value: Any) -> Ignored:
+        """The keys of `value` that do nothing; those whose value is null ask for nothing."""
+        found = set(_ignored(self._shape, value, ""))
+        unknown = sorted(path for path, is_known in found if not is_known)
+        return Ignored(tuple(unknown), tuple(sorted(path for path, is_known in found if is_known)))
 
 
-def _unknown(shape: _Shape, value: Any, path: str) -> Iterator[str]:
+def _ignored(shape: _Shape, value: Any, path: str) -> Iterator[tuple[str, bool]]:
+    """(path, whether it is known)."""
     if isinstance(value, dict):
         if shape.tag_field is not None:
             tag = value.get(shape.tag_field)
@@ -47,20 +60,25 @@ def _unknown(shape: _Shape, value: Any, path: str) -> Iterator[str]:
             below = f"{path}.{key}" if path else key
             if shape.fields is not None:
                 inner = shape.fields.get(key)
-                if inner is not None:
-                    yield from _unknown(inner, item, below)
-                elif item is not None:
-                    yield below
+                if inner is None:
+                    if item is not None:
+                        yield below, False
+                elif inner.has_effect:
+                    yield from _ignored(inner, item, below)
+                elif item not in _NOTHING:
+                    yield below, True
             elif shape.values is not None:
-                yield from _unknown(shape.values, item, f"{path}.*")
+                yield from _ignored(shape.values, item, f"{path}.*")
     elif isinstance(value, list) and shape.items is not None:
         for item in value:
-            yield from _unknown(shape.items, item, f"{path}[]")
+            yield from _ignored(shape.items, item, f"{path}[]")
 
 
 def _shape_of(kind: inspect.Type) -> _Shape:
     """A union has at most one kind of list, one of mapping, and structs told apart by a tag."""
     if isinstance(kind, inspect.Metadata):
+        if not (kind.extra or {}).get("has_effect", True):
+            return _Shape(has_effect=False)
         return _shape_of(kind.type)
     if isinstance(kind, inspect.StructType):
         shape = _Shape({each.encode_name: _shape_of(each.type) for each in kind.fields})

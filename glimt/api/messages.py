@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from glimt.api.fields import NO_EFFECT
 from glimt.errors import InvalidRequest, Unsupported
 from glimt.frontend.argument_types import parse
 from glimt.frontend.prompt import Conversation, MediaSource
@@ -17,7 +18,7 @@ class MediaAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where an image or video is: http(s):, data: or file:."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None  # accepted, has no effect
+    detail: Annotated[Literal["auto", "low", "high"] | None, NO_EFFECT] = None
 
 
 class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -91,7 +92,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[Part], Meta(max_length=256)] | None = None
-    name: str | None = None
+    name: Annotated[str | None, NO_EFFECT] = None  # templates of this family show none
     # Of earlier answers.
     reasoning: str | None = None
     reasoning_content: str | None = None  # older name of `reasoning`

@@ -206,6 +206,21 @@ def template_kwargs(operators: Mapping[str, Any], request: ChatRequest) -> dict[
     return {**operators, **own}
 
 
+def unread_wishes(request: ChatRequest, variables: frozenset[str]) -> list[str]:
+    """The request's fields for a template that reads `variables` and so passes them over."""
+    kwargs = request.chat_template_kwargs or {}
+    wishes = {f"chat_template_kwargs.{name}": (name, value) for name, value in kwargs.items()}
+    for name in ("reasoning_effort", "enable_thinking"):
+        if (value := getattr(request, name)) is not None:
+            wishes[name] = (name, value)
+    unread = []
+    for path, (name, value) in wishes.items():
+        is_switch = name == "thinking" or (name == "reasoning_effort" and value == "none")
+        if variables.isdisjoint((name, "enable_thinking") if is_switch else (name,)):
+            unread.append(path)
+    return unread
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 

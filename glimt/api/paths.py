@@ -15,10 +15,13 @@ class Paths:
         """The same error, naming the field that the client sent."""
         if error.param is None:
             return error
-        for length in range(len(error.param), 0, -1):
-            origin = self.origins.get(error.param[:length])
-            if origin is not None:
-                param = origin + error.param[length:]
-                message = error.message.replace(error.param, param)
-                return type(error)(message, param=param, code=error.code)
-        return error
+        param = self.origin_of(error.param)
+        message = error.message.replace(error.param, param)
+        return type(error)(message, param=param, code=error.code)
+
+    def origin_of(self, path: str) -> str:
+        """The client's path for one of the chat request's."""
+        for length in range(len(path), 0, -1):
+            if (origin := self.origins.get(path[:length])) is not None:
+                return origin + path[length:]
+        return path

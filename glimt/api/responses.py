@@ -22,6 +22,7 @@ from glimt.api.responses_schema import (
     ResponseObject,
     ResponsesRequest,
     check_supported,
+    not_included,
 )
 from glimt.api.responses_stream import ResponsesWriter
 from glimt.api.schema import ChatRequest
@@ -35,11 +36,12 @@ async def responses(state: ApiState, scope: Scope, receive: Receive, send: Send)
     """Answer one request. Raises typed errors until the first byte is sent."""
     call: Call = scope["glimt.call"]
     refuse_if_closed(state)
-    request, unknown = await read_request(state, scope, receive, _decoder, RESPONSES_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _decoder, RESPONSES_FIELDS)
     check_supported(request)
     chat, paths = chat_request(request)
     take_label(call, chat)
-    headers = ignored_header([*unknown, *without_effect(state, chat)], call)
+    ours = map(paths.origin_of, without_effect(state, chat))
+    headers = ignored_header([*ignored, *not_included(request), *ours], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         try:
@@ -47,7 +49,7 @@ async def responses(state: ApiState, scope: Scope, receive: Receive, send: Send)
             answer = await start_chat(state, chat, call, salt_of(scope, chat.cache_salt))
         except RequestError as error:
             raise paths.translated(error) from error
-        form = answer_form(state, chat, call, "resp", ())
+        form = answer_form(state, chat, call, "resp_", ())
         writer = ResponsesWriter(_frame(state, request, chat, form.id), form)
         stream = bool(request.stream)
         await send_answer(

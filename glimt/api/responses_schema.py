@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from glimt.api.fields import Count, NoEffect, NotDone, SamplingFields
+from glimt.api.fields import Count, Label, NoEffect, NotDone, SamplingFields
 from glimt.api.known import KnownFields
 from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
 from glimt.api.tools import MAX_DESCRIPTION_CHARS, MAX_TOOLS, FunctionName
@@ -24,8 +24,8 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     """A piece of an earlier answer."""
 
     text: str
-    annotations: NoEffect = None
-    logprobs: NoEffect = None
+    annotations: Label = None
+    logprobs: Label = None
 
 
 class PlainText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -96,12 +96,12 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     """A message, a call, its result, or thoughts; `type` says which of the fields count."""
 
     type: Annotated[str, Meta(max_length=64)] = "message"
-    id: NoEffect = None
-    status: NoEffect = None
+    id: Label = None
+    status: Label = None
     # message
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | _Parts | None = None  # of thoughts, too
-    phase: NoEffect = None
+    phase: Label = None
     # function_call, function_call_output
     call_id: Annotated[str, Meta(max_length=256)] | None = None
     name: Annotated[str, Meta(max_length=256)] | None = None
@@ -187,8 +187,8 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     media_io_kwargs: MediaIoKwargs | None = None
     # Known and of no effect here.
     service_tier: NoEffect = None
-    safety_identifier: NoEffect = None
-    prompt_cache_key: NoEffect = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
     prompt_cache_options: NoEffect = None
     prompt_cache_retention: NoEffect = None
     # Known and not done; see `_HARMLESS`.
@@ -232,6 +232,12 @@ def check_supported(request: ResponsesRequest) -> None:
                 f"include[{index}] is not supported; message.output_text.logprobs is",
                 param=f"include[{index}]",
             )
+
+
+def not_included(request: ResponsesRequest) -> list[str]:
+    """What the answer will not hold, without harm: thoughts come back in plain text."""
+    name = "reasoning.encrypted_content"
+    return [f"include.{name}"] if name in (request.include or ()) else []
 
 
 # ---------------------------------------------------------------------------------------- answers

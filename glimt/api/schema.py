@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from glimt.api.fields import Count, NoEffect, NotDone, RequestFields
+from glimt.api.fields import Count, Label, NoEffect, NotDone, RequestFields
 from glimt.api.known import KnownFields
 from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
 from glimt.api.messages import Message
@@ -45,11 +45,11 @@ class ChatRequest(RequestFields, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     # Known and of no effect here.
     service_tier: NoEffect = None
-    prompt_cache_key: NoEffect = None
-    safety_identifier: NoEffect = None
+    prompt_cache_key: Label = None  # prefixes are found by their tokens
+    safety_identifier: Label = None
     verbosity: NoEffect = None
     spaces_between_special_tokens: NoEffect = None  # no space is ever added
-    session_id: NoEffect = None
+    session_id: Label = None
     # Known and not done; see `_HARMLESS`.
     functions: NotDone = None
     function_call: NotDone = None

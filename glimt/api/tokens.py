@@ -109,9 +109,9 @@ async def tokenize(state: ApiState, scope: Scope, receive: Receive, send: Send) 
     """POST /tokenize."""
     call: Call = scope["glimt.call"]
     refuse_if_closed(state)
-    request, unknown = await read_request(state, scope, receive, _tokenize_decoder, _TEXT_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _tokenize_decoder, _TEXT_FIELDS)
     check_model(state, request.model)
-    headers = ignored_header(unknown, call)
+    headers = ignored_header(ignored, call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         token_ids = await _token_ids(state, scope, request)
@@ -181,9 +181,9 @@ async def rendered(state: ApiState, request: ChatRequest, salt: bytes) -> AsyncI
 async def detokenize(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /detokenize."""
     call: Call = scope["glimt.call"]
-    request, unknown = await read_request(state, scope, receive, _detokenize_decoder, _TOKEN_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _detokenize_decoder, _TOKEN_FIELDS)
     check_model(state, request.model)
-    headers = ignored_header(unknown, call)
+    headers = ignored_header(ignored, call)
     limit = state.tokenizer.vocab_size
     for index, token_id in enumerate(request.tokens):
         if token_id >= limit:
@@ -201,9 +201,9 @@ async def render_chat(state: ApiState, scope: Scope, receive: Receive, send: Sen
     """POST /v1/chat/completions/render."""
     call: Call = scope["glimt.call"]
     refuse_if_closed(state)
-    request, unknown = await read_request(state, scope, receive, _decode_chat, KNOWN_FIELDS)
+    request, ignored = await read_request(state, scope, receive, _decode_chat, KNOWN_FIELDS)
     check_chat(state, request)
-    headers = ignored_header([*unknown, *without_effect(state, request)], call)
+    headers = ignored_header([*ignored, *without_effect(state, request)], call)
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         sampling = await sampling_of(state, request)

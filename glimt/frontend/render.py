@@ -68,6 +68,11 @@ class Renderer:
         self.text_start = tuple(token_id for token_id in start if token_id is not None)
         self._answer_tags = tokenizer.token_id("<answer>") is not None
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """What the checkpoint's template reads of a request."""
+        return frozenset() if self._template is None else self._template.variables
+
     async def render(
         self,
         conversation: Conversation,

@@ -46,6 +46,7 @@ class ChatTemplate:
             raise BadCheckpoint(
                 f"the chat template has an error in line {error.lineno}: {error.message}"
             ) from error
+        self.variables = frozenset(names)  # what it reads beside the messages
         self.takes_tools = "tools" in names
         self._takes_lists = self._shows([{"type": "text", "text": _PROBE}])
         self._takes_texts = self._shows(_PROBE)

@@ -377,6 +377,10 @@ async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"temperature": -1}, "temperature"),
         (
+            {"output_format": {"type": "json_schema", "schema": {"type": "wild"}}},
+            "output_format.schema.type",
+        ),
+        (
             {"output_config": {"format": {"type": "json_schema", "schema": {"type": "wild"}}}},
             "output_config.format.schema.type",
         ),
@@ -418,22 +422,29 @@ async def test_a_medium_that_fails_is_named_where_it_stood() -> None:
     assert message == "messages[2].content[0].content[0].source: it is broken"
 
 
-async def test_unknown_fields_are_named_and_known_ones_of_no_effect_are_not() -> None:
+async def test_fields_that_do_nothing_are_named_and_labels_are_not() -> None:
     block = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}, "color": 1}
     fields: dict[str, Any] = {
         "messages": [{"role": "user", "content": [block]}],
         "metadata": {"user_id": "u"},
+        "speed": "fast",
+        "output_config": {"effort": "low"},
         "thinking": {"type": "enabled", "budget_tokens": 2000},
         "frobnicate": 1,
     }
     one = serving("x")
     reply = await post(one, **fields)
-    assert reply.headers["x-glimt-ignored-fields"] == "frobnicate,messages[].content[].color"
+    assert reply.headers["x-glimt-ignored-fields"].split(",") == [
+        "frobnicate",
+        "messages[].content[].color",
+        "speed",
+        "output_config.effort",  # the template does not read it
+    ]
     thinking = one.engine.submits[0].sampling.thinking
     assert thinking is not None
     assert thinking.max_tokens == 2000
     reply = await post(Serving(spoken("x"), tools=TOOLS), **fields)
-    assert reply.headers["x-glimt-ignored-fields"].endswith(",thinking.budget_tokens")
+    assert "thinking.budget_tokens" in reply.headers["x-glimt-ignored-fields"].split(",")
 
 
 async def test_every_failure_of_the_route_has_anthropics_shape() -> None:
@@ -444,6 +455,8 @@ async def test_every_failure_of_the_route_has_anthropics_shape() -> None:
     for method, body, status in (("GET", b"", 405), ("POST", b"{", 400), ("POST", b"[]", 400)):
         reply = await Serving().ask(method, "/v1/messages", body=body)
         assert (reply.status, reply.json()["type"]) == (status, "error")
+    reply = await Serving().ask("GET", "/v1/messages/batches")
+    assert (reply.status, reply.json()["error"]["type"]) == (404, "not_found_error")
     full = Serving(max_waiting=0)
     with full.client.preparing(INFO.max_num_seqs):
         reply = await post(full)

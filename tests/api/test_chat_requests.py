@@ -13,6 +13,7 @@ from glimt.api.body import MAX_DEPTH, decode_body
 from glimt.api.schema import ChatRequest
 from glimt.errors import InvalidRequest
 from tests.support.http_half import EOS, INFO, MODEL, USER, Serving, chat_body
+from tests.support.prompts import renderer, tokenizer
 
 DECODER = msgspec.json.Decoder(ChatRequest)
 TEXT = [{"type": "text", "text": "hi"}]
@@ -522,6 +523,53 @@ async def test_fields_nobody_knows_are_reported_at_every_depth() -> None:
         "unheard_of",
         "url",
     ]
+
+
+IDLE: dict[str, Any] = {
+    "verbosity": "low",
+    "service_tier": "auto",  # asks for nothing
+    "prompt_cache_key": "k",  # there is nothing to do for it
+    "user": "me",
+    "messages": [
+        {
+            "role": "user",
+            "name": "Ann",
+            "content": [{"type": "image_url", "image_url": {"url": "data:a", "detail": "high"}}],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_known_fields_that_get_nothing_are_reported_and_never_refused(strict: bool) -> None:
+    reply = await Serving(strict_fields=strict).chat(**IDLE)
+    assert reply.status == 200
+    assert reply.headers["x-glimt-ignored-fields"].split(",") == [
+        "messages[].content[].image_url.detail",
+        "messages[].name",
+        "verbosity",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("style", "fields", "ignored"),
+    [
+        ("4.5", {"enable_thinking": False, "reasoning_effort": "none"}, None),
+        ("4.5", {"reasoning_effort": "low"}, "reasoning_effort"),
+        ("4.5", {"chat_template_kwargs": {"thinking": False}}, None),
+        ("4.1", {"enable_thinking": False}, "enable_thinking"),
+        ("4.1", {"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs.thinking"),
+        ("4.1", {"reasoning_effort": "none"}, "reasoning_effort"),
+        ("4.1", {}, None),
+    ],
+)
+async def test_switches_that_the_template_does_not_read_are_reported(
+    style: str, fields: dict[str, Any], ignored: str | None
+) -> None:
+    serving = Serving(renderer=renderer(style), tokenizer=tokenizer(style))
+    reply = await serving.chat(**fields)
+    assert reply.status == 200
+    assert reply.headers.get("x-glimt-ignored-fields") == ignored
 
 
 async def test_under_strict_fields_they_are_refused() -> None:

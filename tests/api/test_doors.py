@@ -94,9 +94,13 @@ async def test_a_prefix_of_the_operator_changes_nothing() -> None:
         ("/health", HEADERS, 200),
         ("/version", HEADERS, 401),
         ("/version", with_key(b"Bearer s3cret-key"), 200),
+        ("/glm/version", HEADERS, 401),  # from a proxy that leaves the prefix where it is
+        ("/glm/version", with_key(b"Bearer s3cret-key"), 200),
+        ("/glm/glm/version", with_key(b"Bearer s3cret-key"), 404),
+        ("/glmversion", with_key(b"Bearer s3cret-key"), 404),
     ):
         reply = await serving.call("GET", f"/glm{path}", headers=headers, root_path="/glm")
-        assert reply.status == status
+        assert reply.status == status, path
 
 
 async def test_two_authorization_headers_are_none() -> None:
@@ -258,7 +262,16 @@ async def test_labels_that_are_not_visible_ascii_are_ignored(label: bytes) -> No
     headers = [*HEADERS, (b"x-request-id", label)]
     reply = await Serving().ask(body=chat_body(), headers=headers)
     assert reply.status == 200
-    assert "x-request-id" not in reply.headers
+    assert reply.json()["id"] == f"chatcmpl-{reply.headers['x-request-id']}"
+
+
+async def test_every_answer_can_be_named_in_a_report() -> None:
+    for path, body in (("/v1/chat/completions", b"{}"), ("/nowhere", b""), ("/version", b"")):
+        for headers, shown in (([], None), ([(b"x-request-id", b"mine")], "mine")):
+            method = "POST" if body else "GET"
+            reply = await Serving().ask(method, path, body=body, headers=[*HEADERS, *headers])
+            given = reply.headers["x-request-id"]
+            assert given == shown if shown else len(given) == 32
 
 
 async def test_labels_are_not_echoed_when_switched_off() -> None:

@@ -337,10 +337,25 @@ async def test_a_medium_that_fails_is_named_where_it_stood() -> None:
     assert (reply.status, reply.error["param"]) == (400, "input[2].output[0].image_url")
 
 
-async def test_fields_nobody_knows_are_named() -> None:
+async def test_fields_that_do_nothing_are_named() -> None:
     text = {"type": "input_text", "text": "hi", "color": 1}
-    reply = await post(serving("x"), input=[{"role": "user", "content": [text]}], wild=1)
-    assert reply.headers["x-glimt-ignored-fields"] == "input[].content[].color,wild"
+    reply = await post(
+        serving("x"),
+        input=[{"role": "user", "content": [text], "id": "msg_1", "status": "completed"}],
+        wild=1,
+        text={"verbosity": "low"},
+        reasoning={"effort": "low", "summary": "auto"},
+        include=["reasoning.encrypted_content"],
+    )
+    assert reply.headers["x-glimt-ignored-fields"].split(",") == [
+        "input[].content[].color",
+        "wild",
+        "text.verbosity",
+        "include.reasoning.encrypted_content",
+        "reasoning.effort",
+    ]
+    assert reply.json()["id"] == f"resp_{reply.headers['x-request-id']}"
+    assert reply.json()["output"][0]["id"] == f"msg_{reply.headers['x-request-id']}_0"
 
 
 def test_the_answer_is_what_the_official_types_allow() -> None:
