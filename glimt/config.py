@@ -193,7 +193,17 @@ class ServerSettings:
     allowed_origins: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = (
         None
     )
-    """Web pages that browsers may let call this server (CORS); default: none."""
+    """Web pages that browsers may let call this server (CORS), or '["*"]'; default: none."""
+    allowed_methods: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = (
+        None
+    )
+    """Methods that these pages may use; default: GET and POST."""
+    allowed_headers: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = (
+        None
+    )
+    """Headers that these pages may send; default: all."""
+    allow_credentials: bool = False
+    """Let browsers send cookies and certificates along; not together with all origins."""
     response_role: str = "assistant"
     """The role in chat answers."""
     reasoning_parser: Literal["glm45"] | None = None
@@ -286,3 +296,15 @@ def parse_object(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("must be a JSON object, such as '{\"key\": 1}'")
     return value
+
+
+def names_in(given: list[str] | None) -> tuple[str, ...]:
+    """A list as a flag has it: one value after the other, or, as vLLM writes it, one JSON list."""
+    if given is not None and len(given) == 1 and given[0].startswith("["):
+        try:
+            names = json.loads(given[0])
+        except json.JSONDecodeError:
+            return tuple(given)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return tuple(given or ())

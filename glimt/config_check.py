@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from glimt.config import ServerSettings, Settings, parse_count, parse_object
+from glimt.config import ServerSettings, Settings, names_in, parse_count, parse_object
 from glimt.errors import BadSettings
 
 
@@ -96,6 +96,8 @@ def _server_ranges(server: ServerSettings) -> Iterator[str]:
         yield "--api-key and --admin-key: a key must not be empty"
     if set(server.api_key or ()) & set(server.admin_key or ()):
         yield "--api-key and --admin-key: a key cannot be both a client's and an operator's"
+    if server.allow_credentials and "*" in names_in(server.allowed_origins):
+        yield "--allow-credentials: name the origins; any page at all could act as its visitors"
     if not (server.otlp_traces_endpoint or "http://").startswith(("http://", "https://")):
         yield (
             f"--otlp-traces-endpoint {server.otlp_traces_endpoint}: only OTLP over HTTP is spoken; "

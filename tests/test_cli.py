@@ -14,6 +14,7 @@ from glimt.config import (
     ParallelSettings,
     ServerSettings,
     Settings,
+    names_in,
     parse_count,
 )
 from glimt.config_check import check
@@ -164,3 +165,11 @@ def test_the_environment_gives_flags(
     monkeypatch.setenv("GLIMT_PORT", "70002")
     assert run("serve", "model") == 2
     assert "--port 70002" in capsys.readouterr().err
+
+
+def test_lists_may_be_written_as_vllm_writes_them() -> None:
+    assert names_in(['["*"]']) == ("*",)
+    assert names_in(['["a", "b"]']) == ("a", "b")
+    assert names_in(["a", "b"]) == ("a", "b")
+    assert names_in(["[a"]) == ("[a",)
+    assert names_in(None) == ()

@@ -39,8 +39,9 @@ def create_app(state: ApiState) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=state.allowed_origins,
-        allow_methods=("GET", "POST"),
-        allow_headers=("*",),
+        allow_methods=state.allowed_methods,
+        allow_headers=state.allowed_headers,
+        allow_credentials=state.allow_credentials,
         expose_headers=("x-request-id", "x-glimt-ignored-fields", "retry-after"),
     )
 

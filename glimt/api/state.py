@@ -83,4 +83,7 @@ class ApiState:
     media_settings: Mapping[str, ImageSettings] = field(default_factory=dict)  # by kind
     trust_request_template: bool = False
     strict_fields: bool = False  # unknown fields are refused, not reported
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()  # of web pages (CORS)
+    allowed_methods: tuple[str, ...] = ("GET", "POST")
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False

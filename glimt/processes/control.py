@@ -53,6 +53,15 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     log_json: bool
 
 
+class CorsRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What browsers may let web pages do. No origins: nothing."""
+
+    origins: tuple[str, ...]
+    methods: tuple[str, ...]
+    headers: tuple[str, ...]
+    credentials: bool
+
+
 class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start"):
     """Everything a server process needs."""
 
@@ -87,7 +96,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     seed: int | None  # of the seeds of requests that bring none; None = drawn afresh
     priority_policy: bool
     root_path: str
-    allowed_origins: tuple[str, ...]
+    cors: CorsRules
     reasoning_parser: str | None
     reasoning_content: bool
     box_tokens: Literal["keep", "strip", "structured"]

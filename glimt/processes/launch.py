@@ -15,11 +15,18 @@ import msgspec
 from glimt import __version__
 from glimt.builtin.defaults import with_defaults
 from glimt.checkpoint import Checkpoint, locate, read_checkpoint
-from glimt.config import CacheSettings, ServerSettings, Settings, parse_count, parse_object
+from glimt.config import (
+    CacheSettings,
+    ServerSettings,
+    Settings,
+    names_in,
+    parse_count,
+    parse_object,
+)
 from glimt.config_check import check
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
-from glimt.processes.control import EngineStart, ServerStart
+from glimt.processes.control import CorsRules, EngineStart, ServerStart
 from glimt.processes.media_plan import (
     arena_bytes,
     counts_per_prompt,
@@ -235,7 +242,7 @@ def _server_start(
         seed=models.seed,
         priority_policy=settings.cache.scheduling_policy == "priority",
         root_path=server.root_path,
-        allowed_origins=tuple(server.allowed_origins or ()),
+        cors=_cors(server),
         reasoning_parser=server.reasoning_parser,
         box_tokens=server.box_tokens,
         reasoning_content=server.enable_reasoning_content,
@@ -302,6 +309,15 @@ def _cache_labels(cache: CacheSettings) -> dict[str, str]:
         "enable_prefix_caching": str(cache.enable_prefix_caching),
         "prefix_caching_hash_algo": "sha256",
     }
+
+
+def _cors(server: ServerSettings) -> CorsRules:
+    return CorsRules(
+        origins=names_in(server.allowed_origins),
+        methods=names_in(server.allowed_methods) or ("GET", "POST"),
+        headers=names_in(server.allowed_headers) or ("*",),
+        credentials=server.allow_credentials,
+    )
 
 
 def _tls(server: ServerSettings) -> TlsFiles | None:

@@ -169,7 +169,10 @@ class ServerProcess:
             strict_fields=start.strict_fields,
             trust_request_template=start.trust_request_template,
             media_settings={"image": start.image, "video": start.video},
-            allowed_origins=start.allowed_origins,
+            allowed_origins=start.cors.origins,
+            allowed_methods=start.cors.methods,
+            allowed_headers=start.cors.headers,
+            allow_credentials=start.cors.credentials,
         )
 
     def _make_http(self) -> uvicorn.Server:

@@ -27,6 +27,7 @@ def serving(
     log = tmp_path_factory.mktemp("log") / "server.txt"
     flags = ["--allowed-local-media-path", str(media_folder), "--enable-auto-tool-choice"]
     flags += ["--tool-call-parser", "glm45", "--reasoning-parser", "glm45"]
+    flags += ["--admin-key", "root"]
     with Serving(checkpoint, *flags, log=log) as serving:
         yield serving
 

@@ -161,3 +161,25 @@ def test_errors_are_those_that_each_client_knows(client: Any, claude: Any) -> No
         claude.messages.create(model="tiny", max_tokens=1, messages=question)
     assert [model.id for model in claude.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_an_operator_has_caches_forgotten_and_pauses_the_server(serving: Serving) -> None:
+    operator = openai.OpenAI(base_url=serving.url, api_key="root", max_retries=0)
+    prompt = list(range(100, 140))
+
+    def num_cached() -> int:
+        ask = {"prompt": prompt, "max_tokens": 1, "temperature": 0}
+        answer = operator.post("/v1/completions", body=ask, cast_to=dict[str, Any])
+        return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    with operator:
+        assert [num_cached(), num_cached()] == [0, 32]
+        operator.post("/reset_prefix_cache", cast_to=object)
+        assert num_cached() == 0
+        operator.post("/reset_encoder_cache", cast_to=object)
+        operator.post("/reset_mm_cache", cast_to=object)
+        operator.post("/pause", cast_to=object)
+        with pytest.raises(openai.InternalServerError, match="paused"):
+            num_cached()
+        operator.post("/resume", cast_to=object)
+        assert num_cached() == 32

@@ -140,6 +140,7 @@ def test_flags_that_need_each_other_say_so() -> None:
         (ServerSettings(ssl_certfile="c", ssl_cert_reqs=2), "--ssl-ca-certs"),
         (ServerSettings(api_key=["a"], admin_key=["a"]), "--admin-key"),
         (ServerSettings(first_token_timeout=-1), "--first-token-timeout"),
+        (ServerSettings(allowed_origins=['["*"]'], allow_credentials=True), "--allow-credentials"),
     ):
         with pytest.raises(BadSettings, match=named):
             check(Settings(model="m", server=server))
