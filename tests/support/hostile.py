@@ -15,11 +15,11 @@ from tests.support.serving import Serving
 
 CHAT = "/v1/chat/completions"
 GAUGES = (
-    "vllm:num_requests_running",
-    "vllm:num_requests_waiting",
-    "vllm:kv_cache_usage_perc",
-    "glimt:num_media_waiting",
-    "glimt:num_requests_preparing",
+    "vllm:num_requests_running{",
+    "vllm:num_requests_waiting{",
+    "vllm:kv_cache_usage_perc{",
+    "glimt:num_media_waiting{",
+    "glimt:num_requests_preparing{",
 )
 
 
