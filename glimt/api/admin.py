@@ -12,7 +12,7 @@ from glimt.api.answering import json_response
 from glimt.api.state import ApiState
 from glimt.errors import InvalidRequest, Unsupported
 
-_MODES = ("abort", "wait", "keep")
+MODES = ("abort", "wait")
 
 
 class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,12 +32,12 @@ async def pause(state: ApiState, scope: Scope, receive: Receive, send: Send) -> 
     """POST /pause: take nothing new until /resume. `?mode=abort` (the default) ends what runs with
     an error, `wait` lets it finish. Raises InvalidRequest, Unsupported."""
     mode = Request(scope, receive).query_params.get("mode", "abort")
-    if mode not in _MODES:
-        raise InvalidRequest(f"mode must be one of {', '.join(_MODES)}", param="mode")
     if mode == "keep":
         raise Unsupported(
             "mode keep is not supported: running answers cannot be frozen", param="mode"
         )
+    if mode not in MODES:
+        raise InvalidRequest(f"mode must be one of {', '.join(MODES)}", param="mode")
     state.lifecycle.is_paused = True
     if mode == "abort":
         state.client.end_all("the server was paused")

@@ -1,18 +1,64 @@
-"""The OpenAPI 3.1 document, made from the table of routes and the types that validate requests."""
+"""The OpenAPI 3.1 document, made from the table of routes and the types that validate requests.
+
+It promises no status, header or shape that does not come, and leaves none out that does.
+"""
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 
 from glimt.api.error_table import ERRORS
 from glimt.api.errors import AnthropicErrorAnswer, ErrorAnswer
-from glimt.api.route import Access, ApiRoute
+from glimt.api.route import Access, ApiRoute, Work
 
 _FAILURES = {"openai": ErrorAnswer, "anthropic": AnthropicErrorAnswer}
 _NO_BRACES = str.maketrans("", "", "{}")
 _REF = "#/components/schemas/{name}"
+
+# Codes of errors by what can bring them about.
+_OF_ANY = (
+    *("bad_host", "bad_http", "head_timeout", "body_timeout", "request_too_large"),
+    *("uri_too_long", "unsupported_media_type", "unsupported_encoding", "headers_too_large"),
+    "internal_error",
+)
+_OF_INPUT = ("invalid_request", "unsupported")
+_OF_BODY = (*_OF_INPUT, "invalid_json", "unknown_field", "model_not_found")
+_OF_PROMPTS = (
+    *("context_length_exceeded", "invalid_grammar", "image_parse_error", "media_url_blocked"),
+    *("media_fetch_failed", "overloaded", "not_ready", "paused"),
+)
+_OF_ANSWERS = ("engine_failed", "step_failed", "numerical_error", "first_token_timeout")
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_SECONDS: dict[str, Any] = {"type": "integer", "minimum": 1}
+
+
+class Header(NamedTuple):
+    """A header beside those that all of HTTP has."""
+
+    name: str
+    schema: dict[str, Any]
+    meaning: str
+
+
+LABEL = Header(
+    "X-Request-Id",
+    _TEXT,
+    "The client's name for the request, up to 128 visible ASCII characters, for the log and the "
+    "answer",
+)
+ANSWER_ID = Header("X-Request-Id", _TEXT, "The client's name for the request, or the server's id")
+IGNORED_FIELDS = Header(
+    "X-Glimt-Ignored-Fields", _TEXT, "Fields of the request that nobody knows, or that did nothing"
+)
+REQUEST_ID = Header("request-id", _TEXT, "The id under which the server's log has the request")
+_RETRY = Header("Retry-After", _SECONDS, "Seconds until it is worth another try")
+_REPEAT = Header("x-should-retry", {"enum": ["false"]}, "Official clients do not repeat it")
+_SCHEME = Header("WWW-Authenticate", _TEXT, "Bearer")
+# Of answers by their status.
+STATUS_HEADERS = {401: _SCHEME, 429: _RETRY, 500: _REPEAT, 503: _RETRY, 504: _REPEAT}
 
 
 def document(routes: Iterable[ApiRoute], *, version: str, has_keys: bool) -> dict[str, Any]:
@@ -38,6 +84,32 @@ def document(routes: Iterable[ApiRoute], *, version: str, has_keys: bool) -> dic
     }
 
 
+def failures(route: ApiRoute, *, has_keys: bool) -> dict[int, tuple[str, ...]]:
+    """The codes of errors that a route may answer with, by status."""
+    by_status: dict[int, list[str]] = {}
+    for code in _codes(route, has_keys):
+        by_status.setdefault(ERRORS[code].status, []).append(code)
+    return {status: tuple(codes) for status, codes in sorted(by_status.items())}
+
+
+def _codes(route: ApiRoute, has_keys: bool) -> Iterator[str]:
+    yield from _OF_ANY
+    if has_keys and route.access is not Access.OPEN:
+        yield "invalid_api_key"
+    if route.access is Access.ADMIN:
+        yield "admin_only"
+    if route.body is not None:
+        yield from _OF_BODY
+    elif route.query:
+        yield from _OF_INPUT
+    elif route.parameter is not None:
+        yield "model_not_found"
+    if route.work is not Work.NONE:
+        yield from _OF_PROMPTS
+    if route.work is Work.ANSWER:
+        yield from _OF_ANSWERS
+
+
 def _kinds(routes: tuple[ApiRoute, ...]) -> tuple[Any, ...]:
     named = [kind for route in routes for kind in (route.body, route.answer, route.event)]
     known = [kind for kind in named if kind is not None]
@@ -47,25 +119,12 @@ def _kinds(routes: tuple[ApiRoute, ...]) -> tuple[Any, ...]:
 def _operation(
     route: ApiRoute, method: str, by_kind: dict[Any, dict[str, Any]], has_keys: bool
 ) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    if route.answer_type:
-        shown = {} if route.answer is None else {"schema": by_kind[route.answer]}
-        content[route.answer_type] = shown
-    if route.event is not None:
-        content["text/event-stream"] = {"schema": _event(by_kind[route.event])}
     operation: dict[str, Any] = {
         "operationId": method.lower() + re.sub(r"\W", "_", route.path.translate(_NO_BRACES)),
         "summary": route.summary,
-        "responses": {
-            "200": {"description": "The answer", "content": content},
-            **_failures(route, by_kind[_FAILURES[route.errors]], has_keys),
-        },
+        "parameters": list(_parameters(route)),
+        "responses": _responses(route, by_kind, has_keys),
     }
-    if route.access is Access.OPEN:  # a probe says no in the same form
-        operation["responses"]["503"] = {"description": "Not ready", "content": content}
-    if route.parameter is not None:
-        where = {"name": route.parameter, "in": "path", "required": True}
-        operation["parameters"] = [{**where, "schema": {"type": "string", "minLength": 1}}]
     if route.body is not None:
         body = {"application/json": {"schema": by_kind[route.body]}}
         operation["requestBody"] = {"required": True, "content": body}
@@ -74,10 +133,52 @@ def _operation(
     return operation
 
 
-def _event(schema: dict[str, Any]) -> dict[str, Any]:
-    """One server-sent event: its data is JSON, but for the [DONE] that ends some streams."""
-    json = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
-    data = {"anyOf": [{"const": "[DONE]"}, json]}
+def _parameters(route: ApiRoute) -> Iterator[dict[str, Any]]:
+    if route.parameter is not None:
+        schema = {"type": "string", "minLength": 1}
+        yield {"name": route.parameter, "in": "path", "required": True, "schema": schema}
+    for name, values in route.query.items():
+        yield {"name": name, "in": "query", "schema": {"type": "string", "enum": list(values)}}
+    label = {"name": LABEL.name, "in": "header", "schema": LABEL.schema}
+    yield {**label, "description": LABEL.meaning}
+
+
+def _responses(
+    route: ApiRoute, by_kind: dict[Any, dict[str, Any]], has_keys: bool
+) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if route.answer_type:
+        schema = {} if route.answer is None else {"schema": by_kind[route.answer]}
+        content[route.answer_type] = schema
+    if route.event is not None:
+        content["text/event-stream"] = {"schema": _event(route, by_kind)}
+    success = {"description": "The answer", "content": content}
+    responses: dict[str, Any] = {"200": success}
+    failure = {"application/json": {"schema": by_kind[_FAILURES[route.errors]]}}
+    for code, names in failures(route, has_keys=has_keys).items():
+        responses[str(code)] = {"description": ", ".join(names), "content": failure}
+    if route.is_probe:  # the reason, in the shape of the answer
+        responses["503"] = {**success, "description": "Not now"}
+    for status, response in responses.items():
+        response["headers"] = {
+            header.name: {"schema": header.schema, "description": header.meaning}
+            for header in headers_of(route, int(status))
+        }
+    return dict(sorted(responses.items()))
+
+
+def _event(route: ApiRoute, by_kind: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    """One server-sent event of a stream. A stream that fails ends with an error."""
+    content = by_kind[route.event]
+    if route.ends_with_done:
+        content = {"anyOf": [content, by_kind[_FAILURES[route.errors]]]}
+    data: dict[str, Any] = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": content,
+    }
+    if route.ends_with_done:
+        data = {"anyOf": [{"const": "[DONE]"}, data]}
     return {
         "type": "object",
         "properties": {"event": {"type": "string"}, "data": data},
@@ -85,25 +186,13 @@ def _event(schema: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _failures(route: ApiRoute, schema: dict[str, Any], has_keys: bool) -> dict[str, dict[str, Any]]:
-    """The statuses that a route may give beside 200, with the codes behind each."""
-    statuses = {400, 414, 431, 500}
-    if route.body is not None:
-        # Whoever makes prompts asks for a model, and for room.
-        statuses |= {404, 408, 413, 415, 429, 503}
-    if route.event is not None:
-        statuses.add(504)
-    if route.parameter is not None:
-        statuses.add(404)
-    if has_keys and route.access is not Access.OPEN:
-        statuses.add(401)
-    if route.access is Access.ADMIN:
-        statuses |= {401, 403, 413, 415}
-    codes: dict[int, list[str]] = {}
-    for row in ERRORS.values():
-        codes.setdefault(row.status, []).append(row.code)
-    content = {"application/json": {"schema": schema}}
-    return {
-        str(status): {"description": ", ".join(codes[status]), "content": content}
-        for status in sorted(statuses)
-    }
+def headers_of(route: ApiRoute, status: int) -> list[Header]:
+    """The headers that such an answer may have."""
+    headers = [ANSWER_ID]
+    if status == 200 and route.body is not None:
+        headers.append(IGNORED_FIELDS)
+    if route.errors == "anthropic":
+        headers.append(REQUEST_ID)
+    if status in STATUS_HEADERS and not route.is_probe:
+        headers.append(STATUS_HEADERS[status])
+    return headers

@@ -1,8 +1,8 @@
 """ApiRoute and RouteTable: a row for each path says who may ask, who answers, and in what shape."""
 
 import enum
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,14 @@ class Access(enum.Enum):
     ADMIN = "admin"  # whoever has an admin key; without such keys the route does not exist
 
 
+class Work(enum.Enum):
+    """What a route has done for its answer, and so the ways in which it can fail."""
+
+    NONE = "none"
+    PROMPT = "prompt"  # a prompt is made, media are fetched
+    ANSWER = "answer"  # an engine answers it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiRoute:
     """One path, who may ask, who answers, and the types that the OpenAPI document shows.
@@ -33,13 +41,17 @@ class ApiRoute:
     summary: str
     endpoint: Endpoint
     access: Access = Access.KEY
+    work: Work = Work.NONE
+    query: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # values by name
     body: Any = None  # msgspec type of the request's body
     max_body_bytes: int | None = None  # None = the server's limit
     answer: Any = None  # msgspec type of the answer's JSON; None = `answer_type` without schema
     answer_type: str = "application/json"  # "" = an answer without a body
     event: Any = None  # msgspec type of a streamed answer's events
+    ends_with_done: bool = False  # a streamed answer ends with `data: [DONE]`
     errors: Dialect = "openai"  # whose shape they have
     is_quiet: bool = False  # no log line
+    is_probe: bool = False  # a 503 is an answer here, and has its shape
 
     @property
     def parameter(self) -> str | None:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from glimt.api.admin import (
+    MODES,
     AdminAnswer,
     PauseState,
     is_paused,
@@ -34,7 +35,7 @@ from glimt.api.models import ModelCard, ModelList, list_models, one_model
 from glimt.api.openapi import document
 from glimt.api.responses import responses
 from glimt.api.responses_schema import ResponseObject, ResponsesEvent, ResponsesRequest
-from glimt.api.route import Access, ApiRoute, Endpoint, RouteTable
+from glimt.api.route import Access, ApiRoute, Endpoint, RouteTable, Work
 from glimt.api.schema import ChatRequest
 from glimt.api.state import ApiState
 from glimt.api.tokens import (
@@ -108,15 +109,18 @@ ROUTES: tuple[ApiRoute, ...] = (
         methods=("POST",),
         summary="Answer a conversation with text, images and videos; streamed or whole",
         endpoint=chat_completions,
+        work=Work.ANSWER,
         body=ChatRequest,
         answer=ChatCompletion,
         event=ChatChunk,
+        ends_with_done=True,
     ),
     ApiRoute(
         path="/v1/chat/completions/render",
         methods=("POST",),
         summary="The prompt and parameters that a chat request comes to; nothing is generated",
         endpoint=render_chat,
+        work=Work.PROMPT,
         body=ChatRequest,
         answer=RenderedPrompt,
     ),
@@ -125,15 +129,18 @@ ROUTES: tuple[ApiRoute, ...] = (
         methods=("POST",),
         summary="Continue texts or token ids as they are, without a chat template",
         endpoint=completions,
+        work=Work.ANSWER,
         body=CompletionRequest,
         answer=Completion,
         event=Completion,
+        ends_with_done=True,
     ),
     ApiRoute(
         path="/v1/responses",
         methods=("POST",),
         summary="Answer a conversation as OpenAI's newer clients have it; streamed or whole",
         endpoint=responses,
+        work=Work.ANSWER,
         body=ResponsesRequest,
         answer=ResponseObject,
         event=ResponsesEvent,
@@ -143,6 +150,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         methods=("POST",),
         summary="Answer a conversation as Anthropic's clients have it; streamed or whole",
         endpoint=messages,
+        work=Work.ANSWER,
         body=MessagesRequest,
         answer=MessagesAnswer,
         event=MessagesEvent,
@@ -153,6 +161,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         methods=("POST",),
         summary="How many tokens such a conversation has, images and tools included",
         endpoint=count_tokens,
+        work=Work.PROMPT,
         body=CountRequest,
         answer=TokenCount,
         errors="anthropic",
@@ -176,6 +185,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         methods=("POST",),
         summary="The tokens of a text, or of a conversation with its images and videos",
         endpoint=tokenize,
+        work=Work.PROMPT,
         body=TokenizeRequest,
         answer=Tokens,
     ),
@@ -196,6 +206,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         answer_type="",
         access=Access.OPEN,
         is_quiet=True,
+        is_probe=True,
     ),
     ApiRoute(
         path="/ping",
@@ -205,6 +216,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         answer_type="",
         access=Access.OPEN,
         is_quiet=True,
+        is_probe=True,
     ),
     ApiRoute(
         path="/livez",
@@ -214,6 +226,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         answer=Health,
         access=Access.OPEN,
         is_quiet=True,
+        is_probe=True,
     ),
     ApiRoute(
         path="/readyz",
@@ -223,6 +236,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         answer=Health,
         access=Access.OPEN,
         is_quiet=True,
+        is_probe=True,
     ),
     ApiRoute(
         path="/metrics",
@@ -261,6 +275,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         summary="Take nothing new; `?mode=abort` ends what runs, `wait` lets it finish",
         endpoint=pause,
         access=Access.ADMIN,
+        query={"mode": MODES},
         max_body_bytes=0,
         answer=AdminAnswer,
     ),
