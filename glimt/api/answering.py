@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from glimt.api.body import decode_body
 from glimt.api.call import Call, checked_label, log_failure
@@ -169,7 +169,6 @@ async def send_answer(
     writer: Writer,
     headers: Headers,
     departure: Departure,
-    send: Send,
     call: Call,
     *,
     stream: bool,
@@ -179,9 +178,9 @@ async def send_answer(
         try:
             first = await _first(answer, state.first_token_timeout_s)
             if stream:
-                await _stream(answer, first, writer, headers, departure, send, call)
+                await _stream(answer, first, writer, headers, departure, call)
             else:
-                await _send_whole(answer, first, writer, headers, departure, send)
+                await _send_whole(answer, first, writer, headers, departure)
         finally:
             call.facts.update(answer.facts())
 
@@ -201,12 +200,11 @@ async def _stream(
     writer: Writer,
     headers: Headers,
     departure: Departure,
-    send: Send,
     call: Call,
 ) -> None:
     """Server-sent events. The head waits for the first deltas, so that whatever fails until then
     has a status of its own; later failures are an event, and leave out the finish_reason."""
-    await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *headers]})
+    await departure.start([*_SSE, *headers])
     try:
         while not answer.is_complete:
             if events := writer.events(deltas, answer):
@@ -225,11 +223,10 @@ async def _send_whole(
     writer: Writer,
     headers: Headers,
     departure: Departure,
-    send: Send,
 ) -> None:
     while new := await answer.receive():
         deltas += new
-    await send_json(writer.whole(deltas, answer), headers, departure, send)
+    await send_json(writer.whole(deltas, answer), headers, departure)
 
 
 def json_response(value: msgspec.Struct) -> Response:
@@ -237,12 +234,10 @@ def json_response(value: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
-async def send_json(
-    value: msgspec.Struct, headers: Headers, departure: Departure, send: Send
-) -> None:
+async def send_json(value: msgspec.Struct, headers: Headers, departure: Departure) -> None:
     """One JSON body with status 200."""
     body = msgspec.json.encode(value)
     length = (b"content-length", str(len(body)).encode())
     head = [(b"content-type", b"application/json"), length, *headers]
-    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await departure.start(head)
     await departure.send(body, is_last=True)

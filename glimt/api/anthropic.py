@@ -59,14 +59,7 @@ async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) 
         )
         stream = bool(request.stream)
         await send_answer(
-            state,
-            answer,
-            MessagesWriter(form),
-            headers,
-            departure,
-            send,
-            call,
-            stream=stream,
+            state, answer, MessagesWriter(form), headers, departure, call, stream=stream
         )
 
 
@@ -85,4 +78,4 @@ async def count_tokens(state: ApiState, scope: Scope, receive: Receive, send: Se
                 count = TokenCount(input_tokens=prompt.num_tokens)
         except RequestError as error:
             raise paths.translated(error) from error
-        await send_json(count, headers, departure, send)
+        await send_json(count, headers, departure)

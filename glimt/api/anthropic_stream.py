@@ -52,7 +52,6 @@ class MessagesWriter:
     def __init__(self, form: MessagesForm) -> None:
         self._form = form
         self._reader = BlockReader()
-        self._places: dict[int, int] = {}  # index in the stream, by block; hidden ones have none
         self._is_new = True
         self._last: Delta | None = None
 
@@ -83,11 +82,8 @@ class MessagesWriter:
     def whole(self, deltas: Iterable[Delta], answer: Readable) -> MessagesAnswer:
         """The unstreamed answer."""
         deltas = list(deltas)
-        content = [
-            _content(block)
-            for block in whole_blocks(deltas)
-            if block.kind != "thinking" or self._form.with_reasoning
-        ]
+        blocks = whole_blocks(deltas, with_thoughts=self._form.with_reasoning)
+        content = [_content(block) for block in blocks]
         return self._answer(content, deltas[-1] if deltas else None, answer.usage)
 
     def _answer(
@@ -128,21 +124,18 @@ class MessagesWriter:
 
     def _change(self, change: Change) -> Iterator[bytes]:
         block = change.block
-        if block.kind == "thinking" and not self._form.with_reasoning:
-            return
-        index = self._places.setdefault(block.index, len(self._places))
         if change.what == "begin":
-            yield _event("content_block_start", index=index, content_block=_begun(block))
+            yield _event("content_block_start", index=block.index, content_block=_begun(block))
         elif change.what == "grow":
             kind, field = _DELTAS[block.kind]
             yield _event(
-                "content_block_delta", index=index, delta={"type": kind, field: change.text}
+                "content_block_delta", index=block.index, delta={"type": kind, field: change.text}
             )
         else:
             if block.kind == "thinking":
                 signed = {"type": "signature_delta", "signature": _signature(block.text)}
-                yield _event("content_block_delta", index=index, delta=signed)
-            yield _event("content_block_stop", index=index)
+                yield _event("content_block_delta", index=block.index, delta=signed)
+            yield _event("content_block_stop", index=block.index)
 
 
 def _begun(block: Block) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from glimt.frontend.answer import Delta
 from glimt.frontend.tool_calls import CallDelta
 from glimt.wire import TokenLogprobs
@@ -93,18 +95,18 @@ class BlockReader:
             yield Change("end", block, finish_reason=finish_reason)
 
 
-def whole_blocks(deltas: Iterable[Delta]) -> list[Block]:
+def whole_blocks(deltas: Iterable[Delta], *, with_thoughts: bool = True) -> list[Block]:
     """The blocks of a whole answer. Unlike a stream, it can mend what was first taken for text and
     turned out to be thought."""
     kept: list[Delta] = []
     thought = ""
     for delta in deltas:
         if delta.was_reasoning:
-            thought += "".join(each.reasoning + each.content for each in kept)
-            kept = []
+            thought += "".join(each.reasoning + each.content for each in kept) + delta.reasoning
+            kept, delta = [], replace(delta, reasoning="")
         kept.append(delta)
     reader = BlockReader()
-    if thought := thought.strip():
+    if (thought := thought.strip()) and with_thoughts:
         list(reader.read(Delta(choice=0, reasoning=thought)))
     for delta in kept:
         list(reader.read(delta))

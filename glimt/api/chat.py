@@ -67,16 +67,7 @@ async def chat_completions(state: ApiState, scope: Scope, receive: Receive, send
         token_ids = tuple(answer.prompt.token_ids.tolist()) if request.return_token_ids else ()
         writer = ChatWriter(answer_form(state, request, call, "chatcmpl-", token_ids))
         stream = bool(request.stream)
-        await send_answer(
-            state,
-            answer,
-            writer,
-            headers,
-            departure,
-            send,
-            call,
-            stream=stream,
-        )
+        await send_answer(state, answer, writer, headers, departure, call, stream=stream)
 
 
 def check_chat(state: ApiState, request: ChatRequest) -> None:

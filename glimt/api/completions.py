@@ -64,16 +64,7 @@ async def completions(state: ApiState, scope: Scope, receive: Receive, send: Sen
         )
         group = AnswerGroup(answers, chat.n or 1)
         stream = bool(request.stream)
-        await send_answer(
-            state,
-            group,
-            writer,
-            headers,
-            departure,
-            send,
-            call,
-            stream=stream,
-        )
+        await send_answer(state, group, writer, headers, departure, call, stream=stream)
 
 
 def _check(state: ApiState, request: CompletionRequest) -> None:

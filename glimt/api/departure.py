@@ -49,6 +49,10 @@ class Departure:
         if is_ours and kind is asyncio.CancelledError:
             raise ClientLeft("the client closed the connection") from error
 
+    async def start(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the answer's head, with status 200."""
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
     async def send(self, body: bytes, *, is_last: bool = False) -> None:
         """Send a piece of the answer's body. The last one waits for the client like any other."""
         self._sending_since_s = self._clock()

@@ -52,16 +52,7 @@ async def responses(state: ApiState, scope: Scope, receive: Receive, send: Send)
         form = answer_form(state, chat, call, "resp_", ())
         writer = ResponsesWriter(_frame(state, request, chat, form.id), form)
         stream = bool(request.stream)
-        await send_answer(
-            state,
-            answer,
-            writer,
-            headers,
-            departure,
-            send,
-            call,
-            stream=stream,
-        )
+        await send_answer(state, answer, writer, headers, departure, call, stream=stream)
 
 
 def _frame(

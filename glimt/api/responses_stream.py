@@ -82,11 +82,7 @@ class ResponsesWriter:
     def whole(self, deltas: Iterable[Delta], answer: Readable) -> ResponseObject:
         """The unstreamed answer."""
         deltas = list(deltas)
-        blocks = [
-            block
-            for block in whole_blocks(deltas)
-            if block.kind != "thinking" or self._form.with_reasoning
-        ]
+        blocks = whole_blocks(deltas, with_thoughts=self._form.with_reasoning)
         return self._response(blocks, deltas[-1] if deltas else None, answer.usage)
 
     def _response(

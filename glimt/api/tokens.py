@@ -124,7 +124,7 @@ async def tokenize(state: ApiState, scope: Scope, receive: Receive, send: Send) 
             tokens=token_ids,
             token_strs=strings,
         )
-        await send_json(answer, headers, departure, send)
+        await send_json(answer, headers, departure)
 
 
 async def _token_ids(state: ApiState, scope: Scope, request: TokenizeRequest) -> list[int]:
@@ -194,7 +194,7 @@ async def detokenize(state: ApiState, scope: Scope, receive: Receive, send: Send
     departure = Departure(receive, send, state.clock, state.limits.max_stalled_s)
     async with departure:
         text = state.tokenizer.decode(request.tokens)
-        await send_json(Text(prompt=text), headers, departure, send)
+        await send_json(Text(prompt=text), headers, departure)
 
 
 async def render_chat(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
@@ -223,7 +223,7 @@ async def render_chat(state: ApiState, scope: Scope, receive: Receive, send: Sen
                 media=[_place(span) for span in prompt.images],
                 sampling_params=sampling,
             )
-        await send_json(answer, headers, departure, send)
+        await send_json(answer, headers, departure)
 
 
 def _text(state: ApiState, prompt: Prompt) -> str:

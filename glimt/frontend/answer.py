@@ -16,7 +16,7 @@ from glimt.frontend.generation import Generation
 from glimt.frontend.prompt import Prompt
 from glimt.frontend.reasoning import ReasoningTokens
 from glimt.frontend.repetition import RepetitionDetector, RepetitionRule
-from glimt.frontend.reply import ReplyDelta, ReplyReader, fold, merge
+from glimt.frontend.reply import ReplyDelta, ReplyReader, fold, in_order
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.frontend.tool_calls import CallDelta, CallRules
 from glimt.metrics import GenerationTimes, Metrics
@@ -112,7 +112,7 @@ class Answer:
         self._prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
     async def receive(self) -> list[Delta]:
-        """The deltas that arrived since, at most one for each choice; [] after the last.
+        """The deltas that arrived since, each choice's in order; [] after the last.
 
         Raises the typed error that ended the generation.
         """
@@ -128,7 +128,7 @@ class Answer:
         for index, output in _merged(arrived):
             choice = self._choices[index]
             if choice.finish_reason is None:
-                deltas.append(self._take(choice, output, now_s))
+                deltas += self._take(choice, output, now_s)
         return deltas
 
     @property
@@ -179,12 +179,12 @@ class Answer:
             "finish_reason": ends,
         }
 
-    def _take(self, choice: "_Choice", output: Output, now_s: float) -> Delta:
+    def _take(self, choice: "_Choice", output: Output, now_s: float) -> list[Delta]:
         if output.prompt_logprobs is not None:  # the same with every choice
             self._prompt_logprobs = output.prompt_logprobs
         num_before = choice.num_tokens
         last_s = choice.last_s
-        delta = choice.take(output, now_s)
+        deltas = choice.take(output, now_s)
         num_new = choice.num_tokens - num_before
         if num_new:
             self._metrics.observe_tokens(num_new)
@@ -192,12 +192,12 @@ class Answer:
                 self._metrics.time_to_first_token.observe(now_s - self._arrival_s)
             else:
                 self._metrics.inter_token_latency.observe(now_s - last_s)
-        if delta.finish_reason is not None:
+        if choice.finish_reason is not None:
             self._num_running -= 1
             if output.finish_reason is None:  # a stop string: the engine does not know
                 self._generation.abort(choice.index)
             self._observe_end(choice, now_s)
-        return delta
+        return deltas
 
     def _observe_end(self, choice: "_Choice", now_s: float) -> None:
         first_s, scheduled_s = choice.first_s, choice.scheduled_s
@@ -235,13 +235,15 @@ class _Choice:
         # These end an answer between two tokens, wherever that is in an output.
         may_call_once = options.calls is not None and options.calls.only_one
         self._may_end_early = bool(options.stop) or may_call_once
+        # Where one of these is among several tokens, the order of what they say has to be kept.
+        self._turns = _turning_marks(options)
         self._include_stop = options.include_stop
         self._include_reasoning = options.include_reasoning
         self._plain_eos = sampling.eos_token_ids[:1]
         self._detector = RepetitionDetector(options.repetition) if options.repetition else None
 
-    def take(self, output: Output, now_s: float) -> Delta:
-        """Read an output's tokens."""
+    def take(self, output: Output, now_s: float) -> list[Delta]:
+        """Read an output's tokens. There is always a delta; the last one says how it ended."""
         if output.scheduled_s and self.scheduled_s is None:
             self.scheduled_s = output.scheduled_s
             self.num_cached_tokens = output.num_cached_tokens
@@ -252,10 +254,11 @@ class _Choice:
             self.last_s = now_s
         if self._detector is not None:
             output = _cut_at_loop(output, self._detector)
-        reply, num_read = self._read(output)
+        replies, num_read = self._read(output)
         self.num_tokens += num_read
-        stop_reason: int | str | None = reply.stopped
-        if reply.stopped is not None or reply.ends_with_call:
+        last = replies[-1]
+        stop_reason: int | str | None = last.stopped
+        if last.stopped is not None or last.ends_with_call:
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
             self.finish_reason = output.finish_reason
@@ -263,38 +266,54 @@ class _Choice:
                 stop_reason = output.stop_token_id
         if self.finish_reason == "stop" and self.reader.num_calls:
             self.finish_reason = "tool_calls"
+        tokens = {"token_ids": token_ids[:num_read], "logprobs": (output.logprobs or ())[:num_read]}
+        # Together with what is not text, so that nobody takes them all for the text's.
+        mixed = (index for index, reply in enumerate(replies) if reply.calls or reply.reasoning)
+        place = next(mixed, 0)
+        deltas = [
+            self._delta(reply, **(tokens if index == place else {}))
+            for index, reply in enumerate(replies)
+        ]
+        if self.finish_reason is not None:
+            ends = {"finish_reason": self.finish_reason, "stop_reason": stop_reason}
+            deltas[-1] = msgspec.structs.replace(deltas[-1], **ends)
+        return deltas
+
+    def _delta(self, reply: ReplyDelta, **tokens: Any) -> Delta:
         return Delta(
             choice=self.index,
             reasoning=reply.reasoning if self._include_reasoning else "",
             content=reply.content,
-            token_ids=token_ids[:num_read],
-            logprobs=(output.logprobs or ())[:num_read],
-            finish_reason=self.finish_reason,
-            stop_reason=stop_reason,
             was_reasoning=reply.was_reasoning,
             calls=reply.calls,
             boxes=reply.boxes,
+            **tokens,
         )
 
-    def _read(self, output: Output) -> tuple[ReplyDelta, int]:
+    def _read(self, output: Output) -> tuple[list[ReplyDelta], int]:
         """The text of the output's tokens, and how many of them were read: none after an early
         end, whose place would be lost if several tokens were read at once."""
         token_ids = output.token_ids
-        if output.finish_reason is None and not self._may_end_early:
-            return self.reader.push(token_ids), len(token_ids)
+        one_by_one = self._may_end_early or not self._turns.isdisjoint(token_ids)
+        if output.finish_reason is None and not one_by_one:
+            return [self.reader.push(token_ids)], len(token_ids)
         # The token that ends an answer belongs to it but is not text.
         is_hidden = output.stop_token_id is not None and not self._include_stop
         visible = token_ids[:-1] if is_hidden else token_ids
         replies: list[ReplyDelta] = []
-        for index, some in enumerate(
-            [(each,) for each in visible] if self._may_end_early else [visible]
-        ):
+        for index, some in enumerate([(each,) for each in visible] if one_by_one else [visible]):
             replies.append(self.reader.push(some))
             if replies[-1].stopped is not None or replies[-1].ends_with_call:
-                return merge(replies), index + 1
+                return in_order(replies), index + 1
         if output.finish_reason is not None:
             replies.append(self.reader.finish(is_cut=output.finish_reason != "stop"))
-        return (replies[0] if len(replies) == 1 else merge(replies)), len(token_ids)
+        return in_order(replies), len(token_ids)
+
+
+def _turning_marks(options: TextOptions) -> frozenset[int]:
+    """Marks after which something may come that a delta tells before what came earlier."""
+    marks = [options.calls.tokens.begin, options.calls.tokens.end] if options.calls else []
+    return frozenset([*marks, options.reasoning.begin] if options.reasoning else marks)
 
 
 def _reader(

@@ -73,6 +73,22 @@ def merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
     )
 
 
+def in_order(deltas: Iterable[ReplyDelta]) -> list[ReplyDelta]:
+    """Consecutive deltas as the fewest that keep the order in which things were said; one at
+    least."""
+    groups: list[list[ReplyDelta]] = []
+    has_content = has_calls = True  # nothing to go on with
+    for delta in deltas:
+        is_text = bool(delta.content or delta.boxes)
+        goes_back = has_calls and (is_text or delta.reasoning)
+        if not groups or goes_back or (has_content and delta.reasoning):
+            groups.append([])
+            has_content = has_calls = False
+        groups[-1].append(delta)
+        has_content, has_calls = has_content or is_text, has_calls or bool(delta.calls)
+    return [group[0] if len(group) == 1 else merge(group) for group in groups or [[]]]
+
+
 class ReplyReader:
     """Reads the tokens of one reply."""
 

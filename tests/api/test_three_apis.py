@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glimt.api.tools import ToolSettings
@@ -266,45 +266,58 @@ PARTS = ["<think>", "</think>", "a", " b", "\n", "é", OSLO, "<tool_call>clock</
 PARTS += ["<tool_call>", "</tool_call>", "<arg_key>city", "</arg_key>", "clock", "<arg_value>"]
 
 
-@given(st.lists(st.sampled_from(PARTS), max_size=7).map("".join), st.sampled_from([1, 3, 1000]))
-@settings(max_examples=60)
-async def test_no_text_and_no_argument_differs_between_apis(text: str, step: int) -> None:
-    bodies = []
+async def whole(path: str, text: str, step: int) -> Any:
+    """An answer to a small request with tools, of an engine that gives `step` tokens at once."""
     functions = [{"name": name, "parameters": schema} for name, schema in TOOLS.items()]
     said = [{"role": "user", "content": "hi"}]
-    for path, fields in (
-        (
-            "/v1/chat/completions",
-            {"messages": said, "tools": [{"type": "function", "function": f} for f in functions]},
-        ),
-        ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **f} for f in functions]}),
-        (
-            "/v1/messages",
-            {
-                "messages": said,
-                "max_tokens": 400,
-                "tools": [{"name": f["name"], "input_schema": f["parameters"]} for f in functions],
-            },
-        ),
-    ):
-        one = serving(text)
-        one.engine.tokens_per_step = step
-        reply = await one.ask("POST", path, body=json.dumps(fields).encode())
-        assert reply.status == 200
-        bodies.append(reply.json())
-    message = bodies[0]["choices"][0]["message"]
-    items, blocks = bodies[1]["output"], bodies[2]["content"]
-    functions_called = [each["function"] for each in message.get("tool_calls", [])]
-    calls = [(each["name"], each["arguments"]) for each in functions_called]
-    assert calls == [(x["name"], x["arguments"]) for x in items if x["type"] == "function_call"]
-    used = [(x["name"], x["input"]) for x in blocks if x["type"] == "tool_use"]
-    assert used == [(name, json.loads(arguments)) for name, arguments in calls]
-    texts = [x["content"][0]["text"] for x in items if x["type"] == "message"]
-    assert "".join(texts) == (message["content"] or "")
-    assert "".join(x["text"] for x in blocks if x["type"] == "text") == "".join(texts)
-    thoughts = [x["content"][0]["text"] for x in items if x["type"] == "reasoning"]
-    assert "".join(thoughts) == (message["reasoning"] or "")
-    assert "".join(x["thinking"] for x in blocks if x["type"] == "thinking") == "".join(thoughts)
+    chat_tools = [{"type": "function", "function": each} for each in functions]
+    their_tools = [{"name": f["name"], "input_schema": f["parameters"]} for f in functions]
+    fields: dict[str, Any] = {
+        "chat/completions": {"messages": said, "tools": chat_tools},
+        "responses": {"input": "hi", "tools": [{"type": "function", **f} for f in functions]},
+        "messages": {"messages": said, "max_tokens": 400, "tools": their_tools},
+    }[path]
+    one = serving(text)
+    one.engine.tokens_per_step = step
+    reply = await one.ask("POST", f"/v1/{path}", body=json.dumps(fields).encode())
+    assert reply.status == 200
+    return reply.json()
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=7).map("".join), st.sampled_from([2, 3, 1000]))
+@example(" b</think>", 1000)
+@example(f"a{OSLO} b{OSLO}<think>c", 3)
+@settings(max_examples=50)
+async def test_nothing_differs_between_apis_nor_by_how_tokens_come(text: str, step: int) -> None:
+    message = (await whole("chat/completions", text, step))["choices"][0]["message"]
+    items = (await whole("responses", text, step))["output"]
+    blocks = (await whole("messages", text, step))["content"]
+    functions = [each["function"] for each in message.get("tool_calls", [])]
+    calls = [(each["name"], each["arguments"]) for each in functions]
+    # Each item and each block is a stretch of the answer, in the order in which they were said.
+    said: list[tuple[Any, ...]] = []
+    for item in items:
+        if item["type"] == "function_call":
+            said.append((item["name"], item["arguments"]))
+        else:
+            said.append((item["type"], "".join(part["text"] for part in item["content"])))
+    assert [each for each in said if each[0] in TOOLS] == calls
+    assert "".join(t for kind, t in said if kind == "message") == (message["content"] or "")
+    assert "".join(t for kind, t in said if kind == "reasoning") == (message["reasoning"] or "")
+    assert [
+        {"text": "message", "thinking": "reasoning"}.get(block["type"], block.get("name"))
+        for block in blocks
+    ] == [kind for kind, _ in said]
+    for block, (_, shown) in zip(blocks, said, strict=True):
+        if block["type"] == "tool_use":
+            assert block["input"] == json.loads(shown)
+        else:
+            assert block[block["type"]] == shown
+    slowly = (await whole("responses", text, 1))["output"]
+    for each in (*items, *slowly):
+        each.pop("call_id", None)
+        each["id"] = each["id"].rpartition("_")[2]
+    assert items == slowly
 
 
 # What is asked; code and field of the error, by API, where the names are not the same.
