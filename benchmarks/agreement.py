@@ -28,6 +28,9 @@ HERE = Path(__file__).resolve().parent
 CHAT = ["--backend", "openai-chat", "--endpoint", "/v1/chat/completions"]
 TOTALS = ("completed", "failed", "total_input_tokens", "total_output_tokens")
 MEANS = ("mean_ttft_ms", "mean_tpot_ms", "mean_itl_ms", "mean_e2el_ms")
+# vLLM's client encodes a request after its clock has started: with these pictures (240 kB) the last
+# byte reaches the server 2.4 ms after the start, by its start times and the scripted server's log.
+SENDING_MS = 2.5
 PEAKS = ("max_concurrent_requests", "max_output_tokens_per_s")
 
 
@@ -74,7 +77,9 @@ def server_cases(arena: Path, seconds: float, rate: float, tokens: int) -> dict[
     parquet = ["--dataset-name", "hf", "--dataset-path", str(arena), "--disable-shuffle"]
     parquet += ["--hf-output-len", str(tokens)]
     parquet += ["--hf-name", "lmarena-ai/VisionArena-Chat", "--ignore-eos"]
-    count, few = str(round(rate * seconds)), str(max(5, round(rate * seconds / 4)))
+    text = ["--dataset-name", "random", "--random-input-len", "300"]
+    text += ["--random-output-len", str(tokens)]
+    count, few = str(round(rate * seconds)), str(max(10, round(rate * seconds / 2)))
     return {
         f"VisionArena, {rate:g} requests/s": [
             *(*CHAT, *parquet, "--num-prompts", count, "--request-rate", f"{rate:g}")
@@ -87,6 +92,10 @@ def server_cases(arena: Path, seconds: float, rate: float, tokens: int) -> dict[
             "--max-concurrency",
             "1",
         ],
+        f"text, {rate:g} requests/s": [
+            *(*CHAT, *text, "--num-prompts", count, "--request-rate", f"{rate:g}")
+        ],
+        "text, one at a time": [*CHAT, *text, "--num-prompts", few, "--max-concurrency", "1"],
     }
 
 
@@ -110,7 +119,9 @@ def best(results: Sequence[dict[str, Any]], key: str) -> float:
     return max(values) if key.endswith("throughput") else min(values)
 
 
-def judge(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[str]:
+def judge(
+    theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], *, has_images: bool
+) -> list[str]:
     """What does not agree."""
     wrong = [
         f"{key}: {sorted({r[key] for r in theirs})} and {sorted({r[key] for r in ours})}"
@@ -119,7 +130,8 @@ def judge(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> l
     ]
     for key in MEANS:
         a, b = best(theirs, key), best(ours, key)
-        if abs(a - b) > 0.02 * a + 1:
+        sending = SENDING_MS if has_images and key in ("mean_ttft_ms", "mean_e2el_ms") else 0.0
+        if abs(a - b) > 0.02 * a + 1 + sending:
             wrong.append(f"{key}: {a:.2f} and {b:.2f}")
     return wrong
 
@@ -192,7 +204,9 @@ def compare(options: argparse.Namespace, chosen: dict[str, list[str]], server: S
             with server() as target:
                 ours.append(measure([*ours_command, *tokenizer], target, extra))
         print(row(name, theirs, ours), flush=True)
-        failures += [f"{name}: {wrong}" for wrong in judge(theirs, ours)]
+        failures += [
+            f"{name}: {wrong}" for wrong in judge(theirs, ours, has_images="Arena" in name)
+        ]
         for key in PEAKS:
             pair = [sorted({r[key] for r in side}) for side in (theirs, ours)]
             print(f"    {key}: {pair[0]} and {pair[1]}", file=sys.stderr)

@@ -76,7 +76,8 @@ def ceiling(wishes: CeilingOptions, say: Say, tell: Say) -> int:
     tell(f"{streamed.output_throughput:,.0f} chunks/s over {wishes.streams} streams")
     tell(
         f"    processor time: {streamed.client.cpu:.0%} of a core, "
-        f"{streamed.client.cpu / max(streamed.output_throughput, 1) * 1e6:.1f} us a chunk"
+        f"{streamed.client.cpu / max(streamed.output_throughput, 1) * 1e6:.1f} us a chunk, "
+        f"{streamed.outputs.chunks / max(streamed.outputs.reads, 1):.2f} chunks a read"
     )
     return 0
 

@@ -168,6 +168,14 @@ class DataOptions:
     """timed_trace: tokens that one hash stands for (Mooncake: 512)."""
     timed_trace_sec_multiplier: float = 1.0
     """timed_trace: seconds per unit of the timestamps (Mooncake: 0.001)."""
+    timed_trace_label_timestamp: str = "timestamp"
+    """timed_trace: name of the field with the time."""
+    timed_trace_label_input_length: str = "input_length"
+    """timed_trace: name of the field with the prompt's tokens."""
+    timed_trace_label_output_length: str = "output_length"
+    """timed_trace: name of the field with the answer's tokens."""
+    timed_trace_label_hash_ids: str = "hash_ids"
+    """timed_trace: name of the field with the hashes of the prompt's blocks."""
     turns: int = 1
     """Turns of each conversation; answers become part of the next turn's prompt."""
     think_time: float = 0.0

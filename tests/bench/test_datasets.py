@@ -247,6 +247,9 @@ def test_a_traces_equal_hashes_are_equal_tokens(tokens: Tokens, tmp_path: Path) 
     assert one[16:] != two[16:25]
     assert (first.at_s, second.at_s) == (0.1, 0.9)
     assert all_of(tokens, count=2, seed=5, **options) == [first, second]
+    path.write_text(path.read_text().replace("timestamp", "t").replace("hash_ids", "h"))
+    named = {"timed_trace_label_timestamp": "t", "timed_trace_label_hash_ids": "h"}
+    assert all_of(tokens, count=2, **options, **named) == [first, second]
 
 
 def test_visionarena_is_read_from_parquet(tokens: Tokens, tmp_path: Path) -> None:

@@ -111,15 +111,19 @@ def timed_trace_prompts(
         raise BadSettings("timed_trace makes prompts of token ids: give --tokenizer")
     path = _path(options)
     size = options.timed_trace_chunk_hash_size
+    names = (
+        options.timed_trace_label_timestamp,
+        options.timed_trace_label_input_length,
+        options.timed_trace_label_output_length,
+        options.timed_trace_label_hash_ids,
+    )
     for row in _json_lines(path):
         try:
-            length, output_len = int(row["input_length"]), int(row["output_length"])
-            at_s = float(row["timestamp"]) * options.timed_trace_sec_multiplier
-            hashes = list(row["hash_ids"])
+            time, num_in, num_out, blocks = (row[name] for name in names)
+            length, output_len, hashes = int(num_in), int(num_out), list(blocks)
+            at_s = float(time) * options.timed_trace_sec_multiplier
         except (KeyError, TypeError, ValueError) as error:
-            raise BadSettings(
-                f"{path}: a line needs timestamp, input_length, output_length, hash_ids ({error})"
-            ) from None
+            raise BadSettings(f"{path}: a line needs {', '.join(names)} ({error})") from None
         ids: list[int] = []
         for block in hashes:
             ids += _block(block, min(size, length - len(ids)), tokens)

@@ -7,7 +7,9 @@ median 25, log-normal image areas with median 0.75 megapixels. A third of the te
 The first N prompts are the same for every number of prompts.
 """
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ TEXT_TOKENS_PER_BLOCK = 90_524
 BLOCK = 1000  # prompts
 OUTPUT_LEN = 128
 _MIN_TOKENS, _MAX_TOKENS = 3, 4000
+_AHEAD = 8  # pictures of each thread at a time
 _GRID = 28  # pixels a side that one image token of GLM-4.5V stands for
 
 
@@ -35,13 +38,13 @@ def visionarena_like_prompts(
         raise BadSettings("--image-dup-ratio must be at least 0 and below 1")
     writer, camera = Writer(tokens), Camera(options, seed)
     output_len = options.output_len or options.hf_output_len or OUTPUT_LEN
-    for index in range(num_prompts):
+    for index, image in enumerate(camera.take_all(num_prompts)):
         if index % BLOCK == 0:
             lengths = text_lengths(np.random.default_rng((seed, 1, index // BLOCK)))
         num_tokens = int(lengths[index % BLOCK])
         text = writer.write(num_tokens, np.random.default_rng((seed, 2, index)))
         turn = Turn(
-            parts=(text, camera.take(index)),
+            parts=(text, image),
             output_tokens=output_len,
             text_tokens=num_tokens if tokens else None,
         )
@@ -90,6 +93,13 @@ class Camera:
         self._options = options
         self._seed = seed
         self._maker = PhotoMaker()
+
+    def take_all(self, count: int) -> Iterator[Image]:
+        """The images of the first `count` prompts, a few of them in the making at a time."""
+        threads = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, count, _AHEAD * threads):
+                yield from pool.map(self.take, range(start, min(start + _AHEAD * threads, count)))
 
     def take(self, index: int) -> Image:
         """The image of prompt `index`: the same at every call."""

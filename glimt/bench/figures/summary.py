@@ -82,6 +82,7 @@ class Outputs:
     short: int  # answers with fewer tokens than asked for
     long: int
     chunks: int
+    reads: int  # of sockets, in which the chunks came
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +263,7 @@ def _outputs(events: Sequence[RequestEvent], measured: Measured) -> Outputs:
         short=int((measured.tokens < asked).sum()),
         long=int((measured.tokens > asked).sum()),
         chunks=len(measured.token_ns),
+        reads=sum(event.num_reads for event in events),
     )
 
 

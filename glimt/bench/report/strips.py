@@ -20,7 +20,7 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
     (
         "Server: KV cache",
         "Share of the KV cache in use",
-        ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+        ("vllm:kv_cache_usage_perc",),
         False,
     ),
     (
@@ -42,12 +42,12 @@ def strips(log: EventLog) -> list[dict[str, Any]]:
     """The charts for which there are data."""
     charts = []
     for title, says, names, is_rate in _CHARTS:
-        series = [
+        series: list[dict[str, Any]] = [
             {"name": name.removeprefix("vllm:"), "points": peaks(points, _MAX_POINTS)}
             for name in names
             if len(points := _points(log, name, is_rate=is_rate)) > 1
         ]
-        if series:
+        if any(y for one in series for _, y in one["points"]):
             charts.append({"title": title, "says": says, "series": series})
     if log.power:
         watts = [(event.at_ns / 1e9, sum(event.watts)) for event in log.power if event.at_ns >= 0]

@@ -67,7 +67,7 @@ def by_second(
     at_s: FloatArray, weights: Any, duration_s: float, max_bins: int
 ) -> tuple[list[float], list[float]]:
     """(middles of the bins in seconds, sum of weights per second in each)."""
-    width = max(1.0 if duration_s >= 20 else 0.25, duration_s / max_bins)
+    width = max(1.0 if duration_s >= 8 else 0.25, duration_s / max_bins)
     size = max(1, int(np.ceil(duration_s / width)))
     width = max(duration_s, 1e-6) / size
     bins = np.clip((at_s / width).astype(int), 0, size - 1)

@@ -1,0 +1,77 @@
+"""Power of GPUs through the driver's library, played by a small one made with the C compiler."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glimt.bench.load import power
+from glimt.errors import BadSettings
+
+# The six functions with their real signatures (NVML API reference): two GPUs, the second without
+# an energy counter if COUNTERS is 0.
+LIBRARY = """
+typedef struct { unsigned int gpu, memory; } Utilization;
+static long handles[2] = {11, 22};
+int nvmlInit_v2(void) { return INIT; }
+int nvmlDeviceGetCount_v2(unsigned int *count) { *count = GPUS; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) {
+  *device = &handles[index]; return 0; }
+int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) {
+  *milliwatts = *(long *)device == 11 ? 350000 : 120500; return 0; }
+int nvmlDeviceGetUtilizationRates(void *device, Utilization *use) {
+  use->gpu = *(long *)device == 11 ? 97 : 3; use->memory = 1; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules) {
+  if (!COUNTERS && *(long *)device == 22) return 3;
+  *millijoules = 9000000000000ULL + *(long *)device * 1000; return 0; }
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+
+    def make(init: int = 0, gpus: int = 2, counters: int = 1) -> None:
+        source, library = tmp_path / "nvml.c", tmp_path / f"nvml{init}{gpus}{counters}.so"
+        source.write_text(LIBRARY)
+        defines = [f"-DINIT={init}", f"-DGPUS={gpus}", f"-DCOUNTERS={counters}"]
+        command = [compiler, "-shared", "-fPIC", *defines, str(source), "-o", str(library)]
+        subprocess.run(command, check=True)
+        monkeypatch.setattr(power, "_LIBRARY", str(library))
+
+    return make
+
+
+def test_watts_use_and_energy_of_every_gpu_are_read(driver: Any) -> None:
+    driver()
+    sample = power.Gpus().sample(7)
+    assert sample.at_ns == 7
+    assert sample.watts == [350.0, 120.5]
+    assert sample.utilisation == [0.97, 0.03]
+    assert sample.joules == [9_000_000_011.0, 9_000_000_022.0]
+
+
+def test_without_a_counter_on_each_gpu_there_is_no_energy(driver: Any) -> None:
+    driver(counters=0)
+    assert power.Gpus().sample(0).joules is None
+
+
+@pytest.mark.parametrize(("init", "gpus", "words"), [(9, 2, "does not answer"), (0, 0, "no GPU")])
+def test_a_driver_that_gives_nothing_is_refused(
+    driver: Any, init: int, gpus: int, words: str
+) -> None:
+    driver(init=init, gpus=gpus)
+    with pytest.raises(BadSettings, match=words):
+        power.Gpus()
+
+
+def test_a_machine_without_the_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "_LIBRARY", "libno-such-thing.so.1")
+    with pytest.raises(BadSettings, match="does not have"):
+        power.Gpus()
+    assert ctypes.sizeof(power._Utilisation) == 8
