@@ -80,6 +80,7 @@ def test_starts_are_taken_apart_by_phase(model: str) -> None:
         startup(model, StartupOptions(serve_args="--no-such-flag"), told.append)
 
 
+@pytest.mark.slow
 def test_the_ceiling_is_measured_against_a_server_that_costs_nothing() -> None:
     told: list[str] = []
     wishes = CeilingOptions(requests=200, streams=8, tokens=50, repeats=1)

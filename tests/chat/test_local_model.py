@@ -88,6 +88,7 @@ def test_a_local_model_is_served_for_as_long_as_the_chat(
     assert list((tmp_path / "state" / "glimt").glob("serve-*")) == []
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_killed_takes_its_server_with_it(checkpoint: Path, start: Start) -> None:
     with start(str(checkpoint)) as chat:
         chat.expect(r"starting \S+moe")

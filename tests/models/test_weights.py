@@ -367,6 +367,7 @@ print(len(plan.tasks), sum(task.num_bytes for tasks in plan.tasks.values() for t
 ROOM_MIB = {"": 32, "fp8": 80}  # fp8: float32 copies of what is being quantised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_host_memory_beyond_the_parameters_is_that_of_the_open_shards(
     quantization: str, tmp_path: Path

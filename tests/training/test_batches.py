@@ -110,6 +110,7 @@ def test_workers_make_the_held_out_set_that_one_process_makes(workers: Feed) -> 
     assert held_out(workers, 24) == held_out(own, 24)
 
 
+@pytest.mark.slow
 def test_workers_stand_where_their_packers_stand(workers: Feed) -> None:
     before = workers.seeds
     arrival = None
@@ -126,6 +127,7 @@ def test_workers_stand_where_their_packers_stand(workers: Feed) -> None:
     assert max(after.values()) < HELD_OUT_SEEDS
 
 
+@pytest.mark.slow
 def test_a_source_that_raises_ends_the_run_with_its_traceback() -> None:
     feed = open_feed("tests.training.test_batches:failing", BUDGET, 1, 0, {})
     try:

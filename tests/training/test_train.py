@@ -180,6 +180,7 @@ def test_a_step_that_is_not_finite_changes_nothing(small_shape: Shape) -> None:
         trainer.train([batch], 0.5)
 
 
+@pytest.mark.slow
 def test_balancing_makes_experts_equally_busy(small_shape: Shape) -> None:
     """From a router that sends every token to the same two experts of four."""
     batches = toy_batches(2)
