@@ -153,6 +153,38 @@ def conversation_in(state: ApiState, request: ChatRequest) -> Conversation:
     return conversation
 
 
+def fitted(
+    state: ApiState,
+    request: ChatRequest,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    reasoning: ReasoningTokens | None,
+    *,
+    prompt_field: str = "messages",
+    fits: bool = False,
+) -> SamplingParams:
+    """How the answer to this prompt is drawn: its length, and what its thoughts are free of and
+    bound to. Raises PromptTooLong, InvalidRequest."""
+    sampling = with_length(
+        sampling,
+        request,
+        state.defaults,
+        num_prompt_tokens=prompt.num_tokens,
+        max_model_len=state.client.info.max_model_len,
+        prompt_field=prompt_field,
+        fits=fits,
+    )
+    if reasoning is None:
+        return sampling
+    budget = request.thinking_token_budget
+    return with_thoughts(sampling, reasoning, state.tokenizer, prompt.token_ids, budget=budget)
+
+
+def reasoning_of(state: ApiState) -> ReasoningTokens | None:
+    """The marks of thoughts, where these are told apart."""
+    return ReasoningTokens.of(state.tokenizer) if state.parse_reasoning else None
+
+
 def submit_prompt(
     state: ApiState,
     request: ChatRequest,
@@ -168,26 +200,18 @@ def submit_prompt(
     """Hand a prompt to an engine; takes its leases over. Raises PromptTooLong, Overloaded."""
     n = request.n or 1
     try:
-        sampling = with_length(
-            sampling,
+        sampling = fitted(
+            state,
             request,
-            state.defaults,
-            num_prompt_tokens=prompt.num_tokens,
-            max_model_len=state.client.info.max_model_len,
+            prompt,
+            sampling,
+            options.reasoning,
             prompt_field=prompt_field,
             fits=fits,
         )
     except GlimtError:
         prompt.release()
         raise
-    if options.reasoning is not None:
-        sampling = with_thoughts(
-            sampling,
-            options.reasoning,
-            state.tokenizer,
-            prompt.token_ids,
-            budget=request.thinking_token_budget,
-        )
     generation = state.client.generate(
         prompt, sampling, n=n, priority=request.priority, cache_salt=salt
     )
@@ -234,7 +258,7 @@ def _text_options(request: ChatRequest, state: ApiState) -> TextOptions:
         skip_special_tokens=request.skip_special_tokens,
         include_reasoning=request.include_reasoning,
         repetition=repetition_rule(request),
-        reasoning=ReasoningTokens.of(state.tokenizer) if state.parse_reasoning else None,
+        reasoning=reasoning_of(state),
         boxes=state.boxes,
         calls=call_rules(request, state.tools, lambda: f"call_{state.random.getrandbits(96):024x}"),
     )

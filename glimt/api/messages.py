@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from glimt.api.fields import NO_EFFECT
+from glimt.api.fields import NO_EFFECT, Label
 from glimt.errors import InvalidRequest, Unsupported
 from glimt.frontend.argument_types import parse
 from glimt.frontend.prompt import Conversation, MediaSource
@@ -77,6 +77,7 @@ class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     arguments: str | dict[str, Any] | None = None
+    parsed_arguments: Label = None  # by a client
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +86,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     id: Annotated[str, Meta(max_length=256)] | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Label = None  # within a stream
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +101,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
     function_call: Any = None  # refused: the older form of `tool_calls`
+    boxes: Label = None
+    annotations: Label = None
+    parsed: Label = None  # by a client
     # Of a tool's result.
     tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
 

@@ -26,6 +26,7 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     text: str
     annotations: Label = None
     logprobs: Label = None
+    parsed: Label = None  # by a client
 
 
 class PlainText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -106,6 +107,7 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True):
     call_id: Annotated[str, Meta(max_length=256)] | None = None
     name: Annotated[str, Meta(max_length=256)] | None = None
     arguments: str | None = None
+    parsed_arguments: Label = None  # by a client
     output: str | _Parts | None = None
     # reasoning
     summary: _Parts | None = None

@@ -22,13 +22,21 @@ from glimt.api.answering import (
     send_json,
 )
 from glimt.api.call import Call
-from glimt.api.chat import check_chat, check_template, conversation_in, sampling_of, without_effect
+from glimt.api.chat import (
+    check_chat,
+    check_template,
+    conversation_in,
+    fitted,
+    reasoning_of,
+    sampling_of,
+    without_effect,
+)
 from glimt.api.departure import Departure
 from glimt.api.fields import TokenId
 from glimt.api.known import KnownFields
 from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
 from glimt.api.messages import Message
-from glimt.api.params import truncation, with_length
+from glimt.api.params import truncation
 from glimt.api.schema import KNOWN_FIELDS, ChatRequest
 from glimt.api.state import ApiState
 from glimt.api.tools import MAX_TOOLS, Tool, check_specs
@@ -208,13 +216,7 @@ async def render_chat(state: ApiState, scope: Scope, receive: Receive, send: Sen
     async with departure:
         sampling = await sampling_of(state, request)
         async with rendered(state, request, salt_of(scope, request.cache_salt)) as prompt:
-            sampling = with_length(
-                sampling,
-                request,
-                state.defaults,
-                num_prompt_tokens=prompt.num_tokens,
-                max_model_len=state.client.info.max_model_len,
-            )
+            sampling = fitted(state, request, prompt, sampling, reasoning_of(state))
             answer = RenderedPrompt(
                 model=state.served_names[0],
                 prompt=_text(state, prompt),

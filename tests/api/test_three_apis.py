@@ -235,11 +235,13 @@ async def test_an_agent_sends_back_what_it_got() -> None:
     tools = {"weather": {"properties": {"city": {"type": "string"}}}}
     question = Question(text="What is there?", image="data:a", tools=tools, max_tokens=60)
     called = call("weather", city="Oslo")
+    boxed = "<|begin_of_box|>[[1,2,3,4]]<|end_of_box|>"
     result = "<tool_response>\n30 °C\n</tool_response>"
-    one = serving()
+    # Nothing that was answered is unknown when it comes back.
+    one = serving(strict_fields=True, boxes="structured")
     async with one.listening() as address, Clients(address) as clients:
         for number, (api, stream) in enumerate(WAYS):
-            thinks = f"<think>hm</think>I look.\n{called}\n{called}"
+            thinks = f"<think>hm</think>I look{boxed}.\n{called}\n{called}"
             one.answers[2 * number :] = [spoken(thinks), spoken("Sunny.")]
             first = await clients.ask(api, question, stream=stream)
             assert first.calls == [("weather", {"city": "Oslo"})] * 2
@@ -248,7 +250,8 @@ async def test_an_agent_sends_back_what_it_got() -> None:
             assert (second.text, second.end) == ("Sunny.", "stop")
             submit = one.engine.submits[-1]
             assert prompt_of(submit).endswith(
-                f"<think>hm</think>\nI look.\n{called}\n{called}<|observation|>\n{result}\n{result}"
+                f"<think>hm</think>\nI look[[1,2,3,4]].\n{called}\n{called}<|observation|>"
+                f"\n{result}\n{result}"
                 "<|assistant|>\n"
             ), (api, stream)
             assert len(submit.images) == 1

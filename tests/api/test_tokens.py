@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.http_half import HEADERS, INFO, MODEL, Reply, Serving, chat_body
@@ -43,6 +44,21 @@ async def test_a_conversations_tokens_are_those_it_would_be_answered_from() -> N
     assert rendered["sampling_params"]["max_tokens"] == 64
     assert len(serving.engine.submits) == 1
     assert all(lease.released for lease in serving.media.leases)
+
+
+async def test_rendered_parameters_are_those_that_an_engine_gets() -> None:
+    fields = {
+        "thinking_token_budget": 5,
+        "guided_regex": "a+",
+        "seed": 1,
+        "stop_token_ids": [3],
+    }
+    serving = Serving(parse_reasoning=True)
+    await serving.chat(**fields)
+    rendered = (await serving.ask("POST", RENDER, body=chat_body(**fields))).json()
+    given = serving.engine.submits[0].sampling
+    assert given.thinking is not None
+    assert rendered["sampling_params"] == json.loads(msgspec.json.encode(given))
 
 
 async def test_a_text_is_tokenized_and_back() -> None:

@@ -160,7 +160,7 @@ async def _chat(client: Any, question: Question, *, stream: bool) -> Seen:
         ),
         num_thoughts=got.usage.completion_tokens_details.reasoning_tokens,
         num_tokens=got.usage.completion_tokens,
-        raw=message.model_dump(exclude_none=True, exclude={"parsed"}),
+        raw=message.model_dump(exclude_none=True),
         ids=[call.id for call in calls],
     )
 
