@@ -1,7 +1,9 @@
 """The command line: vLLM's command lines are understood, mistakes are named, starts are light."""
 
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from glimt.bench.options import (
     TargetOptions,
 )
 from glimt.errors import BadSettings
+from tests.support.mock_server import MockServer
 
 MISSION = (
     "serve --backend openai-chat --endpoint /v1/chat/completions --model zai-org/GLM-4.5V-FP8 "
@@ -134,3 +137,24 @@ def test_an_endpoint_that_does_not_fit_the_backend_is_refused() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "/v1/chat/completions" in done.stderr
+
+
+def test_ctrl_c_ends_a_run_and_shows_what_there_is() -> None:
+    server = MockServer("--ttft-ms", "5", "--gap-ms", "1")
+    try:
+        command = [sys.executable, "-m", "glimt", "bench", "serve", "--backend", "openai-chat"]
+        command += ["--endpoint", "/v1/chat/completions", "--base-url", server.url]
+        command += ["--skip-tokenizer-init", "--random-input-len", "5", "--random-output-len", "3"]
+        command += ["--request-rate", "20", "--num-prompts", "1000"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while len(server.requests()) < 5:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert "Serving Benchmark Result" in out
+        assert "interrupted" in err
+    finally:
+        server.stop()

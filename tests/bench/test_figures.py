@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glimt.bench.events import HealthEvent, RequestEvent
+from glimt.bench.events import HealthEvent, RequestEvent, ServerEvent
 from glimt.bench.figures.concurrency import peak_rate, steady_window, sweep
 from glimt.bench.figures.measured import measure
 from glimt.bench.figures.objectives import parse_objectives
 from glimt.bench.figures.statistics import confidence, student_quantile
 from glimt.bench.figures.summary import Question, Summary, summarise
 from glimt.bench.figures.tokens import gaps_per_token, spread, token_times
+from glimt.bench.report.table import Wording, table
 from glimt.errors import BadSettings
 from tests.support.bench_logs import MS, log_of, request
 
@@ -227,6 +228,34 @@ def test_warm_ups_and_probes_are_not_measured() -> None:
     assert summary.completed == 1
     assert summary.probes is not None
     assert summary.probes.median == pytest.approx(0.020)
+
+
+def test_the_servers_counters_are_told_by_their_difference() -> None:
+    log = log_of([request(at_ms=[50])])
+    before = {
+        "vllm:prefix_cache_hits_total": 100.0,
+        "vllm:prefix_cache_queries_total": 400.0,
+        "vllm:num_preemptions_total": 5.0,
+        "vllm:spec_decode_num_drafts_total": 10.0,
+        "vllm:spec_decode_num_draft_tokens_total": 30.0,
+        "vllm:spec_decode_num_accepted_tokens_total": 15.0,
+    }
+    gained = dict(zip(before, (90.0, 100.0, 2.0, 100.0, 300.0, 150.0), strict=True))
+    after = {name: value + gained[name] for name, value in before.items()}
+    log.server = [ServerEvent(at_ns=-1, values=before), ServerEvent(at_ns=99, values=after)]
+    server = summarise(log, Question()).server
+    assert server is not None
+    assert server.prefix_cache_hit_rate == pytest.approx(0.9)
+    assert server.image_cache_hit_rate is None
+    assert server.preemptions == 2
+    assert server.speculative is not None
+    assert server.speculative.acceptance_rate == pytest.approx(50)
+    assert server.speculative.acceptance_length == pytest.approx(2.5)
+    text = table(log.start, summarise(log, Question()), Wording(metrics=("ttft",)))
+    assert "Prefix cache hits (% of tokens):         90.00" in text
+    assert "Acceptance length:                       2.50" in text
+    log.server = log.server[:1]
+    assert summarise(log, Question()).server is None
 
 
 @given(total=st.integers(0, 400), weights=st.lists(st.integers(0, 50), min_size=1, max_size=40))

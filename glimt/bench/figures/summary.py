@@ -17,6 +17,7 @@ from glimt.bench.figures.concurrency import (
 from glimt.bench.figures.energy import Energy, energy
 from glimt.bench.figures.measured import FloatArray, Measured, measure
 from glimt.bench.figures.objectives import Objective, Verdict, judge
+from glimt.bench.figures.server import ServerFigures, server_figures
 from glimt.bench.figures.statistics import Distribution
 from glimt.bench.figures.trust import ClientHealth, client_health
 
@@ -109,6 +110,7 @@ class Summary:
     probes: Distribution | None
     probes_failed: int
     energy: Energy | None
+    server: ServerFigures | None
     measured: Measured
 
     def values(self, metric: str) -> FloatArray:
@@ -151,6 +153,7 @@ def summarise(log: EventLog, question: Question) -> Summary:
         probes=_probes(answered, question.percentiles) if probes else None,
         probes_failed=len(probes) - len(answered),
         energy=energy(log, tokens),
+        server=server_figures(log),
         measured=measured,
     )
 

@@ -73,6 +73,7 @@ class Session:
         runner = self._runner(self._plan.workload.store, recorder, gate)
         probes = self._runner(self._probe_store(), recorder, OpenGate(), own_client=True)
         self._shown = [runner.counters]
+        await self._read_metrics()
         await self._profile("start")
         load = self._alone(warm, runner, recorder) if workers == 1 else self._shared(warm, recorder)
         with no_garbage_collection():
@@ -80,6 +81,7 @@ class Session:
                 await load
         await probes.cancel()
         await self._profile("stop")
+        await self._read_metrics()
         return self._finish(recorder)
 
     async def _alone(self, warm: Runner, runner: Runner, recorder: Recorder) -> None:
@@ -191,16 +193,18 @@ class Session:
 
     async def _scrape(self) -> None:
         """A sample of the server's metrics each second."""
-        for number in count():
-            exchange = await self._side_client.get("/metrics", self._plan.target.headers)
-            if exchange.status == 200 and exchange.failure is None:
-                values = parse_metrics(exchange.body())
-                self._observed.server.append(ServerEvent(at_ns=exchange.end_ns, values=values))
-            elif number == 0:
-                why = exchange.error or f"HTTP {exchange.status}"
-                self._observed.notes.append(f"--server-metrics: /metrics cannot be read: {why}")
-                return
+        while (failure := await self._read_metrics()) is None:
             await asyncio.sleep(_SCRAPE_S)
+        self._observed.notes.append(f"--server-metrics: /metrics cannot be read: {failure}")
+
+    async def _read_metrics(self) -> str | None:
+        """One reading of the server's metrics; what was wrong if there is none."""
+        exchange = await self._side_client.get("/metrics", self._plan.target.headers)
+        if exchange.status != 200 or exchange.failure is not None:
+            return exchange.error or f"HTTP {exchange.status}"
+        values = parse_metrics(exchange.body())
+        self._observed.server.append(ServerEvent(at_ns=exchange.end_ns, values=values))
+        return None
 
     async def _watch_gpus(self, gpus: Gpus) -> None:
         """A sample of the GPUs five times a second."""

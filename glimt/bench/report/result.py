@@ -43,6 +43,7 @@ def result(
         content |= _flat(metric, summary.metrics[metric])
     if summary.probes is not None:
         content |= _probes(summary)
+    content |= _speculative(summary)
     content["glimt"] = _own(log, summary)
     if is_detailed:
         content |= _arrays([event for event in log.requests if event.phase == "run"])
@@ -107,6 +108,19 @@ def _probes(summary: Summary) -> dict[str, Any]:
     }
 
 
+def _speculative(summary: Summary) -> dict[str, Any]:
+    if summary.server is None or summary.server.speculative is None:
+        return {}
+    speculative = summary.server.speculative
+    return {
+        "spec_decode_acceptance_rate": speculative.acceptance_rate,
+        "spec_decode_acceptance_length": speculative.acceptance_length,
+        "spec_decode_num_drafts": speculative.drafts,
+        "spec_decode_draft_tokens": speculative.draft_tokens,
+        "spec_decode_accepted_tokens": speculative.accepted_tokens,
+    }
+
+
 def _distribution(values: Distribution) -> dict[str, Any]:
     """In milliseconds."""
     return {
@@ -131,6 +145,7 @@ def _own(log: EventLog, summary: Summary) -> dict[str, Any]:
         "steady": msgspec.to_builtins(summary.steady),
         "inputs": msgspec.to_builtins(summary.inputs),
         "outputs": msgspec.to_builtins(summary.outputs),
+        "server": msgspec.to_builtins(summary.server),
         "energy": msgspec.to_builtins(summary.energy),
         "failures": summary.failures,
         "errors": list(summary.errors),

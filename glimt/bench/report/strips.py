@@ -45,7 +45,7 @@ def strips(log: EventLog) -> list[dict[str, Any]]:
         series: list[dict[str, Any]] = [
             {"name": name.removeprefix("vllm:"), "points": peaks(points, _MAX_POINTS)}
             for name in names
-            if len(points := _points(log, name, is_rate=is_rate)) > 1
+            if len(points := _points(log, name, is_rate=is_rate)) > 2
         ]
         if any(y for one in series for _, y in one["points"]):
             charts.append({"title": title, "says": says, "series": series})

@@ -52,8 +52,10 @@ def table(start: RunStart, summary: Summary, wording: Wording) -> str:
         ):
             lines += _block(metric, summary.metrics[metric])
     lines += _probes(summary)
+    lines += _speculative(summary)
     if not wording.vllm_compat:
         lines += _more(summary)
+        lines += _server(summary)
         lines += _energy(summary)
         lines += _objectives(summary, wording)
         lines += _client(summary)
@@ -151,6 +153,35 @@ def _more(summary: Summary) -> Iterator[str]:
         yield _count("Answers without token counts", inputs.without_usage)
     for name, count in sorted(summary.failures.items()):
         yield _count(f"Failed: {name}", count)
+
+
+def _speculative(summary: Summary) -> Iterator[str]:
+    """vLLM's block; only there if the server speculates."""
+    if summary.server is None or summary.server.speculative is None:
+        return
+    speculative = summary.server.speculative
+    yield f"{'Speculative Decoding':-^{WIDTH}}"
+    yield _number("Acceptance rate (%)", speculative.acceptance_rate)
+    yield _number("Acceptance length", speculative.acceptance_length)
+    yield _count("Drafts", speculative.drafts)
+    yield _count("Draft tokens", speculative.draft_tokens)
+    yield _count("Accepted tokens", speculative.accepted_tokens)
+
+
+def _server(summary: Summary) -> Iterator[str]:
+    server = summary.server
+    if server is None:
+        return
+    rows = []
+    if server.prefix_cache_hit_rate is not None:
+        rows.append(_number("Prefix cache hits (% of tokens)", 100 * server.prefix_cache_hit_rate))
+    if server.image_cache_hit_rate is not None:
+        rows.append(_number("Image cache hits (%)", 100 * server.image_cache_hit_rate))
+    if server.preemptions is not None:
+        rows.append(_count("Preemptions", server.preemptions))
+    if rows:
+        yield f"{'Server':-^{WIDTH}}"
+        yield from rows
 
 
 def _energy(summary: Summary) -> Iterator[str]:
