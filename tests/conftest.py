@@ -1,5 +1,7 @@
 """Settings of every test: one torch thread, repeatable Hypothesis runs."""
 
+import signal
+
 import torch
 from hypothesis import settings
 
@@ -8,3 +10,7 @@ torch.manual_seed(0)
 # Timing must not decide a test, and CI must not find on Tuesdays what it missed on Mondays.
 settings.register_profile("glimt", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("glimt")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background, a shell's child ignores Ctrl-C, and so would all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
