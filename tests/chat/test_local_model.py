@@ -44,6 +44,7 @@ def family_of(chat: PtySession) -> list[psutil.Process]:
     return psutil.Process(chat.process.pid).children(recursive=True)
 
 
+@pytest.mark.slow  # Ctrl-C within an answer, without a server, is in test_session.py
 def test_a_chat_with_a_server_that_runs(
     serving: Serving, start: Start, picture: Path, tmp_path: Path
 ) -> None:
@@ -53,6 +54,7 @@ def test_a_chat_with_a_server_that_runs(
         chat.expect(PROMPT)
         chat.type("What is it?\r")
         chat.expect(r"\r\nWhat is it\?|What is it\?\r\n")
+        chat.expect(r"\w\w\w")  # the answer has begun: at the prompt Ctrl-C means something else
         chat.interrupt(r"· stopped|stopped before")
         chat.expect(PROMPT)
         chat.type("/image /missing.png\r")
