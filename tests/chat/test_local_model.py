@@ -134,8 +134,12 @@ def test_tokens_are_foretold_by_the_checkpoints_own_numbers(
         Image.new("RGB", size).save(file)
         lines = f"/image {file}\nWhat?\n"
         assert piped(lines, "--base-url", serving.url, "--max-tokens", "1").status == 0
-    told = re.findall(r"media_tokens=(\d+)", serving.log.read_text())[-len(sizes) :]
-    assert [int(each) for each in told] == [count(*size) for size in sizes]
+
+    def told() -> list[int]:
+        found = re.findall(r"media_tokens=(\d+)", serving.log.read_text())
+        return [int(each) for each in found[-len(sizes) :]]
+
+    serving.wait_for(lambda: told() == [count(*size) for size in sizes], 10)
     assert count(100_000, 100) is None  # more extreme than the model takes
     assert image_token_counter("owner/name")(84, 56) is None
     assert image_token_counter(str(tmp_path))(84, 56) is None
