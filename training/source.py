@@ -16,15 +16,16 @@ from glimt.media.resize import resize
 from glimt.media.sizes import smart_resize
 from glimt.wire import ImageSettings
 from training.conversations import Clip, Conversation, converse
+from training.export import TEMPLATE
 from training.sample import Picture, Sample, Span
 from training.scenes.cells import cell_labels
 from training.scenes.draw import as_photographed, draw
 from training.scenes.scene import Scene
+from training.shape import IMAGE_LIMITS, VIDEO_LIMITS
 
 VOCABULARY = Path(__file__).parent / "vocabulary"
-TEMPLATE = Path(__file__).resolve().parent.parent / "glimt" / "tiny" / "chat_template.jinja"
-IMAGES = ImageSettings(min_pixels=2 * 56 * 56, max_pixels=2 * 448 * 448)
-VIDEOS = ImageSettings(min_pixels=2 * 56 * 56, max_pixels=802_816)
+IMAGES = ImageSettings(min_pixels=IMAGE_LIMITS[0], max_pixels=IMAGE_LIMITS[1])
+VIDEOS = ImageSettings(min_pixels=VIDEO_LIMITS[0], max_pixels=VIDEO_LIMITS[1])
 _JPEG_SHARE = 0.12
 _FRAMES_PER_STEP = 2
 
