@@ -21,9 +21,6 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
-from glimt.bench.report.html import report as page
-from glimt.bench.report.html import write_text
-from glimt.bench.report.series import comparison_page, comparison_tables, text_table
 from glimt.bench.serve import run_all
 
 app = App(
@@ -63,7 +60,7 @@ def serve(
 
 @app.command
 def report(
-    raw: str,
+    raw: str | None = None,
     /,
     *,
     figures: Annotated[FigureOptions, Parameter(name="*")] = FigureOptions(),
@@ -74,13 +71,18 @@ def report(
     Parameters
     ----------
     raw
-        File that `glimt bench serve --raw` wrote.
+        File that `glimt bench serve --raw` wrote; not with --compare BEFORE AFTER.
     """
     options = Options(figures=figures, output=output)
+    settings.check_report(options, raw)
+    if raw is None:
+        before, after = output.compare or []
+        return compare(before, after, figures=figures, html=output.html)
+    earlier = outputs.compared_with(options)
     runs = outputs.evaluate(read_log(Path(raw)), settings.question(options))
     for run in runs:
         outputs.show(options, run, _say, print)
-    outputs.write(options, runs, _say, print)
+    outputs.write(options, runs, _say, print, before=earlier)
     return 0
 
 
@@ -108,14 +110,7 @@ def compare(
         Write the comparison as a page.
     """
     question = settings.question(Options(figures=figures))
-    sides = [comparing.load(Path(name)) for name in (before, after)]
-    changes, pairs = comparing.compare(sides[0], sides[1], question)
-    for table in comparison_tables(changes, pairs):
-        print(text_table(table), end="\n\n")
-    if html is not None:
-        content = page("Comparison", f"{before} and {after}", "", [comparison_page(changes, pairs)])
-        write_text(Path(html), content)
-        _say(f"wrote {html}")
+    comparing.compare_files(before, after, question, html, _say, print)
     return 0
 
 

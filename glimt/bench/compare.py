@@ -5,7 +5,7 @@ both have the same number of repeats, these are paired; if both are single runs 
 requests, the requests are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,33 @@ from glimt.bench.events import EventLog, RequestEvent, RunEnd, RunStart, read_lo
 from glimt.bench.figures.pairs import PairedChange, paired_changes
 from glimt.bench.figures.scalars import Difference, differences
 from glimt.bench.figures.summary import Question, summarise
+from glimt.bench.report.html import report, write_text
+from glimt.bench.report.series import comparison_page, comparison_tables, text_table
 from glimt.errors import BadSettings
 
+Say = Callable[[str], None]
+
 _ARRAYS = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
+
+
+def compare_files(
+    before: str, after: str, question: Question, html: str | None, say: Say, tell: Say
+) -> None:
+    """Set two files side by side; `html` is a page to write. Raises BadSettings."""
+    page = compare_runs(load(Path(before)), load(Path(after)), question, tell)
+    if html is not None:
+        write_text(Path(html), report("Comparison", f"{before} and {after}", "", [page]))
+        say(f"wrote {html}")
+
+
+def compare_runs(
+    before: Sequence[EventLog], after: Sequence[EventLog], question: Question, tell: Say
+) -> dict[str, Any]:
+    """Set runs side by side: tables to `tell`; gives the page for a report."""
+    changes, pairs = compare(before, after, question)
+    for table in comparison_tables(changes, pairs):
+        tell(text_table(table) + "\n")
+    return comparison_page(changes, pairs)
 
 
 def load(path: Path) -> list[EventLog]:

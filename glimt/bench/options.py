@@ -275,6 +275,9 @@ class OutputOptions:
     """Write one line per request."""
     markdown: str | None = None
     """Write the figures as Markdown."""
+    compare: Annotated[list[str] | None, Many] = None
+    """BEFORE: say what this run changed; BEFORE AFTER: compare these two without a run. Files of
+    --raw or --save-detailed."""
     plot_timeline: bool = False
     """Write the report beside the result (it has the timeline)."""
     timeline_itl_thresholds: str = "25,50"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from glimt.bench import settings
+from glimt.bench import compare, settings
 from glimt.bench.events import EventLog, write_log
 from glimt.bench.figures.scalars import intervals
 from glimt.bench.figures.summary import Question, Summary, summarise
@@ -44,6 +44,12 @@ def evaluate(logs: Sequence[EventLog], question: Question) -> list[Run]:
     return [Run(log, summarise(log, question)) for log in logs]
 
 
+def compared_with(options: Options) -> list[EventLog]:
+    """The runs of --compare BEFORE, to be read before anything is done. Raises BadSettings."""
+    files = options.output.compare or []
+    return compare.load(Path(files[0])) if files else []
+
+
 def show(options: Options, run: Run, say: Say, tell: Say) -> None:
     """The table of one run to `tell`; errors and notes to `say`."""
     tell(table(run.log.start, run.summary, settings.wording(options)))
@@ -52,11 +58,18 @@ def show(options: Options, run: Run, say: Say, tell: Say) -> None:
 
 
 def write(
-    options: Options, runs: Sequence[Run], say: Say, tell: Say, *, varied: str | None = None
+    options: Options,
+    runs: Sequence[Run],
+    say: Say,
+    tell: Say,
+    *,
+    varied: str | None = None,
+    before: Sequence[EventLog] = (),
 ) -> None:
     """What several runs give together, and all files that are wanted. Raises BadSettings.
 
-    `varied` is rate or concurrency if the runs are those of a sweep.
+    `varied` is rate or concurrency if the runs are those of a sweep; `before` is what they are to
+    be compared with.
     """
     pairs = [(run.log, run.summary) for run in runs]
     pages: list[Data] = []
@@ -67,6 +80,9 @@ def write(
         repeats = intervals([run.summary for run in runs])
         tell(text_table(repeats_table(repeats)))
         pages.append(repeats_page(repeats))
+    if before:
+        logs = [run.log for run in runs]
+        pages.append(compare.compare_runs(before, logs, settings.question(options), tell))
     _write_files(options, runs, pages, say)
 
 

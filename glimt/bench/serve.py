@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from glimt.bench import outputs, settings
+from glimt.bench.compare import compare_files
 from glimt.bench.options import Options
 from glimt.bench.outputs import Run
 from glimt.bench.run import Bench
@@ -18,6 +19,10 @@ def run_all(options: Options, say: Say, tell: Say) -> int:
     """
     for note in settings.check(options):
         say(f"note: {note}")
+    if len(files := options.output.compare or []) == 2:
+        question = settings.question(options)
+        compare_files(files[0], files[1], question, options.output.html, say, tell)
+        return 0
     command = _Command(options, say, tell)
     search = options.search
     if search.find_max_rate:
@@ -38,6 +43,7 @@ class _Command:
         self._options = options
         self._say = say
         self._tell = tell
+        self._before = outputs.compared_with(options)
         self._bench = Bench(options, say)
         self._question = settings.question(options)
         self._runs: list[Run] = []
@@ -73,5 +79,7 @@ class _Command:
 
     def finish(self, *, varied: str | None = None) -> int:
         """Write everything; the exit status."""
-        outputs.write(self._options, self._runs, self._say, self._tell, varied=varied)
+        outputs.write(
+            self._options, self._runs, self._say, self._tell, varied=varied, before=self._before
+        )
         return 0 if any(run.summary.completed for run in self._runs) else 1

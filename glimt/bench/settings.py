@@ -26,6 +26,17 @@ def check(options: Options) -> list[str]:
     return list(_notes(options))
 
 
+def check_report(options: Options, raw: str | None) -> None:
+    """For `glimt bench report`. Raises BadSettings."""
+    files = options.output.compare or []
+    if len(files) > 2 or (raw is None) != (len(files) == 2):
+        raise BadSettings(
+            "give the log of a run (glimt bench report RAW, with --compare BEFORE if you like), or "
+            "two to be compared: glimt bench report --compare BEFORE AFTER"
+        )
+    question(options)
+
+
 def arrivals(options: Options) -> Arrivals:
     """How arrival times are drawn."""
     load = options.load
@@ -214,6 +225,8 @@ def _search(options: Options) -> Iterator[str]:
             yield "--search-low must be above 0 and below --search-high"
         if not 0 < search.search_precision < 1:
             yield "--search-precision must be above 0 and below 1"
+    if (search.sweep or search.find_max_rate) and options.output.compare is not None:
+        yield "--compare is for equal loads: it does not go with --sweep or --find-max-rate"
     if (search.sweep or search.find_max_rate) and load.ramp_up_strategy is not None:
         yield "--ramp-up-strategy does not go with a search, which sets the rate"
 
@@ -226,6 +239,8 @@ def _wishes(options: Options) -> Iterator[str]:
             yield error.message
             return
     yield from _search(options)
+    if options.output.compare is not None and len(options.output.compare) > 2:
+        yield f"--compare {' '.join(options.output.compare)}: must be BEFORE, or BEFORE AFTER"
     for text in options.output.metadata or ():
         if "=" not in text:
             yield f"--metadata {text}: must be KEY=VALUE"

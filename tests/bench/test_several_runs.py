@@ -120,6 +120,29 @@ def test_a_result_of_vllms_client_can_be_compared(tmp_path: Path) -> None:
     assert "Request by request" in done.stdout
 
 
+def glimt_bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "glimt", "bench", *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_two_saved_runs_are_compared_by_an_option_too(tmp_path: Path) -> None:
+    before, after, page = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "c.html"))
+    write_log(Path(before), [run_with(20)])
+    write_log(Path(after), [run_with(30)])
+    wanted = glimt_bench("compare", before, after)
+    assert wanted.returncode == 0, wanted.stderr
+    assert "+10.00 worse" in wanted.stdout
+    for words in (["serve"], ["report"]):
+        done = glimt_bench(*words, "--compare", before, after, "--html", page)
+        assert (done.returncode, done.stdout) == (0, wanted.stdout), done.stderr
+        assert "Request by request" in Path(page).read_text()
+    done = glimt_bench("report", after, "--compare", before)
+    assert wanted.stdout in done.stdout
+    for wrong in (["report"], ["report", after, "--compare", before, after]):
+        done = glimt_bench(*wrong)
+        assert (done.returncode, "report --compare BEFORE AFTER" in done.stderr) == (2, True)
+
+
 def test_other_requests_are_not_paired() -> None:
     other = run_with(20)
     other.requests[0].prompt_tokens = 99
@@ -253,6 +276,21 @@ def test_workers_share_one_schedule_and_one_limit(options: Options, tmp_path: Pa
     assert intended == sorted(intended)
     assert intended[-1] == 200 * MS
     assert {sample.worker for sample in log.health} <= {0, 1}
+
+
+def test_a_run_says_what_it_changed(options: Options, tmp_path: Path) -> None:
+    raw = str(tmp_path / "raw.jsonl")
+    told: list[str] = []
+    first = replace(options, output=replace(options.output, raw=raw))
+    assert run_all(first, lambda _: None, told.append) == 0
+    assert not any("Comparison" in text for text in told)
+    second = replace(options, output=replace(options.output, compare=[raw]))
+    assert run_all(second, lambda _: None, told.append) == 0
+    assert "Request by request" in told[-1]
+    assert "Request by request" in (tmp_path / "r.html").read_text()
+    missing = replace(options, output=replace(options.output, compare=["none.jsonl"]))
+    with pytest.raises(BadSettings, match="cannot be read"):
+        run_all(missing, lambda _: None, told.append)
 
 
 def test_a_sweep_and_a_search_run_through(options: Options, tmp_path: Path) -> None:
