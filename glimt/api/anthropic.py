@@ -55,6 +55,7 @@ async def messages(state: ApiState, scope: Scope, receive: Receive, send: Send) 
             model=state.served_names[0],
             max_tokens=request.max_tokens,
             with_reasoning=chat.include_reasoning,
+            with_boxes=state.boxes == "structured",
             cached_tokens=state.prompt_tokens_details,
         )
         stream = bool(request.stream)

@@ -3,8 +3,9 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from glimt.api.completion import Box
 from glimt.api.fields import Count, Label, NoEffect, NotDone, StopText
 from glimt.api.known import KnownFields
 from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
@@ -44,6 +45,7 @@ class TextBlock(_Block, frozen=True, kw_only=True, tag="text"):
 
     text: str
     citations: NoEffect = None
+    boxes: Label = None  # of an earlier answer
 
 
 class ImageBlock(_Block, frozen=True, kw_only=True, tag="image"):
@@ -249,6 +251,7 @@ class TextOut(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
 
     text: str
     citations: None = None
+    boxes: list[Box] | UnsetType = UNSET  # under --box-tokens structured
 
 
 class ThinkingOut(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="thinking"):
@@ -321,3 +324,4 @@ class MessagesEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     delta: dict[str, Any] | None = None
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    boxes: list[Box] | None = None  # of the text that stops, under --box-tokens structured

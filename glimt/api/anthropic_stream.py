@@ -19,6 +19,7 @@ from glimt.api.anthropic_schema import (
 )
 from glimt.api.blocks import Block, BlockReader, Change, whole_blocks
 from glimt.api.errors import anthropic_body_of
+from glimt.api.stream import shown_boxes
 from glimt.frontend.answer import Delta, UsageCounts
 
 _encode = msgspec.json.Encoder().encode
@@ -43,6 +44,7 @@ class MessagesForm:
     model: str
     max_tokens: int  # as asked for
     with_reasoning: bool = True
+    with_boxes: bool = False  # a list of them, which may be empty
     cached_tokens: bool = True  # told apart in the usage
 
 
@@ -83,7 +85,7 @@ class MessagesWriter:
         """The unstreamed answer."""
         deltas = list(deltas)
         blocks = whole_blocks(deltas, with_thoughts=self._form.with_reasoning)
-        content = [_content(block) for block in blocks]
+        content = [_content(block, with_boxes=self._form.with_boxes) for block in blocks]
         return self._answer(content, deltas[-1] if deltas else None, answer.usage)
 
     def _answer(
@@ -135,7 +137,10 @@ class MessagesWriter:
             if block.kind == "thinking":
                 signed = {"type": "signature_delta", "signature": _signature(block.text)}
                 yield _event("content_block_delta", index=block.index, delta=signed)
-            yield _event("content_block_stop", index=block.index)
+            # An event that every client knows: one of a kind of our own might not be let pass.
+            has_boxes = self._form.with_boxes and block.kind == "text"
+            own = {"boxes": shown_boxes(block.boxes)} if has_boxes else {}
+            yield _event("content_block_stop", index=block.index, **own)
 
 
 def _begun(block: Block) -> dict[str, Any]:
@@ -146,9 +151,10 @@ def _begun(block: Block) -> dict[str, Any]:
     return {"type": "tool_use", "id": block.id, "name": block.name, "input": {}}
 
 
-def _content(block: Block) -> TextOut | ThinkingOut | ToolUseOut:
+def _content(block: Block, *, with_boxes: bool) -> TextOut | ThinkingOut | ToolUseOut:
     if block.kind == "text":
-        return TextOut(text=block.text)
+        boxes = shown_boxes(block.boxes) if with_boxes else msgspec.UNSET
+        return TextOut(text=block.text, boxes=boxes)
     if block.kind == "thinking":
         return ThinkingOut(thinking=block.text, signature=_signature(block.text))
     try:

@@ -27,6 +27,7 @@ class Block:
     id: str = ""  # of a call
     name: str = ""  # of the function called
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of text
+    boxes: list[str] = field(default_factory=list)  # texts of those that ended in this text
 
 
 class Change(NamedTuple):
@@ -59,6 +60,9 @@ class BlockReader:
             # With thoughts or calls in the same delta nobody could tell whose tokens they are.
             is_pure = not (delta.reasoning or delta.calls)
             yield from self._grow("text", delta.content, delta.logprobs if is_pure else ())
+        if delta.boxes:
+            yield from self._open_if_not("text")
+            self.blocks[-1].boxes += delta.boxes
         for call in calls:
             yield from self._call(call)
         if delta.finish_reason is not None:
@@ -67,14 +71,16 @@ class BlockReader:
     def _grow(
         self, kind: Kind, text: str, logprobs: tuple[TokenLogprobs, ...] = ()
     ) -> Iterator[Change]:
-        block = self._open
-        if block is None or block.kind != kind:
-            yield from self._end()
-            block = Block(len(self.blocks), kind)
-            yield self._begin(block)
+        yield from self._open_if_not(kind)
+        block = self.blocks[-1]
         block.text += text
         block.logprobs += logprobs
         yield Change("grow", block, text, logprobs)
+
+    def _open_if_not(self, kind: Kind) -> Iterator[Change]:
+        if self._open is None or self._open.kind != kind:
+            yield from self._end()
+            yield self._begin(Block(len(self.blocks), kind))
 
     def _call(self, call: CallDelta) -> Iterator[Change]:
         if call.name:

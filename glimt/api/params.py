@@ -203,6 +203,8 @@ def template_kwargs(operators: Mapping[str, Any], request: ChatRequest) -> dict[
     # A wish of the request replaces the operator's under whatever name that came.
     if not own.keys().isdisjoint(("enable_thinking", "thinking", "reasoning_effort")):
         operators = {k: v for k, v in operators.items() if k not in _THINKING_SWITCHES}
+    if request.chat_template is not None:  # the operator's were meant for another template
+        operators = {k: v for k, v in operators.items() if k in _THINKING_SWITCHES}
     return {**operators, **own}
 
 

@@ -3,8 +3,9 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from glimt.api.completion import Box
 from glimt.api.fields import Count, Label, NoEffect, NotDone, SamplingFields
 from glimt.api.known import KnownFields
 from glimt.api.media_wishes import MediaIoKwargs, ProcessorKwargs
@@ -27,6 +28,7 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     annotations: Label = None
     logprobs: Label = None
     parsed: Label = None  # by a client
+    boxes: Label = None
 
 
 class PlainText(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
@@ -269,6 +271,7 @@ class TextContent(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     annotations: list[Any] = []
     logprobs: list[ResponsesLogprob] = []
+    boxes: list[Box] | UnsetType = UNSET  # under --box-tokens structured, when the text is whole
 
 
 class ThoughtContent(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from glimt.api.responses_schema import (
     TextContent,
     ThoughtContent,
 )
-from glimt.api.stream import AnswerForm, shown_logprob, shown_token
+from glimt.api.stream import AnswerForm, shown_boxes, shown_logprob, shown_token
 from glimt.frontend.answer import Delta, UsageCounts
 from glimt.wire import TokenLogprobs
 
@@ -117,7 +117,7 @@ class ResponsesWriter:
 
     def _item(self, block: Block, status: Status) -> OutputItem:
         if block.kind == "text":
-            content = [self._text(block)] if block.text else []
+            content = [self._text(block)] if block.text or block.boxes else []
             return MessageItem(id=self._id(block), status=status, content=content)
         if block.kind == "thinking":
             thoughts = [ThoughtContent(text=block.text)] if block.text else []
@@ -131,7 +131,11 @@ class ResponsesWriter:
         )
 
     def _text(self, block: Block) -> TextContent:
-        return TextContent(text=block.text, logprobs=self._logprobs(block.logprobs))
+        return TextContent(
+            text=block.text,
+            logprobs=self._logprobs(block.logprobs),
+            boxes=shown_boxes(block.boxes) if self._form.with_boxes else msgspec.UNSET,
+        )
 
     def _logprobs(self, logprobs: Iterable[TokenLogprobs]) -> list[ResponsesLogprob]:
         form = self._form

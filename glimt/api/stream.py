@@ -245,7 +245,6 @@ def _message(form: AnswerForm, deltas: list[Delta]) -> AnswerMessage:
         AnswerCall(id=call.id, function=AnswerFunction(name=call.name, arguments=call.arguments))
         for call in reply.calls
     ]
-    boxes = [Box(text=text, coordinates=coordinates(text)) for text in reply.boxes]
     content = form.echo + reply.content
     return AnswerMessage(
         role=form.role,
@@ -253,8 +252,13 @@ def _message(form: AnswerForm, deltas: list[Delta]) -> AnswerMessage:
         reasoning=reasoning,
         reasoning_content=reasoning if form.with_reasoning_content else msgspec.UNSET,
         tool_calls=calls or msgspec.UNSET,
-        boxes=boxes if form.with_boxes else msgspec.UNSET,
+        boxes=shown_boxes(reply.boxes) if form.with_boxes else msgspec.UNSET,
     )
+
+
+def shown_boxes(texts: Iterable[str]) -> list[Box]:
+    """Boxes as answers of every route show them."""
+    return [Box(text=text, coordinates=coordinates(text)) for text in texts]
 
 
 def usage_of(counts: UsageCounts, form: AnswerForm) -> Usage:

@@ -88,7 +88,14 @@ class Renderer:
         PromptTooLong, and what `media.prepare` raises. No lease survives failure or cancellation.
         """
         self._check_size(
-            strings_in([*conversation.messages, *(conversation.tools or ())]), "messages"
+            strings_in(
+                [
+                    *conversation.messages,
+                    *(conversation.tools or ()),
+                    dict(conversation.template_kwargs),
+                ]
+            ),
+            "messages",
         )
         text, stand_ins = self._run_template(conversation)
         token_ids = await _off_loop_if_long(
@@ -155,14 +162,14 @@ class Renderer:
             template = compile_request_template(conversation.template)
         if template is None:
             raise InvalidRequest("this checkpoint has no chat template", param="messages")
-        kwargs = check_template_kwargs(conversation.template_kwargs)
+        kwargs = check_template_kwargs(conversation.template_kwargs, template.own_arguments)
         messages = template_messages(conversation.messages, answer_tags=self._answer_tags)
         if media_kinds(messages) != [source.kind for source in conversation.media]:
             raise InvalidRequest("the messages and the media given do not match", param="messages")
         tools = list(conversation.tools or ())
         if tools and not template.takes_tools:
             raise InvalidRequest("this checkpoint's chat template takes no tools", param="tools")
-        texts = strings_in([messages, tools])
+        texts = strings_in([messages, tools, kwargs])
         stand_ins = StandIns(self._guarded, [template.source, *texts])
         hidden = hide_messages(messages, stand_ins)
         if not template.takes_lists(self._content_format):
@@ -174,7 +181,7 @@ class Renderer:
                 hidden,
                 tools=stand_ins.hide(tools),
                 add_generation_prompt=conversation.add_generation_prompt,
-                **kwargs,
+                **{name: stand_ins.hide(value) for name, value in kwargs.items()},
             )
         except InvalidRequest as error:
             raise InvalidRequest(stand_ins.show(error.message), param=error.param) from error

@@ -6,7 +6,7 @@ controls, `tojson` without HTML escapes, `raise_exception`, `strftime_now`.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,8 +14,11 @@ from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError, meta
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from glimt.errors import BadCheckpoint, InvalidRequest
+from glimt.errors import BadCheckpoint, BadSettings, InvalidRequest
 
+# What Glimt itself gives every template.
+_GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+_SWITCHES = ("enable_thinking", "thinking", "clear_thinking", "reasoning_effort")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 # Everything outside ASCII but private-use characters, which may be stand-ins (standins.py).
 _TO_ESCAPE = re.compile(r"[^\x00-\x7f\ue000-\uf8ff\U000f0000-\U0010ffff]")
@@ -47,6 +50,8 @@ class ChatTemplate:
                 f"the chat template has an error in line {error.lineno}: {error.message}"
             ) from error
         self.variables = frozenset(names)  # what it reads beside the messages
+        # What `chat_template_kwargs` may set beyond the switches that every server knows.
+        self.own_arguments = self.variables - _GIVEN - environment.globals.keys()
         self.takes_tools = "tools" in names
         self._takes_lists = self._shows([{"type": "text", "text": _PROBE}])
         self._takes_texts = self._shows(_PROBE)
@@ -110,8 +115,11 @@ def compile_request_template(source: str) -> ChatTemplate:
         raise InvalidRequest(error.message, param="chat_template") from None
 
 
-def check_template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`chat_template_kwargs` as the template gets them: known names and types only.
+def check_template_kwargs(
+    kwargs: Mapping[str, Any], own_arguments: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """`chat_template_kwargs` as the template gets them: the switches of thinking, of their types,
+    and whatever else the template reads (`own_arguments`), which may be any JSON.
 
     `thinking` is another spelling of `enable_thinking`, and `reasoning_effort: none` turns thinking
     off, too. Raises InvalidRequest naming what is unknown, of the wrong type, or contradictory.
@@ -119,16 +127,15 @@ def check_template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     path = "chat_template_kwargs"
     checked: dict[str, Any] = {}
     for name, value in kwargs.items():
-        if name in ("enable_thinking", "thinking", "clear_thinking"):
+        if name in _SWITCHES[:3]:
             if not isinstance(value, bool):
                 raise InvalidRequest(f"{path}.{name} must be true or false", param=f"{path}.{name}")
         elif name == "reasoning_effort":
             if value not in _EFFORTS:
                 text = f"{path}.{name} must be one of {', '.join(_EFFORTS)}"
                 raise InvalidRequest(text, param=f"{path}.{name}")
-        else:
-            shown = name if name.isidentifier() and len(name) <= 64 else "…"
-            raise InvalidRequest(f"{path}.{shown} is not known", param=path)
+        elif name not in own_arguments:
+            raise _unread(name, own_arguments)
         checked[name] = value
     wishes = {checked[name] for name in ("enable_thinking", "thinking") if name in checked}
     if len(wishes) > 1:
@@ -138,6 +145,24 @@ def check_template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     elif checked.get("reasoning_effort") == "none":
         checked["enable_thinking"] = False
     return checked
+
+
+def check_operators_kwargs(kwargs: Mapping[str, Any], template: ChatTemplate) -> None:
+    """Raises BadSettings for --default-chat-template-kwargs with which no request could be made."""
+    try:
+        check_template_kwargs(kwargs, template.own_arguments)
+    except InvalidRequest as error:
+        raise BadSettings(f"--default-chat-template-kwargs: {error.message}") from None
+
+
+def _unread(name: str, own_arguments: Set[str]) -> InvalidRequest:
+    path = "chat_template_kwargs"
+    shown = name if name.isidentifier() and len(name) <= 64 else "…"
+    read = ", ".join(sorted({*_SWITCHES, *own_arguments}))
+    text = (
+        f"{path}.{shown} is not known: the chat template does not read it; what may be set: {read}"
+    )
+    return InvalidRequest(text, param=path if shown == "…" else f"{path}.{shown}")
 
 
 class _Refusal(TemplateError):

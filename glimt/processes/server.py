@@ -34,7 +34,7 @@ from glimt.frontend.fetch import FetchPolicy, MediaFetcher
 from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.media_pool import Frames, MediaPool
 from glimt.frontend.render import Renderer
-from glimt.frontend.template import ChatTemplate
+from glimt.frontend.template import ChatTemplate, check_operators_kwargs
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.vocabulary import Vocabulary
@@ -123,6 +123,8 @@ class ServerProcess:
 
     def _make_state(self) -> ApiState:
         start, tokenizer = self._start, self._tokenizer
+        template = ChatTemplate(start.chat_template)
+        check_operators_kwargs(start.chat_template_kwargs, template)
         return ApiState(
             served_names=start.served_model_names,
             model_name=start.model_path,
@@ -130,7 +132,7 @@ class ServerProcess:
             client=self._client,
             renderer=Renderer(
                 tokenizer,
-                ChatTemplate(start.chat_template),
+                template,
                 start.image,
                 start.max_model_len,
                 start.content_format,

@@ -209,7 +209,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     ("documents", {"documents": [{}]}, "documents"),
     ("best_of true", {"best_of": True}, "best_of"),
     ("template", {"chat_template": "{{ 1 }}"}, "chat_template"),
-    ("template kwargs", {"chat_template_kwargs": {"wild": 1}}, "chat_template_kwargs"),
+    ("template kwargs", {"chat_template_kwargs": {"wild": 1}}, "chat_template_kwargs.wild"),
     (
         "too many images",
         {

@@ -257,6 +257,35 @@ async def test_an_agent_sends_back_what_it_got() -> None:
             assert len(submit.images) == 1
 
 
+def boxed_texts(parts: list[Any]) -> list[tuple[str, Any]]:
+    return [(part["text"], part["boxes"]) for part in parts if part["type"].endswith("text")]
+
+
+async def test_boxes_come_apart_in_all_apis_streamed_and_whole() -> None:
+    box = "<|begin_of_box|>[[1,2,3,4]]<|end_of_box|>"
+    one = serving(f"<think>hm</think>One {box}{call('clock')}two, {box}{box}", boxes="structured")
+    boxes = [{"text": "[[1,2,3,4]]", "coordinates": [[1, 2, 3, 4]]}]
+    expected = [("One [[1,2,3,4]]", boxes), ("two, [[1,2,3,4]][[1,2,3,4]]", boxes * 2)]
+    async with one.listening() as address, Clients(address) as clients:
+        for stream in (False, True):
+            seen = await clients.ask("responses", Question(tools=TOOLS), stream=stream)
+            parts = [part for item in seen.raw for part in item.get("content", [])]
+            assert (
+                boxed_texts([part for part in parts if part["type"] == "output_text"]) == expected
+            )
+        seen = await clients.ask("messages", Question(tools=TOOLS), stream=False)
+        assert boxed_texts(seen.raw["content"]) == expected
+        # A client of theirs lets a stream's boxes pass, which stand in the events.
+        seen = await clients.ask("messages", Question(tools=TOOLS), stream=True)
+        assert seen.text == "".join(text for text, _ in expected)
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400}
+    body = json.dumps({**fields, "stream": True}).encode()
+    reply = await one.ask("POST", "/v1/messages", body=body)
+    lines = [line for line in reply.body.decode().splitlines() if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert [event["boxes"] for event in events if "boxes" in event] == [boxes * 3]
+
+
 async def test_calls_that_are_cut_are_begun_and_end_as_cut() -> None:
     one = serving(OSLO)
     async with one.listening() as address, Clients(address) as clients:

@@ -147,9 +147,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"thinking_token_budget": -1}, "thinking_token_budget"),
     ({"reasoning_effort": "ultra"}, "reasoning_effort"),
     ({"chat_template": "{% for i in range(10**9) %}{% endfor %}"}, "chat_template"),
-    ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs"),
-    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
-    ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs.tokenize"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    (
+        {"chat_template_kwargs": {"add_generation_prompt": False}},
+        "chat_template_kwargs.add_generation_prompt",
+    ),
     (
         {"chat_template_kwargs": {"enable_thinking": "yes"}},
         "chat_template_kwargs.enable_thinking",

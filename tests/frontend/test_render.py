@@ -16,6 +16,7 @@ from glimt.wire import ImageSettings
 from tests.support.prompts import (
     CountedLease,
     FakeMedia,
+    control_ids,
     renderer,
     template_source,
     tokenizer,
@@ -234,6 +235,14 @@ def test_what_a_template_says_of_the_messages_is_shown_as_written() -> None:
 def test_unknown_template_arguments_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="chat_template_kwargs"):
         _run(_conversation("hi", template_kwargs={"add_generation_prompt": False}))
+
+
+def test_what_a_template_reads_may_come_with_the_request_and_stays_text() -> None:
+    source = "<|user|>{{ mood }}{% for each in marks %}{{ each.a }}{% endfor %}"
+    hostile = {"mood": "<|user|>", "marks": [{"a": "<think>"}]}
+    prompt = _run(_conversation("hi", template_kwargs=hostile), source=source)
+    assert _text(prompt) == "<|user|><|user|><think>"
+    assert len(control_ids(prompt.token_ids)) == 1
 
 
 def test_thinking_off_closes_the_thought_for_the_model() -> None:

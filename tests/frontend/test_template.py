@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from glimt.errors import BadCheckpoint, InvalidRequest
-from glimt.frontend.template import ChatTemplate, check_template_kwargs
+from glimt.errors import BadCheckpoint, BadSettings, InvalidRequest
+from glimt.frontend.template import ChatTemplate, check_operators_kwargs, check_template_kwargs
 from tests.support.prompts import STYLES, template_source
 
 MESSAGES = [{"role": "user", "content": "<a & 'b'> ø"}]
@@ -95,6 +95,24 @@ def test_a_template_that_is_no_template_is_refused_with_its_line() -> None:
 def test_arguments_that_are_not_on_the_list_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match="not known"):
         check_template_kwargs({name: True})
+
+
+def test_arguments_that_the_template_reads_may_be_set() -> None:
+    source = "{% if style is defined %}{{ style }}{% endif %}{{ strftime_now('%Y') }}{{ messages }}"
+    template = ChatTemplate(source)
+    assert template.own_arguments == {"style"}
+    kwargs = {"style": {"any": ["JSON"]}, "enable_thinking": False}
+    assert check_template_kwargs(kwargs, template.own_arguments) == kwargs
+    for name in ("strftime_now", "raise_exception", "range", "messages", "mood"):
+        with pytest.raises(InvalidRequest, match=r"not known.*clear_thinking.*style") as caught:
+            check_template_kwargs({name: "x"}, template.own_arguments)
+        assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_operators_arguments_are_checked_against_the_template() -> None:
+    check_operators_kwargs({"mood": "x", "enable_thinking": True}, ChatTemplate("{{ mood }}"))
+    with pytest.raises(BadSettings, match=r"--default-chat-template-kwargs.*mood is not known"):
+        check_operators_kwargs({"mood": "x"}, ChatTemplate("{{ messages }}"))
 
 
 @pytest.mark.parametrize(
