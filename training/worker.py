@@ -115,6 +115,7 @@ def held_out_packer(source: Source, stream: int, budget: Budget) -> Packer:
 def work(connection: Connection, arena: Arena, source_name: str, seed: int) -> None:
     """Main of a worker: requests in, micro-batches out, until the trainer is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    os.nice(5)  # on a full machine the trainer, which launches the device's work, comes first
     torch.set_num_threads(1)
     try:
         source = load_source(source_name)
