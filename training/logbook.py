@@ -10,6 +10,8 @@ from training.evaluate import Accuracy, table
 from training.supply import Tally
 from training.trainer import StepReport
 
+Record = dict[str, Any]
+
 
 class Logbook:
     """Writes to `folder`/log.jsonl, one JSON object a line; an existing one is continued."""
@@ -81,3 +83,14 @@ class Logbook:
         )
         print(f"held out, after {elapsed_s:.0f} s and {step} steps: {100 * right / spans:.1f} %")
         print(table(accuracies), flush=True)
+
+
+def read_log(file: Path) -> dict[str, list[Record]]:
+    """Records by kind. Raises FileNotFoundError, or ValueError if nothing was logged."""
+    records: dict[str, list[Record]] = {"steps": [], "accuracy": []}
+    for line in file.read_text("utf-8").splitlines():
+        record = json.loads(line)
+        records.setdefault(record["kind"], []).append(record)
+    if not records["steps"]:
+        raise ValueError(f"{file} has no record of a step yet")
+    return records

@@ -1,28 +1,15 @@
 """`python -m training.plot`: the curves of a run, from its log.jsonl to SVG or PNG files."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from training.logbook import Record, read_log
+
 matplotlib.use("Agg")  # no window: it shall run where there is no screen
-
-Record = dict[str, Any]
-
-
-def read_log(file: Path) -> dict[str, list[Record]]:
-    """Records by kind. Raises FileNotFoundError, or ValueError if nothing was logged."""
-    records: dict[str, list[Record]] = {"steps": [], "accuracy": []}
-    for line in file.read_text("utf-8").splitlines():
-        record = json.loads(line)
-        records.setdefault(record["kind"], []).append(record)
-    if not records["steps"]:
-        raise ValueError(f"{file} has no record of a step yet")
-    return records
 
 
 def draw_loss(records: list[Record]) -> Figure:
