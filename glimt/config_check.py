@@ -152,8 +152,6 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield "--mm-encoder-tp-mode data has no effect on one GPU"
     if parallel.disable_custom_all_reduce:
         yield "--disable-custom-all-reduce has no effect on one GPU"
-    if settings.models.enforce_eager:
-        yield "--enforce-eager has no effect: this version captures no CUDA graphs"
     if settings.models.trust_remote_code:
         yield "--trust-remote-code has no effect: no code from a checkpoint is ever run"
     if settings.media.allowed_local_media_path == "/":

@@ -32,7 +32,7 @@ from glimt.processes.build import load_weights, pick_device, pick_dtype
 from glimt.processes.launch import resolve
 from glimt.processes.sizes import longest_request, step_sizes
 from glimt.processes.supervisor import Plan
-from glimt.runner.batch import build_batch
+from glimt.runner.batch import build_batch, gather_work
 from glimt.runner.build import KvDtype, kv_layout
 from glimt.runner.encoder import ImageEncoder
 from glimt.runner.forward import hidden_states
@@ -96,7 +96,7 @@ class Pupil:
         hidden: list[list[Tensor]] = [[] for _ in lessons]
         for work in passes([lesson.num_tokens for lesson in lessons], self.max_tokens):
             rows.advance(work)
-            batch = build_batch(rows, work)
+            batch = build_batch(rows, work, gather_work(rows, work))
             out_TD = hidden_states(self._model, batch, rows.tokens_RL, self._encoder, kv)
             first = 0
             for item in work:

@@ -20,7 +20,7 @@ class Step:
     """The device's view of one step: T tokens, the queries of R rows one after another.
 
     Every row has at least one token, and every slot is one that the step may write. (A padding
-    row of a captured graph is a row of one token with a context of one, in a page of its own.)
+    row of a graph repeats another row's query and context, and writes to a slot nobody reads.)
     """
 
     positions_3T: Tensor  # int64: temporal, height and width position of each token

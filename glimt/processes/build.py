@@ -26,6 +26,7 @@ from glimt.processes.sizes import StepSizes, longest_request, memory_sizes, step
 from glimt.runner.build import ExecutorSizes, KvDtype, build_executor, kv_layout
 from glimt.runner.encoder import PixelSource
 from glimt.runner.executor import ModelExecutor
+from glimt.runner.graphs import Record, cuda_recorder
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes, run_largest_step
 from glimt.wire import EngineInfo
@@ -87,7 +88,7 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
             f"{sizes.num_pages * layout.page_bytes / 2**30:.2f} GiB"
         )
     with phases.phase("executor"):
-        executor = build_executor(model, layout, sizes, arenas, device)
+        executor = build_executor(model, layout, sizes, arenas, device, recorder(start, device))
     with phases.phase("warm-up"):
         _warm_up(model, layout, sizes, steps, device)
     limits = SchedulerLimits(
@@ -135,6 +136,11 @@ def pick_device(wish: str) -> torch.device:
     return torch.device("cpu")
 
 
+def recorder(start: EngineStart, device: torch.device) -> Record | None:
+    """What records graphs of decode steps, where there are any."""
+    return None if start.enforce_eager or device.type == "cpu" else cuda_recorder()
+
+
 def pick_dtype(wish: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     """auto: the checkpoint's type on a GPU; float32 on a CPU, which is as fast and exact."""
     names = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -179,7 +185,8 @@ def _fit(
     )
 
     def free_for_kv() -> int:
-        peak = peak_step_bytes(model, layout, sizes, steps.max_num_batched_tokens, device)
+        tokens = steps.max_num_batched_tokens
+        peak = peak_step_bytes(model, layout, sizes, tokens, device, recorder(start, device))
         return kv_cache_bytes(measure_free(device), device, start.memory_utilization, peak)
 
     memory = memory_sizes(start, steps, longest, layout.page_bytes, free_for_kv)

@@ -39,6 +39,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     kv_cache_memory_bytes: int | None
     memory_utilization: float
     device: str  # auto · cpu · cuda
+    enforce_eager: bool  # no CUDA graphs
     page_size: int | None
     max_model_len: int | None  # None = the checkpoint's; 0 = what fits
     max_num_batched_tokens: int | None

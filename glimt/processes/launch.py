@@ -181,6 +181,7 @@ def _engine_start(
         kv_cache_memory_bytes=None if wanted is None else parse_count(wanted),
         memory_utilization=cache.gpu_memory_utilization,
         device=cache.device,
+        enforce_eager=models.enforce_eager,
         page_size=cache.block_size,
         max_model_len=_max_model_len(models.max_model_len),
         max_num_batched_tokens=cache.max_num_batched_tokens,

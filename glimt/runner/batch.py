@@ -37,8 +37,30 @@ class Batch:
     image_parts: list[ImagePart]
 
 
-def build_batch(rows: RowTable, work: Sequence[RowWork]) -> Batch:
-    """Gather rows, which `RowTable.advance` has been told of, into a batch in the order of `work`.
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The work of a step as arrays on the host; see `Batch` for their meaning.
+
+    `is_decoding`: each row computes one token and draws the next, and none of them is image.
+    """
+
+    arrays: dict[str, Array]
+    query_starts_R1: IntArray
+    row_N: IntArray
+    end_N: IntArray  # tokens that row n has when it draws
+    image_parts: list[ImagePart]
+    max_query_len: int
+    max_context_len: int
+
+    @property
+    def is_decoding(self) -> bool:
+        """See the class."""
+        num_rows = len(self.query_starts_R1) - 1
+        return self.max_query_len == 1 and len(self.row_N) == num_rows and not self.image_parts
+
+
+def gather_work(rows: RowTable, work: Sequence[RowWork]) -> Gathered:
+    """The arrays of `work`, whose rows `RowTable.advance` has been told of, in its order.
 
     Raises ValueError if the work asks for tokens or pages that its row does not have.
     """
@@ -54,7 +76,6 @@ def build_batch(rows: RowTable, work: Sequence[RowWork]) -> Batch:
     index_T = np.arange(query_starts_R1[-1]) + (start_R - query_starts_R1[:-1]).repeat(count_R)
     row_N, end_N = row_R[samples_R], end_R[samples_R]
     image_parts, image_index_I = _image_places(rows, work, row_R, start_R, query_starts_R1)
-    max_context_len = int(end_R.max())
     num_slots = rows.tokens_RL.shape[1]
     arrays: dict[str, Array] = {
         "row_R": row_R,
@@ -68,30 +89,49 @@ def build_batch(rows: RowTable, work: Sequence[RowWork]) -> Batch:
         "drawn_place_N": row_N * num_slots + end_N,
         "image_index_I": image_index_I,
     }
+    return Gathered(
+        arrays=arrays,
+        query_starts_R1=query_starts_R1,
+        row_N=row_N,
+        end_N=end_N,
+        image_parts=image_parts,
+        max_query_len=int(count_R.max()),
+        max_context_len=int(end_R.max()),
+    )
+
+
+def build_batch(rows: RowTable, work: Sequence[RowWork], gathered: Gathered) -> Batch:
+    """The batch of `gathered`, which was made of `work`, on the device."""
     rows.send_pages()
-    tensors = to_device(arrays, rows.device)
-    num_pages = -(-max_context_len // rows.page_size)
+    tensors = to_device(gathered.arrays, rows.device)
+    num_pages = -(-gathered.max_context_len // rows.page_size)
     step = Step(
         positions_3T=tensors["positions_3T"],
         slots_T=tensors["slots_T"],
         page_table_RM=rows.page_table_RP[tensors["row_R"], :num_pages],
         query_starts_R1=tensors["query_starts_R1"],
         context_lens_R=tensors["context_lens_R"],
-        max_query_len=int(count_R.max()),
-        max_context_len=max_context_len,
+        max_query_len=gathered.max_query_len,
+        max_context_len=gathered.max_context_len,
     )
     return Batch(
         step=step,
         token_place_T=tensors["token_place_T"],
         hidden_index_N=tensors["hidden_index_N"],
         drawn_place_N=tensors["drawn_place_N"],
-        draws=prepare_draws(
-            rows.sampling, row_N, rows.num_prompt_tokens_R[row_N], end_N, rows.device
-        ),
-        sampling_rows=row_N.tolist(),
-        judgement=prepare_judgement(rows, work, query_starts_R1),
-        image_index_I=tensors["image_index_I"] if image_parts else None,
-        image_parts=image_parts,
+        draws=gathered_draws(rows, gathered),
+        sampling_rows=gathered.row_N.tolist(),
+        judgement=prepare_judgement(rows, work, gathered.query_starts_R1),
+        image_index_I=tensors["image_index_I"] if gathered.image_parts else None,
+        image_parts=gathered.image_parts,
+    )
+
+
+def gathered_draws(rows: RowTable, gathered: Gathered) -> list[DrawInputs]:
+    """Inputs of the draws of the rows that sample, with all features that they use."""
+    row_N = gathered.row_N
+    return prepare_draws(
+        rows.sampling, row_N, rows.num_prompt_tokens_R[row_N], gathered.end_N, rows.device
     )
 
 

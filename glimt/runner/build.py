@@ -9,6 +9,7 @@ import torch
 from glimt.models.glm4v import Glm4v
 from glimt.runner.encoder import ImageEncoder, PixelSource
 from glimt.runner.executor import ModelExecutor
+from glimt.runner.graphs import DecodeGraphs, Record
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.rows import RowTable
 
@@ -49,10 +50,12 @@ def build_executor(
     sizes: ExecutorSizes,
     arenas: Sequence[PixelSource],
     device: torch.device,
+    record: Record | None = None,
 ) -> ModelExecutor:
     """An executor with its rows, KV cache and image cache, all allocated on `device`.
 
-    `model` has its weights on `device`; `arenas` are the pixel sources by number.
+    `model` has its weights on `device`; `arenas` are the pixel sources by number. `record` makes
+    graphs of decode steps, for which the KV cache gets a spare page; None makes none.
     """
     config = model.config
     rows = RowTable(
@@ -70,4 +73,8 @@ def build_executor(
         max_patches=sizes.max_patches,
         device=device,
     )
-    return ModelExecutor(model, rows, layout.allocate(sizes.num_pages, device), encoder, device)
+    kv = layout.allocate(sizes.num_pages + (record is not None), device)
+    graphs = None
+    if record is not None:
+        graphs = DecodeGraphs(model, rows, kv, sizes.num_pages * sizes.page_size, record)
+    return ModelExecutor(model, rows, kv, encoder, device, graphs)

@@ -16,9 +16,10 @@ from glimt.engine.plan import NewRow, RowWork, StepPlan
 from glimt.errors import StepFailed
 from glimt.layers.attention import KvCache
 from glimt.models.glm4v import Glm4v
-from glimt.runner.batch import Batch, build_batch
+from glimt.runner.batch import Batch, Gathered, build_batch, gather_work, gathered_draws
 from glimt.runner.encoder import ImageEncoder
 from glimt.runner.forward import hidden_states
+from glimt.runner.graphs import DecodeGraphs, plain_draw
 from glimt.runner.launched import CrashedStep, LaunchedStep
 from glimt.runner.prompt_logprobs import judge
 from glimt.runner.rows import RowTable
@@ -35,12 +36,19 @@ class ModelExecutor:
     """`glimt.engine.plan.Executor` for one device. Build it with `runner.build.build_executor`."""
 
     def __init__(
-        self, model: Glm4v, rows: RowTable, kv: KvCache, encoder: ImageEncoder, device: torch.device
+        self,
+        model: Glm4v,
+        rows: RowTable,
+        kv: KvCache,
+        encoder: ImageEncoder,
+        device: torch.device,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model = model
         self._rows = rows
         self._kv = kv
         self._encoder = encoder
+        self._graphs = graphs
         self._return_path = ReturnPath(device)
 
     def launch(self, plan: StepPlan) -> LaunchedStep | CrashedStep:
@@ -66,21 +74,49 @@ class ModelExecutor:
         rows.advance(self._healthy(plan.work))
         self._encode(plan)
         work = self._healthy(plan.work)
-        batch = build_batch(rows, work) if work else None
         failed = {item.row: rows.errors[item.row] for item in plan.work if item.row in rows.errors}
-        if batch is None:
+        if not work:
             return LaunchedStep(
                 plan, failed, [], [], None, lambda _: self._return_path.send([]), rows.device
             )
+        gathered = gather_work(rows, work)
+        if self._graphs is not None and gathered.is_decoding:
+            step = self._replay(plan, failed, gathered, self._graphs)
+            if step is not None:
+                return step
+        batch = build_batch(rows, work, gathered)
         logits_NV, judged = self._forward(batch)
 
         def start(draws: Sequence[DrawInputs]) -> ReturnedTensors:
-            drawn = self._draw(batch, logits_NV, draws)
+            drawn = self._draw(batch.drawn_place_N, logits_NV, draws)
             return self._return_path.send([*drawn, *judged])
 
         return LaunchedStep(
             plan, failed, batch.sampling_rows, batch.draws, batch.judgement, start, rows.device
         )
+
+    def _replay(
+        self, plan: StepPlan, failed: dict[int, ErrorInfo], gathered: Gathered, graphs: DecodeGraphs
+    ) -> LaunchedStep | None:
+        """The step by graphs, if they can."""
+        decoding = graphs.launch(gathered)
+        if decoding is None:
+            return None
+        draw_now = None if plan.waits_for_masks else decoding.draw
+        if draw_now is None:
+            draws = gathered_draws(self._rows, gathered)
+        else:
+            draws = [plain_draw(len(gathered.row_N))]
+
+        def start(draws: Sequence[DrawInputs]) -> ReturnedTensors:
+            if draw_now is not None:
+                return self._return_path.send(draw_now())
+            return self._return_path.send(
+                self._draw(decoding.drawn_place_N, decoding.logits_NV, draws)
+            )
+
+        sampling_rows = gathered.row_N.tolist()
+        return LaunchedStep(plan, failed, sampling_rows, draws, None, start, self._rows.device)
 
     def _take(self, new: NewRow) -> None:
         try:
@@ -121,7 +157,7 @@ class ModelExecutor:
         return logits_NV, judged
 
     def _draw(
-        self, batch: Batch, logits_NV: Tensor | None, draws: Sequence[DrawInputs]
+        self, drawn_place_N: Tensor, logits_NV: Tensor | None, draws: Sequence[DrawInputs]
     ) -> list[Tensor]:
         """Draw, and write the tokens to their rows' histories."""
         if logits_NV is None:
@@ -129,7 +165,7 @@ class ModelExecutor:
         tokens_RL = self._rows.tokens_RL
         outputs = [draw(logits_NV, tokens_RL, inputs) for inputs in draws]
         token_N = torch.cat([output.token_N for output in outputs])
-        tokens_RL.view(-1)[batch.drawn_place_N] = token_N.int()
+        tokens_RL.view(-1)[drawn_place_N] = token_N.int()
         return [tensor for output in outputs for tensor in _tensors(output)]
 
 

@@ -10,6 +10,7 @@ from glimt.engine.plan import NewRow, RowWork, StepPlan
 from glimt.errors import NotEnoughMemory
 from glimt.models.glm4v import Glm4v
 from glimt.runner.build import ExecutorSizes, build_executor
+from glimt.runner.graphs import Record
 from glimt.runner.kv_cache import KvLayout
 from glimt.wire import ImageSpan, PixelRef, SamplingParams
 
@@ -81,12 +82,13 @@ def peak_step_bytes(
     sizes: ExecutorSizes,
     max_num_batched_tokens: int,
     device: torch.device,
+    record: Record | None = None,
 ) -> int:
     """Bytes that the largest step takes beyond what is allocated now; 0 on a CPU.
 
     Runs it: all rows with `max_num_batched_tokens` tokens between them, every sampling feature
     that needs room, and the largest pass of the vision tower. The row tables are part of it, and
-    so is a full image cache.
+    so are a full image cache and, if there is a recorder, the memory that graphs keep.
     """
     if device.type == "cpu":
         return 0
@@ -96,6 +98,8 @@ def peak_step_bytes(
     before = torch.cuda.memory_allocated(device)
     run_largest_step(model, layout, sizes, max_num_batched_tokens, device)
     peak = torch.cuda.max_memory_allocated(device) - before
+    if record is not None:
+        peak += _graph_bytes(model, layout, sizes, device, record)
     torch.cuda.empty_cache()
     embedding_bytes = model.config.text.hidden_size * model.embedding.weight.dtype.itemsize
     return peak + sizes.image_cache_tokens * embedding_bytes
@@ -118,22 +122,46 @@ def run_largest_step(
     sampling = SamplingParams(
         max_tokens=1, top_p=0.9, min_p=0.1, repetition_penalty=1.1, frequency_penalty=0.1
     )
-    rows = tuple(
-        NewRow(
-            row=row,
-            token_ids=np.zeros(length, np.int32),
-            num_prompt_tokens=length,
-            positions=None,
-            rope_delta=0,
-            images=(),
-            sampling=sampling,
-            page_ids=tuple(range(num_pages)),
-        )
-        for row in range(num_rows)
-    )
+    pages = tuple(range(num_pages))
+    rows = tuple(_text_row(row, length, sampling, pages) for row in range(num_rows))
     work = tuple(RowWork(row, 0, length, samples=True) for row in range(num_rows))
     image = pixels.span(sizes.max_patches, model.config.vision.merge_size)
     executor.launch(StepPlan(step=0, new_rows=rows, encode=(image,), work=work)).result()
+
+
+def _graph_bytes(
+    model: Glm4v,
+    layout: KvLayout,
+    sizes: ExecutorSizes,
+    device: torch.device,
+    record: Record,
+) -> int:
+    """What graphs of all rows keep; those of fewer rows share it, for one runs at a time."""
+    length = 2
+    executor = build_executor(
+        model, layout, replace(sizes, num_pages=length), [], device, record=record
+    )
+    sampling = SamplingParams(max_tokens=2, top_p=0.9, min_p=0.1)
+    pages = tuple(range(-(-length // sizes.page_size)))
+    rows = tuple(_text_row(row, length, sampling, pages) for row in range(sizes.max_num_seqs))
+    work = tuple(RowWork(row, length - 1, 1, samples=True) for row in range(sizes.max_num_seqs))
+    executor.launch(StepPlan(step=0, new_rows=rows, work=work)).result()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _text_row(row: int, length: int, sampling: SamplingParams, page_ids: tuple[int, ...]) -> NewRow:
+    return NewRow(
+        row=row,
+        token_ids=np.zeros(length, np.int32),
+        num_prompt_tokens=length,
+        positions=None,
+        rope_delta=0,
+        images=(),
+        sampling=sampling,
+        page_ids=page_ids,
+    )
 
 
 class _NoPixels:

@@ -45,9 +45,12 @@ class RowTable:
     ) -> None:
         max_tokens = max_model_len + MAX_OVERRUN
         self.device = device
+        self.max_rows = max_rows
         self.page_size = page_size
         self.max_pages = -(-max_tokens // page_size)
-        self.tokens_RL = torch.zeros(max_rows, max_tokens, dtype=torch.int32, device=device)
+        # One row more than there are requests: padding draws into it, and nobody reads it.
+        self.tokens_RL = torch.zeros(max_rows + 1, max_tokens, dtype=torch.int32, device=device)
+        self.spare_place = max_rows * max_tokens
         self.page_table_RP = torch.zeros(max_rows, self.max_pages, dtype=torch.int32, device=device)
         self.pages_RP = np.zeros((max_rows, self.max_pages), np.int32)  # the same, on the host
         self.num_pages_R = np.zeros(max_rows, np.int64)

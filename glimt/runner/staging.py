@@ -24,12 +24,29 @@ def to_device(arrays: Mapping[str, Array], device: torch.device) -> dict[str, Te
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
     offsets, total = _layout(arrays)
     pinned = torch.empty(total, dtype=torch.uint8, pin_memory=True)
-    host = pinned.numpy()
-    for name, array in arrays.items():
-        place = host[offsets[name] : offsets[name] + array.nbytes]
-        place.view(array.dtype).reshape(array.shape)[...] = array
+    _write(pinned.numpy(), offsets, arrays)
     packed = pinned.to(device, non_blocking=True)
     return {name: _view(packed, offsets[name], array) for name, array in arrays.items()}
+
+
+class FixedTensors:
+    """Tensors that keep their places on the device while what they hold changes, by one copy."""
+
+    def __init__(self, arrays: Mapping[str, Array], device: torch.device) -> None:
+        """`arrays` give names, types and shapes, and what the tensors hold at first."""
+        self._offsets, total = _layout(arrays)
+        self._packed = torch.zeros(total, dtype=torch.uint8, device=device)
+        self.tensors = {
+            name: _view(self._packed, self._offsets[name], array) for name, array in arrays.items()
+        }
+        self.fill(arrays)
+
+    def fill(self, arrays: Mapping[str, Array]) -> None:
+        """Replace all that the tensors hold, after what the device was given to do before."""
+        is_pinned = self._packed.device.type == "cuda"
+        host = torch.empty(self._packed.shape, dtype=torch.uint8, pin_memory=is_pinned)
+        _write(host.numpy(), self._offsets, arrays)
+        self._packed.copy_(host, non_blocking=True)
 
 
 def pin(tensor: Tensor, device: torch.device) -> Tensor:
@@ -90,6 +107,12 @@ def _layout(arrays: Mapping[str, Array]) -> tuple[dict[str, int], int]:
         offsets[name] = total
         total += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
     return offsets, total
+
+
+def _write(host: Array, offsets: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
+    for name, array in arrays.items():
+        place = host[offsets[name] : offsets[name] + array.nbytes]
+        place.view(array.dtype).reshape(array.shape)[...] = array
 
 
 def _view(packed: Tensor, offset: int, array: Array) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glimt.engine.plan import NewRow, RowWork
-from glimt.runner.batch import Batch, build_batch
+from glimt.runner.batch import Batch, build_batch, gather_work
 from glimt.runner.rows import RowTable
 from glimt.wire import ImageSpan, PixelRef, SamplingParams
 
@@ -94,7 +94,7 @@ def test_a_batch_is_what_each_of_its_tokens_says(data: st.DataObject, page_size:
         rows.take(plan.new)
     work = [plan.work for plan in plans]
     rows.advance(work)
-    batch = build_batch(rows, work)
+    batch = build_batch(rows, work, gather_work(rows, work))
     flat_tokens = rows.tokens_RL.view(-1)
     t = 0
     images = iter([] if batch.image_index_I is None else batch.image_index_I.tolist())
@@ -143,7 +143,7 @@ def new_row(row: int, length: int, pages: tuple[int, ...]) -> NewRow:
 
 def build(rows: RowTable, *work: RowWork) -> Batch:
     rows.advance([*work])
-    return build_batch(rows, work)
+    return build_batch(rows, work, gather_work(rows, work))
 
 
 def test_a_drawn_token_counts_as_known_before_the_host_sees_it() -> None:

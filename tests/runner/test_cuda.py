@@ -1,13 +1,23 @@
 """The executor on a GPU: streams, pinned copies, and steps in flight change no token."""
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from glimt.engine.plan import RowWork, StepPlan
+from glimt.models.config_json import read_config
+from glimt.models.dummy import fill_dummy
+from glimt.models.glm4v import Glm4v
+from glimt.models.names import fp8_modules
+from glimt.parallel.mesh import Mesh
 from glimt.runner.build import ExecutorSizes, kv_layout
+from glimt.runner.graphs import Work, cuda_recorder
 from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes
 from glimt.runner.staging import ReturnPath, to_device
+from tests.support.configs import full_size, tiny_config
 from tests.support.schedules import Schedule
 from tests.support.tiny_model import Album, make_ask, make_executor, new_row, tiny_model
 
@@ -61,8 +71,9 @@ def test_a_measured_step_leaves_room_for_itself(gpu: torch.device) -> None:
         num_pages=4, page_size=64, max_num_seqs=16, max_model_len=256, max_patches=4096
     )
     before = measure_free(gpu)
-    peak = peak_step_bytes(model, layout, sizes, 512, gpu)
-    assert 0 < peak < 2**32
+    without = peak_step_bytes(model, layout, sizes, 512, gpu)
+    peak = peak_step_bytes(model, layout, sizes, 512, gpu, cuda_recorder())
+    assert 0 < without < peak < 2**32
     assert measure_free(gpu).free_bytes >= before.free_bytes - 2**28
     assert 0 < kv_cache_bytes(before, gpu, 0.9, peak) < before.free_bytes
 
@@ -93,3 +104,101 @@ def test_a_decode_step_with_every_feature_never_waits_for_the_device(gpu: torch.
             torch.cuda.set_sync_debug_mode("default")
         answers.append([step.result().token_ids for step in steps])
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("kind", ["glm4v", "glm4v_moe"])
+def test_graphs_on_a_gpu_change_no_token(gpu: torch.device, kind: str) -> None:
+    album = Album()
+    asks = [
+        make_ask(album, "tit", 1),
+        make_ask(album, "tt", 2, temperature=1.0, top_p=0.9, logprobs=3),
+        make_ask(album, "tvt", 3, temperature=0.8),
+        make_ask(album, "tbtt", 4, temperature=0.7, top_k=10),
+        make_ask(album, "t", 5, repetition_penalty=1.2),
+    ]
+    expected = Schedule(make_executor(tiny_model(kind), album), asks, whole=True).run()
+    for seed in range(4):
+        executor = make_executor(tiny_model(kind, gpu), album, record=cuda_recorder())
+        assert Schedule(executor, asks, seed=seed, depth=1 + seed % 3).run() == expected
+
+
+@cache
+def dummy_model(gpu: torch.device, num_layers: int | None, fp8: bool) -> Glm4v:
+    """Random weights in bfloat16 or FP8: a tiny model, or layers of GLM-4.5V's size."""
+    raw = tiny_config("glm4v_moe")
+    if num_layers is not None:
+        for name, fields in full_size(num_layers).items():
+            raw[name] = raw[name] | fields
+    config = read_config(raw)
+    with torch.device("meta"):
+        model = Glm4v(config, Mesh.single(), fp8=fp8_modules(config) if fp8 else frozenset())
+    fill_dummy(model, gpu, torch.bfloat16, seed=1)
+    return model
+
+
+@pytest.mark.parametrize("num_layers", [None, 2], ids=["tiny", "full size, two layers"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 11])
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}])
+def test_a_replay_gives_what_its_work_gives(
+    gpu: torch.device,
+    num_layers: int | None,
+    fp8: bool,
+    kv_dtype: str,
+    num_rows: int,
+    sampling: dict[str, Any],
+) -> None:
+    """The same padded steps, done as they come and replayed: the same kernels on the same
+    numbers."""
+    model = dummy_model(gpu, num_layers, fp8)
+    album = Album()
+    asks = [make_ask(album, "t" * (2 + n % 3), n, **sampling) for n in range(num_rows)]
+    answers = []
+    for record in (again, cuda_recorder()):
+        executor = make_executor(
+            model,
+            album,
+            num_pages=64,
+            page_size=16,
+            max_num_seqs=12,
+            kv_dtype=kv_dtype,
+            record=record,
+        )
+        pages = [tuple(range(3 * n, 3 * n + 3)) for n in range(num_rows)]
+        rows = tuple(new_row(ask, n, pages[n]) for n, ask in enumerate(asks))
+        lengths = [len(ask.token_ids) for ask in asks]
+        work = tuple(RowWork(n, 0, length, samples=True) for n, length in enumerate(lengths))
+        steps = [executor.launch(StepPlan(0, new_rows=rows, work=work))]
+        for index in range(12):
+            work = tuple(
+                RowWork(n, length + index, 1, samples=True) for n, length in enumerate(lengths)
+            )
+            steps.append(executor.launch(StepPlan(1 + index, work=work)))
+        answers.append([step.result().token_ids for step in steps])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_a_replayed_step_never_waits_for_the_device(gpu: torch.device) -> None:
+    album = Album()
+    ask = make_ask(album, "tt", 1, temperature=0.8, top_p=0.9)
+    executor = make_executor(tiny_model("glm4v_moe", gpu), album, record=cuda_recorder())
+    row = new_row(ask, 0, tuple(range(6)))
+    steps = [
+        executor.launch(StepPlan(0, new_rows=(row,), work=(RowWork(0, 0, 6, samples=True),))),
+        executor.launch(StepPlan(1, work=(RowWork(0, 6, 1, samples=True),))),
+    ]
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for index in range(7, 12):
+            work = (RowWork(0, index, 1, samples=True),)
+            steps.append(executor.launch(StepPlan(index, work=work)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(step.result().token_ids for step in steps)
+
+
+def again(work: Work) -> Work:
+    """Records nothing."""
+    return work

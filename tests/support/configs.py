@@ -54,6 +54,23 @@ VISION: dict[str, Any] = {
 }
 
 
+def full_size(num_layers: int) -> dict[str, dict[str, Any]]:
+    """What turns a tiny MoE config into `num_layers` of GLM-4.5V's text decoder."""
+    text = {
+        "hidden_size": 4096,
+        "head_dim": 128,
+        "num_attention_heads": 96,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": num_layers,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 128,
+        "num_experts_per_tok": 8,
+        "vocab_size": 151552,
+    }
+    return {"text_config": text, "vision_config": {"out_hidden_size": 4096}}
+
+
 def tiny_config(
     kind: str,
     *,

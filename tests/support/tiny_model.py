@@ -147,8 +147,10 @@ def make_executor(
         max_model_len=limits.get("max_model_len", 160),
         max_patches=limits.get("max_patches", 64),
     )
-    layout = kv_layout(model, page_size, torch.float32, limits.get("kv_dtype", "auto"))
-    return build_executor(model, layout, sizes, [album.arena], model.embedding.weight.device)
+    dtype = model.embedding.weight.dtype
+    layout = kv_layout(model, page_size, dtype, limits.get("kv_dtype", "auto"))
+    device = model.embedding.weight.device
+    return build_executor(model, layout, sizes, [album.arena], device, limits.get("record"))
 
 
 def _positions(length: int, images: list[ImageSpan]) -> tuple[np.ndarray | None, int]:

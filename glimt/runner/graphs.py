@@ -1,0 +1,283 @@
+"""Decode steps as CUDA graphs: thousands of launches of a step become two replays.
+
+A graph repeats the same kernels on the same addresses. So the step's inputs lie in tensors that
+keep their places, the number of rows is rounded up to one of a few sizes, and so is the longest
+context. One graph computes logits; a small second one draws, for each combination of sampling
+features. Steps whose rows want more (penalties, logprobs, a grammar, …) replay the first and draw
+as usual.
+
+Padding costs next to nothing: it repeats the row with the shortest context, so it chooses no
+expert that is not read anyway. Its keys go to a spare slot and its token to a spare place.
+
+Graphs are recorded when they are first needed, after one run as usual, which compiles what must
+be compiled and gives that step's result. Recording is a function that is given: with one that
+records nothing, all of this runs on a CPU.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glimt.layers.attention import KvCache, Step
+from glimt.models.glm4v import Glm4v
+from glimt.runner.batch import Gathered
+from glimt.runner.rows import RowTable
+from glimt.runner.sampler import MAX_SCORES_PER_DRAW, DrawInputs, draw
+from glimt.runner.sampling_rows import num_candidates
+from glimt.runner.staging import Array, FixedTensors
+
+# B rows of a graph, padding included; N rows of the step; V vocabulary.
+
+logger = logging.getLogger(__name__)
+
+Work = Callable[[], None]
+Record = Callable[[Work], Work]
+"""Takes what has just been done once, gives what does it again."""
+
+_ROW_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+_ROWS_APART = 64  # sizes beyond the last one
+_LEAST_CONTEXT = 1024  # tokens; longer contexts are rounded up to a power of two
+_CANDIDATES = (64, 1024)  # what top_k is rounded up to, below the whole vocabulary
+_STEP_ARRAYS = (
+    "row_R",
+    "positions_3T",
+    "slots_T",
+    "context_lens_R",
+    "token_place_T",
+    "drawn_place_N",
+)
+
+
+def cuda_recorder() -> Record:
+    """Records CUDA graphs, all into one pool of memory: only one of them runs at a time."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            work()
+        replay: Work = graph.replay
+        return replay
+
+    return record
+
+
+def row_sizes(max_rows: int) -> tuple[int, ...]:
+    """The numbers of rows that graphs are made for; the last one is `max_rows`."""
+    beyond = range(_ROW_SIZES[-1] + _ROWS_APART, max_rows, _ROWS_APART)
+    return (*(size for size in (*_ROW_SIZES, *beyond) if size < max_rows), max_rows)
+
+
+class DrawKind(NamedTuple):
+    """What the draw of a graph does; `features` are names of `SamplingRows.gather`."""
+
+    features: frozenset[str] = frozenset()
+    num_candidates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The fixed tensors of one number of rows."""
+
+    inputs: FixedTensors
+    query_starts_B1: Tensor
+    logits_BV: Tensor
+    drawn_2B: Tensor  # tokens and their status
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.logits_BV.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingPass:
+    """A pass whose logits the device has been told to compute.
+
+    Tensors keep their places, so they are good until the next pass. `draw` None: the rows want
+    more than graphs draw.
+    """
+
+    logits_NV: Tensor
+    drawn_place_N: Tensor
+    draw: Callable[[], list[Tensor]] | None  # -> (tokens [N], status [N])
+
+
+class DecodeGraphs:
+    """The graphs of one executor."""
+
+    def __init__(
+        self, model: Glm4v, rows: RowTable, kv: KvCache, spare_slot: int, record: Record
+    ) -> None:
+        """`spare_slot`: a slot of `kv` that no request is given."""
+        self._model = model
+        self._rows = rows
+        self._kv = kv
+        self._spare_slot = spare_slot
+        self._record = record
+        self._sizes = row_sizes(rows.max_rows)
+        self._vocab_size = rows.sampling.vocab_size
+        self._logits_BV = torch.empty(self._sizes[-1], self._vocab_size, device=rows.device)
+        self._places: dict[int, _Place] = {}
+        self._replays: dict[Hashable, Work | None] = {}
+
+    def launch(self, gathered: Gathered) -> DecodingPass | None:
+        """Compute the logits of a step that `is_decoding`; None if it must run without graphs."""
+        num_rows = len(gathered.row_N)
+        size = next(size for size in self._sizes if size >= num_rows)
+        place = self._places.get(size) or self._make_place(size)
+        draws = self._draw_arrays(gathered)
+        kind = draw_kind(draws, self._vocab_size)
+        self._rows.send_pages()
+        place.inputs.fill(self._padded(gathered, draws, size))
+        context = self._context_size(gathered.max_context_len)
+        if not self._run((size, context), lambda: self._compute_logits(place, context)):
+            return None
+
+        def draw_now() -> list[Tensor]:
+            self._run((size, kind), lambda: self._draw(place, kind or DrawKind()))
+            token_N, status_N = place.drawn_2B[:, :num_rows].clone()  # the next step overwrites it
+            return [token_N, status_N]
+
+        return DecodingPass(
+            logits_NV=place.logits_BV[:num_rows],
+            drawn_place_N=place.inputs.tensors["drawn_place_N"][:num_rows],
+            draw=None if kind is None else draw_now,
+        )
+
+    def _run(self, key: Hashable, work: Work) -> bool:
+        """Replay what is recorded under `key`, else work and record it. False: it does not fit.
+
+        All work may be done twice: it writes the same numbers to the same places again.
+        """
+        if key in self._replays:
+            replay = self._replays[key]
+            if replay is not None:
+                replay()
+            return replay is not None
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            logger.warning("no memory for a decode step of (rows, context) %s as a graph", key)
+            self._replays[key] = None
+            return False
+        try:
+            self._replays[key] = self._record(work)
+        except Exception:
+            logger.exception("no graph of %s: such steps run without, and slower", key)
+            self._replays[key] = work
+        return True
+
+    def _make_place(self, size: int) -> _Place:
+        device = self._rows.device
+        arrays: dict[str, Array] = {
+            "row_R": np.zeros(size, np.int64),
+            "positions_3T": np.zeros((3, size), np.int64),
+            "slots_T": np.full(size, self._spare_slot, np.int64),
+            "context_lens_R": np.ones(size, np.int32),
+            "token_place_T": np.full(size, self._rows.spare_place, np.int64),
+            "drawn_place_N": np.full(size, self._rows.spare_place, np.int64),
+            **_no_draw(np.ones(size, np.int64), self._vocab_size),
+        }
+        place = self._places[size] = _Place(
+            inputs=FixedTensors(arrays, device),
+            query_starts_B1=torch.arange(size + 1, dtype=torch.int32, device=device),
+            logits_BV=self._logits_BV[:size],
+            drawn_2B=torch.zeros(2, size, dtype=torch.int64, device=device),
+        )
+        return place
+
+    def _padded(
+        self, gathered: Gathered, draws: Mapping[str, Array], size: int
+    ) -> dict[str, Array]:
+        """All inputs for `size` rows, the last of which repeat the row of the shortest context."""
+        num_rows = len(gathered.row_N)
+        shortest = int(gathered.arrays["context_lens_R"].argmin())
+        index_B = np.full(size, shortest)
+        index_B[:num_rows] = np.arange(num_rows)
+        arrays = {name: gathered.arrays[name][..., index_B] for name in _STEP_ARRAYS}
+        arrays["slots_T"][num_rows:] = self._spare_slot
+        arrays["drawn_place_N"][num_rows:] = self._rows.spare_place
+        neutral = _no_draw(gathered.end_N, self._vocab_size)
+        return arrays | {name: draws.get(name, neutral[name])[index_B] for name in neutral}
+
+    def _context_size(self, max_context_len: int) -> int:
+        size = max(_LEAST_CONTEXT, 1 << (max_context_len - 1).bit_length())
+        return min(size, self._rows.max_pages * self._rows.page_size)
+
+    def _draw_arrays(self, gathered: Gathered) -> dict[str, Array]:
+        row_N = gathered.row_N
+        prompt_length_N = self._rows.num_prompt_tokens_R[row_N]
+        return self._rows.sampling.gather(row_N, prompt_length_N, gathered.end_N)
+
+    def _compute_logits(self, place: _Place, max_context_len: int) -> None:
+        tensors, rows = place.inputs.tensors, self._rows
+        num_pages = -(-max_context_len // rows.page_size)
+        step = Step(
+            positions_3T=tensors["positions_3T"],
+            slots_T=tensors["slots_T"],
+            page_table_RM=rows.page_table_RP[tensors["row_R"], :num_pages],
+            query_starts_R1=place.query_starts_B1,
+            context_lens_R=tensors["context_lens_R"],
+            max_query_len=1,
+            max_context_len=max_context_len,
+        )
+        x_BD = self._model.embed(rows.tokens_RL.view(-1)[tensors["token_place_T"]].long())
+        place.logits_BV.copy_(self._model.logits(self._model.decode(x_BD, step, self._kv)))
+
+    def _draw(self, place: _Place, kind: DrawKind) -> None:
+        """Draw for all rows, padding too, a part at a time as in `prepare_draws`."""
+        tensors, tokens_RL = place.inputs.tensors, self._rows.tokens_RL
+        stride = max(1, MAX_SCORES_PER_DRAW // self._vocab_size)
+        for first in range(0, place.num_rows, stride):
+            part = slice(first, min(first + stride, place.num_rows))
+            names = {"length_N", *kind.features}
+            inputs = DrawInputs(
+                first=first,
+                count=part.stop - first,
+                tensors={name: tensors[name][part] for name in names},
+                num_candidates=kind.num_candidates,
+                max_length=0,
+                logprob_rows=(),
+            )
+            outputs = draw(place.logits_BV, tokens_RL, inputs)
+            place.drawn_2B[0, part] = outputs.token_N
+            place.drawn_2B[1, part] = outputs.status_N
+        tokens_RL.view(-1)[tensors["drawn_place_N"]] = place.drawn_2B[0].int()
+
+
+def plain_draw(num_rows: int) -> DrawInputs:
+    """How the outputs of a graph's draw are to be read."""
+    return DrawInputs(0, num_rows, {}, 0, 0, ())
+
+
+def draw_kind(arrays: Mapping[str, Array], vocab_size: int) -> DrawKind | None:
+    """The kind of draw that gives what `arrays` of `SamplingRows.gather` want; None: no graph's."""
+    features = arrays.keys() - {"row_N", "length_N"}
+    if not features <= _no_draw(arrays["length_N"], vocab_size).keys():
+        return None
+    candidates = 0
+    if "top_k_N" in features:
+        needed = num_candidates(arrays["top_k_N"], arrays["top_p_N"], vocab_size)
+        sizes = (size for size in _CANDIDATES if needed <= size < vocab_size)
+        candidates = next(sizes, vocab_size)
+    return DrawKind(frozenset(features), candidates)
+
+
+def _no_draw(length_N: Array, vocab_size: int) -> dict[str, Array]:
+    """Arrays of greedy rows, of all that graphs may draw by."""
+    size = len(length_N)
+    return {
+        "length_N": length_N,
+        "is_random_N": np.zeros(size, np.bool_),
+        "seed_N": np.zeros(size, np.int64),
+        "temperature_N": np.ones(size, np.float32),
+        "min_p_N": np.zeros(size, np.float32),
+        "top_k_N": np.full(size, vocab_size, np.int64),
+        "top_p_N": np.ones(size, np.float32),
+    }
