@@ -6,8 +6,10 @@ imports operations from here and never knows which of the two it gets.
     linear            y = x W^T + b
     rms_norm          g · x / sqrt(mean x² + eps)
     add_rms_norm      the same of x + delta; also gives the sum
+    add_rms_norm_quantize   the same, with the norm also quantised
     layer_norm        (x - mean) / sqrt(var + eps) · g + b
     silu_mul          silu(gate) · up, of halves of one row
+    silu_mul_quantize the same, also quantised
     rope_angles       cos and sin of M-RoPE angles from three position axes
     vision_angles     cos and sin of the vision tower's row and column angles
     rope              rotate the first dims of every head
@@ -23,28 +25,30 @@ imports operations from here and never knows which of the two it gets.
     resample_positions  the vision tower's position table for another patch grid
 """
 
-from glimt.kernels.experts import fp8_grouped_experts, grouped_experts
-from glimt.kernels.reference import (
+from glimt.kernels.choice import (
     add_rms_norm,
+    add_rms_norm_quantize,
     fp8_linear,
-    layer_norm,
-    linear,
     quantize_rows,
     rms_norm,
-    rope,
-    rope_angles,
     silu_mul,
+    silu_mul_quantize,
 )
+from glimt.kernels.experts import fp8_grouped_experts, grouped_experts
+from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope, rope_angles
 from glimt.kernels.reference_attention import paged_attention, segment_attention, write_kv
 from glimt.kernels.reference_experts import route
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
 
 __all__ = [
+    "QuantizedRows",
     "linear",
     "rms_norm",
     "add_rms_norm",
+    "add_rms_norm_quantize",
     "layer_norm",
     "silu_mul",
+    "silu_mul_quantize",
     "rope_angles",
     "vision_angles",
     "rope",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import reference_experts
-from glimt.kernels.reference import quantize_rows, silu_mul
+from glimt.kernels.choice import quantize_rows, silu_mul, silu_mul_quantize
+from glimt.kernels.reference import QuantizedRows
 
 
 def grouped_experts(
@@ -22,7 +23,7 @@ def grouped_experts(
 
 
 def fp8_grouped_experts(
-    x_TD: Tensor,
+    x: Tensor | QuantizedRows,
     weights_TK: Tensor,
     experts_TK: Tensor,
     gate_up_EFD: Tensor,
@@ -31,9 +32,11 @@ def fp8_grouped_experts(
     down_scale_ED: Tensor,
 ) -> Tensor:
     """See `reference_experts.fp8_grouped_experts`."""
+    rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
+    x_TD, q_TD, scale_T1 = rows
     if not x_TD.is_cuda or x_TD.dtype != torch.bfloat16:
         return reference_experts.fp8_grouped_experts(
-            x_TD,
+            rows,
             weights_TK,
             experts_TK,
             gate_up_EFD,
@@ -42,7 +45,6 @@ def fp8_grouped_experts(
             down_scale_ED,
         )
     order, ends_E = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
-    q_TD, scale_T1 = quantize_rows(x_TD)
     token = order // experts_TK.shape[1]
     gate_up = torch._scaled_grouped_mm(
         q_TD.view(torch.uint8)[token].view(q_TD.dtype),
@@ -53,7 +55,7 @@ def fp8_grouped_experts(
         out_dtype=x_TD.dtype,
         use_fast_accum=True,
     )
-    q_MI, scale_M1 = quantize_rows(silu_mul(gate_up))
+    _, q_MI, scale_M1 = silu_mul_quantize(gate_up)
     y_MD = torch._scaled_grouped_mm(
         q_MI,
         down_EDI.transpose(1, 2),

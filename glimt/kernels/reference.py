@@ -8,6 +8,8 @@ AMD EPYC with AVX2), else within rounding (measured on Intel Xeon with AVX-512, 
 Letters: T tokens, D width, I inputs, O outputs, N heads, H head dim, J rotary pairs.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +20,19 @@ MIN_ROW_SCALE = 1.0 / (FP8_MAX * 512.0)  # keeps an all-zero row finite
 # Below this many rows torch's CPU GEMM takes another path, with other last bits (measured with
 # MKL 2024.2: rows 1, 2 and 3 differ from the same rows in larger batches, 4 and more never do).
 _MIN_GEMM_ROWS = 4
+
+
+class QuantizedRows(NamedTuple):
+    """Rows and their FP8 form (`quantize_rows`), made once for all FP8 products that take them."""
+
+    x_TI: Tensor
+    q_TI: Tensor
+    scale_T1: Tensor
+
+    @staticmethod
+    def of(x: "Tensor | QuantizedRows") -> "QuantizedRows":
+        """x itself, quantised by the definition if it is not yet."""
+        return x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -40,6 +55,14 @@ def add_rms_norm(
     return rms_norm(sum_TD, weight_D, eps), sum_TD
 
 
+def add_rms_norm_quantize(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
+) -> tuple[QuantizedRows, Tensor]:
+    """`add_rms_norm` with its first result also quantised; a delta of None adds nothing."""
+    sum_TD = x_TD if delta_TD is None else x_TD + delta_TD
+    return QuantizedRows.of(rms_norm(sum_TD, weight_D, eps)), sum_TD
+
+
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) · g + b, in float32, cast to the inputs' dtype."""
     return functional.layer_norm(x_TD, (x_TD.shape[-1],), weight_D, bias_D, eps)
@@ -49,6 +72,11 @@ def silu_mul(gate_up_TF: Tensor) -> Tensor:
     """silu(gate) · up of rows [gate, up], in the inputs' dtype -> [T, F / 2]."""
     gate_TF, up_TF = gate_up_TF.chunk(2, dim=-1)
     return functional.silu(gate_TF) * up_TF
+
+
+def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
+    """`silu_mul`, also quantised."""
+    return QuantizedRows.of(silu_mul(gate_up_TF))
 
 
 def rope_angles(
@@ -111,13 +139,16 @@ def quantize_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fp8_linear(
-    x_TI: Tensor, weight_OI: Tensor, weight_scale_O: Tensor, bias_O: Tensor | None = None
+    x: Tensor | QuantizedRows,
+    weight_OI: Tensor,
+    weight_scale_O: Tensor,
+    bias_O: Tensor | None = None,
 ) -> Tensor:
     """y = s_x · s_w · (q_x q_w^T) + b, accumulated in float32, in the dtype of x.
 
     `weight_OI` is e4m3 with one float32 scale for each output; x is quantised row by row.
     """
-    q_TI, scale_T1 = quantize_rows(x_TI)
+    x_TI, q_TI, scale_T1 = QuantizedRows.of(x)
     if x_TI.is_cuda and x_TI.dtype == torch.bfloat16:
         return torch._scaled_mm(
             q_TI,

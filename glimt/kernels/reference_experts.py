@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from glimt.kernels.reference import linear, quantize_rows, silu_mul
+from glimt.kernels.reference import QuantizedRows, linear, silu_mul, silu_mul_quantize
 
 
 def route(
@@ -75,7 +75,7 @@ def grouped_experts(
 
 
 def fp8_grouped_experts(
-    x_TD: Tensor,
+    x: Tensor | QuantizedRows,
     weights_TK: Tensor,
     experts_TK: Tensor,
     gate_up_EFD: Tensor,
@@ -87,13 +87,13 @@ def fp8_grouped_experts(
 
     The input is quantised once for each token, the input of `down` for each (token, expert).
     """
+    x_TD, q8_TD, scale_T1 = QuantizedRows.of(x)
     y_TD = torch.zeros_like(x_TD, dtype=torch.float32)
-    q8_TD, scale_T1 = quantize_rows(x_TD)
     q_TD = q8_TD.float()  # e4m3 values are exact in float32, and CPUs cannot gather e4m3 rows
     for expert, token_M, weight_M1 in _by_expert(weights_TK, experts_TK, gate_up_EFD.shape[0]):
         gate_up_MF = linear(q_TD[token_M], gate_up_EFD[expert].float())
         gate_up_MF = gate_up_MF * scale_T1[token_M] * gate_up_scale_EF[expert]
-        q_MI, scale_M1 = quantize_rows(silu_mul(gate_up_MF.to(x_TD.dtype)))
+        _, q_MI, scale_M1 = silu_mul_quantize(gate_up_MF.to(x_TD.dtype))
         down_MD = linear(q_MI.float(), down_EDI[expert].float())
         down_MD = (down_MD * scale_M1 * down_scale_ED[expert]).to(x_TD.dtype)
         y_TD.index_add_(0, token_M, down_MD.float() * weight_M1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from glimt import kernels
+from glimt.kernels import QuantizedRows
 from glimt.layers.linear import Linear
 from glimt.layers.rope import Angles
 from glimt.parallel.mesh import Mesh
@@ -78,9 +79,11 @@ class Attention(nn.Module):
         self.qkv = Linear(hidden_size, width, bias=bias, fp8="qkv" in fp8)
         self.o = Linear(self.num_heads * head_dim, hidden_size, fp8="o" in fp8)
 
-    def forward(self, x_TD: Tensor, step: Step, angles: Angles, cache: LayerCache) -> Tensor:
+    def forward(
+        self, x: Tensor | QuantizedRows, step: Step, angles: Angles, cache: LayerCache
+    ) -> Tensor:
         """[T, D] -> [T, D]; writes the tokens' keys and values to their slots first."""
-        heads_TNH = self.qkv(x_TD).view(x_TD.shape[0], -1, self.head_dim)
+        heads_TNH = self.qkv(x).unflatten(1, (-1, self.head_dim))
         num_turned = self.num_heads + self.num_kv_heads
         qk_TNH = angles.turn(heads_TNH[:, :num_turned])
         q_TNH, k_TGH = qk_TNH[:, : self.num_heads], qk_TNH[:, self.num_heads :]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt import kernels
+from glimt.kernels import QuantizedRows
 
 FP8 = torch.float8_e4m3fn
 
@@ -34,10 +35,11 @@ class Linear(nn.Module):
         self.weight_scale = parameter(num_outputs, dtype=torch.float32) if fp8 else None
         self.bias = parameter(num_outputs) if bias else None
 
-    def forward(self, x_TI: Tensor) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
         """[T, I] -> [T, O] in the dtype of x."""
         if self.weight_scale is not None:
-            return kernels.fp8_linear(x_TI, self.weight, self.weight_scale, self.bias)
+            return kernels.fp8_linear(x, self.weight, self.weight_scale, self.bias)
+        x_TI = x.x_TI if isinstance(x, QuantizedRows) else x
         return kernels.linear(x_TI, self.weight, self.bias)
 
 
@@ -58,7 +60,10 @@ class Mlp(nn.Module):
         self.gate_up = Linear(hidden_size, 2 * intermediate_size, fp8="gate_up" in fp8)
         self.down = Linear(intermediate_size, hidden_size, fp8="down" in fp8)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor | QuantizedRows) -> Tensor:
         """[T, D] -> [T, D]."""
-        y_TD: Tensor = self.down(kernels.silu_mul(self.gate_up(x_TD)))
+        gate_up_TF = self.gate_up(x_TD)
+        quantizes = self.down.weight_scale is not None
+        activate = kernels.silu_mul_quantize if quantizes else kernels.silu_mul
+        y_TD: Tensor = self.down(activate(gate_up_TF))
         return y_TD

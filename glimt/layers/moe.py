@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt import kernels
+from glimt.kernels import QuantizedRows
 from glimt.layers.linear import FP8, Mlp, below, parameter
 from glimt.parallel.mesh import Mesh
 
@@ -78,14 +79,15 @@ class Experts(nn.Module):
         self.gate_up_scale = parameter(count, 2 * width, dtype=scale) if fp8 else None
         self.down_scale = parameter(count, hidden_size, dtype=scale) if fp8 else None
 
-    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """[T, D]: each token's weighted sum over those of its experts that are here."""
         if self.first_expert:
             experts_TK = experts_TK - self.first_expert
         if self.gate_up_scale is None or self.down_scale is None:
+            x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
             return kernels.grouped_experts(x_TD, weights_TK, experts_TK, self.gate_up, self.down)
         return kernels.fp8_grouped_experts(
-            x_TD,
+            x,
             weights_TK,
             experts_TK,
             self.gate_up,
@@ -120,9 +122,9 @@ class Moe(nn.Module):
         shared_width = mesh.tp_share(shared_intermediate_size, "shared expert width")
         self.shared = Mlp(hidden_size, shared_width, fp8=below(fp8, "shared"))
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
         """[T, D] -> [T, D]. Nothing is exchanged: every rank sees every token of the group."""
-        weights_TK, experts_TK = self.router(x_TD)
-        routed_TD: Tensor = self.experts(x_TD, weights_TK, experts_TK)
-        shared_TD: Tensor = self.shared(x_TD)
+        weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
+        routed_TD: Tensor = self.experts(x, weights_TK, experts_TK)
+        shared_TD: Tensor = self.shared(x)
         return routed_TD + shared_TD

@@ -3,16 +3,18 @@
 from torch import Tensor, nn
 
 from glimt import kernels
+from glimt.kernels import QuantizedRows
 from glimt.layers.linear import parameter
 
 
 class RmsNorm(nn.Module):
-    """g · x / sqrt(mean(x²) + eps)."""
+    """g · x / sqrt(mean(x²) + eps); `quantizes` where an FP8 layer takes it."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, *, quantizes: bool = False) -> None:
         super().__init__()
         self.weight = parameter(size)
         self.eps = eps
+        self.quantizes = quantizes
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
@@ -23,6 +25,14 @@ class RmsNorm(nn.Module):
         if delta_TD is None:
             return self(x_TD), x_TD
         return kernels.add_rms_norm(x_TD, delta_TD, self.weight, self.eps)
+
+    def add_rows(
+        self, x_TD: Tensor, delta_TD: Tensor | None
+    ) -> tuple[Tensor | QuantizedRows, Tensor]:
+        """`add`, with the norm also quantised if this one `quantizes`."""
+        if self.quantizes:
+            return kernels.add_rms_norm_quantize(x_TD, delta_TD, self.weight, self.eps)
+        return self.add(x_TD, delta_TD)
 
 
 class LayerNorm(nn.Module):

@@ -24,6 +24,9 @@ from glimt.layers.rope import Angles
 from glimt.models.config import MoeConfig, RopeConfig, TextConfig
 from glimt.parallel.mesh import Mesh
 
+# Those of a layer's linears that take the second norm's rows.
+_FP8_AFTER_NORM_2 = ("mlp.gate_up", "moe.experts", "moe.shared.gate_up")
+
 
 class DecoderLayer(nn.Module):
     """Attention and feed-forward (dense `mlp`, or `moe`) with their norms."""
@@ -33,8 +36,9 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.mesh = mesh
-        self.norm_1 = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.norm_2 = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.norm_1 = RmsNorm(size, eps, quantizes="attention.qkv" in fp8)
+        self.norm_2 = RmsNorm(size, eps, quantizes=not fp8.isdisjoint(_FP8_AFTER_NORM_2))
         self.norm_1_post = _post_norm(config)
         self.norm_2_post = _post_norm(config)
         self.attention = Attention(
@@ -57,12 +61,12 @@ class DecoderLayer(nn.Module):
         self, x_TD: Tensor, delta_TD: Tensor | None, step: Step, angles: Angles, cache: LayerCache
     ) -> tuple[Tensor, Tensor]:
         """(x, delta) -> (x, delta): what is summed so far, and the branch to add to it next."""
-        h_TD, x_TD = self.norm_1.add(x_TD, delta_TD)
-        delta_TD = self.mesh.tp_sum(self.attention(h_TD, step, angles, cache))
+        h, x_TD = self.norm_1.add_rows(x_TD, delta_TD)
+        delta_TD = self.mesh.tp_sum(self.attention(h, step, angles, cache))
         if self.norm_1_post is not None:
             delta_TD = self.norm_1_post(delta_TD)
-        h_TD, x_TD = self.norm_2.add(x_TD, delta_TD)
-        delta_TD = self.mesh.tp_sum(self.moe(h_TD) if self.is_moe else self.mlp(h_TD))
+        h, x_TD = self.norm_2.add_rows(x_TD, delta_TD)
+        delta_TD = self.mesh.tp_sum(self.moe(h) if self.is_moe else self.mlp(h))
         if self.norm_2_post is not None:
             delta_TD = self.norm_2_post(delta_TD)
         return x_TD, delta_TD

@@ -1,0 +1,88 @@
+"""Chooses between a definition and its Triton twin; what the models get under the operation's name.
+
+The twin runs on CUDA tensors of bfloat16 whose rows are dense and aligned, where Triton works.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimt.kernels import reference
+from glimt.kernels.reference import QuantizedRows
+
+try:
+    if torch.version.cuda is None:
+        raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
+    from glimt.kernels import triton_linear, triton_rows, triton_support
+except ImportError:
+    triton_linear = triton_rows = triton_support = None  # type: ignore[assignment]
+
+
+def quantize_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.quantize_rows`."""
+    return _of_rows(x_TI).quantize_rows(x_TI)  # type: ignore[no-any-return]
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """See `reference.rms_norm`."""
+    return _of_rows(x_TD, weight_D).rms_norm(x_TD, weight_D, eps)  # type: ignore[no-any-return]
+
+
+def add_rms_norm(
+    x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `reference.add_rms_norm`."""
+    chosen = _of_rows(x_TD, delta_TD, weight_D)
+    return chosen.add_rms_norm(x_TD, delta_TD, weight_D, eps)  # type: ignore[no-any-return]
+
+
+def add_rms_norm_quantize(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
+) -> tuple[QuantizedRows, Tensor]:
+    """See `reference.add_rms_norm_quantize`."""
+    chosen = _of_rows(x_TD, delta_TD, weight_D)
+    return chosen.add_rms_norm_quantize(x_TD, delta_TD, weight_D, eps)  # type: ignore[no-any-return]
+
+
+def silu_mul(gate_up_TF: Tensor) -> Tensor:
+    """See `reference.silu_mul`."""
+    return _of_rows(gate_up_TF).silu_mul(gate_up_TF)  # type: ignore[no-any-return]
+
+
+def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
+    """See `reference.silu_mul_quantize`."""
+    return _of_rows(gate_up_TF).silu_mul_quantize(gate_up_TF)  # type: ignore[no-any-return]
+
+
+def fp8_linear(
+    x: Tensor | QuantizedRows,
+    weight_OI: Tensor,
+    weight_scale_O: Tensor,
+    bias_O: Tensor | None = None,
+) -> Tensor:
+    """See `reference.fp8_linear`."""
+    rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
+    few = triton_linear is not None and rows.q_TI.shape[0] <= triton_linear.MAX_ROWS
+    if few and weight_OI.shape[1] % 16 == 0 and has_twin(*rows, weight_OI, weight_scale_O, bias_O):
+        y_TO: Tensor = triton_linear.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
+        return y_TO
+    return reference.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
+
+
+def has_twin(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operation on x, in x's dtype, can run in Triton."""
+    return (
+        triton_support is not None
+        and x.is_cuda
+        and x.dtype == torch.bfloat16
+        and triton_support.fits(x, *others)
+        and triton_support.works_on(x.device)
+    )
+
+
+def _of_rows(x: Tensor, *others: Tensor | None) -> Any:
+    """The module with the operations on whole rows."""
+    if has_twin(x, *others) and x.shape[-1] % 16 == 0 and x.shape[-1] <= 2 * triton_rows.MAX_WIDTH:
+        return triton_rows
+    return reference

@@ -1,0 +1,87 @@
+"""The shapes of the kernels' tiles: a table for each GPU's kind, and a rule for what it lacks.
+
+`tiles.json` is data, written by `tools/tune_tiles.py` on the GPU: for every product, outputs ×
+inputs, and every bucket of rows the fastest of the candidates below.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_NUM_PROCESSORS = 132  # of an H100 or H200
+_BUCKETS = (1, 16, 32, 64)  # rows; a product with more than one bucket's takes the next one's tile
+
+
+class LinearTile(NamedTuple):
+    """A tile of `triton_linear`: outputs × inputs of a step, and the number of parts."""
+
+    block_o: int
+    block_i: int
+    parts: int
+    warps: int
+    stages: int
+
+
+class ExpertTile(NamedTuple):
+    """A tile of `triton_experts`: outputs × inputs of a step."""
+
+    block_o: int
+    block_i: int
+    warps: int
+    stages: int
+
+
+LINEAR_CONFIGS = [
+    LinearTile(block_o, block_i, parts, warps, stages)
+    for block_o, warps in ((64, 4), (128, 4), (128, 8))
+    for block_i, stages in ((128, 4), (128, 6), (256, 3), (256, 4))
+    for parts in (1, 2, 4, 8)
+]
+EXPERT_CONFIGS = [
+    ExpertTile(block_o, block_i, warps, stages)
+    for block_o, warps in ((64, 4), (128, 4), (128, 8))
+    for block_i, stages in ((128, 3), (128, 4), (128, 6), (256, 2), (256, 3))
+]
+
+
+def linear_tile(num_outputs: int, num_inputs: int, num_rows: int) -> LinearTile:
+    """The table's tile for a product, or one with about two programs for each processor."""
+    found = _lookup("fp8_linear", num_outputs, num_inputs, num_rows)
+    if found:
+        return LinearTile(**found)
+    tiles = -(-num_outputs // 64)
+    parts = 1
+    while tiles * parts < 3 * _NUM_PROCESSORS // 2 and parts < 8 and num_inputs >= 1024 * parts:
+        parts *= 2
+    return LinearTile(64, 256 if num_inputs >= 1024 else 128, parts, 4, 3)
+
+
+def gate_up_tile(width: int, num_inputs: int, num_rows: int) -> ExpertTile:
+    """The tile of the experts' first product; block_o counts gates, and as many ups beside them."""
+    found = _lookup("gate_up", width, num_inputs, num_rows)
+    return ExpertTile(**found) if found else ExpertTile(64, 128, 4, 4)
+
+
+def down_tile(num_outputs: int, width: int, num_rows: int) -> ExpertTile:
+    """The tile of the experts' second product."""
+    found = _lookup("down", num_outputs, width, num_rows)
+    return ExpertTile(**found) if found else ExpertTile(64, 128, 4, 4)
+
+
+def bucket(num_rows: int) -> int:
+    """The table's column for so many rows."""
+    return next((size for size in _BUCKETS if num_rows <= size), _BUCKETS[-1])
+
+
+def _lookup(product: str, num_outputs: int, num_inputs: int, num_rows: int) -> dict[str, int]:
+    by_rows = _table().get(product, {}).get(f"{num_outputs}x{num_inputs}", {})
+    found: dict[str, int] = by_rows.get(str(bucket(num_rows)), {})
+    return found
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    text = Path(__file__).with_name("tiles.json").read_text("utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table

@@ -1,0 +1,209 @@
+"""`fp8_linear` for few rows: reads the weights once, near the speed of memory.
+
+Hopper's tensor cores take 64 rows on one side and as few as 8 on the other. So the weights stand
+on the first side and the tokens on the second (y^T = W x^T), and a handful of tokens does not pay
+for 64. Where the outputs make too few tiles for all processors, the inputs are split, and a
+second kernel adds the parts in a fixed order.
+
+Letters: T tokens, I inputs, O outputs, P parts.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.tiles import LinearTile, linear_tile
+from glimt.kernels.triton_support import Example, dot, to_bf16
+
+MAX_ROWS = 64  # above, torch's GEMM is as fast
+_SUM_BLOCK = 512
+
+
+@triton.jit
+def linear_kernel(
+    q_ptr,
+    scale_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    bias_ptr,
+    out_ptr,
+    num_tokens,
+    num_inputs: tl.constexpr,
+    num_outputs: tl.constexpr,
+    block_t: tl.constexpr,
+    block_o: tl.constexpr,
+    block_i: tl.constexpr,
+    parts: tl.constexpr,
+    has_bias: tl.constexpr,
+):
+    """One tile of outputs; with several parts, the unscaled sum of one of them in float32."""
+    output = tl.program_id(0) * block_o + tl.arange(0, block_o)
+    token = tl.program_id(1) * block_t + tl.arange(0, block_t)
+    part = tl.program_id(2)
+    steps: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts)
+    is_output = output < num_outputs
+    is_token = token < num_tokens
+    column = part * (steps * block_i) + tl.arange(0, block_i)
+    weights = weight_ptr + output.to(tl.int64)[:, None] * num_inputs + column[None, :]
+    tokens = q_ptr + token[None, :] * num_inputs + column[:, None]
+    total = tl.zeros([block_o, block_t], tl.float32)
+    for step in range(steps):
+        if num_inputs % (block_i * parts) == 0:
+            weight_mask = is_output[:, None]
+            token_mask = is_token[None, :]
+        else:
+            is_input = column + step * block_i < num_inputs
+            weight_mask = is_output[:, None] & is_input[None, :]
+            token_mask = is_token[None, :] & is_input[:, None]
+        if num_outputs % block_o == 0 and num_inputs % (block_i * parts) == 0:
+            w = tl.load(weights, eviction_policy="evict_first")
+        else:
+            w = tl.load(weights, mask=weight_mask, other=0.0, eviction_policy="evict_first")
+        x = tl.load(tokens, mask=token_mask, other=0.0)
+        total = dot(w, x, total)
+        weights += block_i
+        tokens += block_i
+    place = token[None, :].to(tl.int64) * num_outputs + output[:, None]
+    mask = is_output[:, None] & is_token[None, :]
+    if parts > 1:
+        tl.store(out_ptr + part.to(tl.int64) * num_tokens * num_outputs + place, total, mask=mask)
+    else:
+        scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
+        weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
+        total = total * scale[None, :] * weight_scale[:, None]
+        if has_bias:
+            bias = tl.load(bias_ptr + output, mask=is_output, other=0.0).to(tl.float32)
+            total += bias[:, None]
+        tl.store(out_ptr + place, to_bf16(total), mask=mask)
+
+
+@triton.jit
+def add_parts_kernel(
+    part_ptr,
+    scale_ptr,
+    weight_scale_ptr,
+    bias_ptr,
+    out_ptr,
+    num_tokens,
+    num_outputs: tl.constexpr,
+    parts: tl.constexpr,
+    has_bias: tl.constexpr,
+    block: tl.constexpr,
+):
+    """The scaled sum of the parts of one token, block of outputs by block."""
+    token = tl.program_id(1).to(tl.int64)
+    output = tl.program_id(0) * block + tl.arange(0, block)
+    inside = output < num_outputs
+    place = token * num_outputs + output
+    total = tl.zeros([block], tl.float32)
+    for part in tl.static_range(parts):
+        offset = (part * num_tokens).to(tl.int64) * num_outputs
+        total += tl.load(part_ptr + offset + place, mask=inside, other=0.0)
+    weight_scale = tl.load(weight_scale_ptr + output, mask=inside, other=0.0)
+    total = total * tl.load(scale_ptr + token) * weight_scale
+    if has_bias:
+        total += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, to_bf16(total), mask=inside)
+
+
+def fp8_linear(
+    rows: QuantizedRows,
+    weight_OI: Tensor,
+    weight_scale_O: Tensor,
+    bias_O: Tensor | None = None,
+    tile: LinearTile | None = None,
+) -> Tensor:
+    """See `reference.fp8_linear`; the tile is the table's unless one is given."""
+    num_tokens, (num_outputs, num_inputs) = rows.q_TI.shape[0], weight_OI.shape
+    tile = tile or linear_tile(num_outputs, num_inputs, num_tokens)
+    y_TO = rows.x_TI.new_empty(num_tokens, num_outputs)
+    if not num_tokens:
+        return y_TO
+    parts_PTO = y_TO
+    if tile.parts > 1:
+        parts_PTO = y_TO.new_empty((tile.parts, num_tokens, num_outputs), dtype=torch.float32)
+    has_bias = bias_O is not None
+    block_t = min(64, max(16, triton.next_power_of_2(num_tokens)))
+    grid = (triton.cdiv(num_outputs, tile.block_o), triton.cdiv(num_tokens, block_t), tile.parts)
+    linear_kernel[grid](
+        rows.q_TI,
+        rows.scale_T1,
+        weight_OI,
+        weight_scale_O,
+        bias_O if has_bias else weight_scale_O,
+        parts_PTO,
+        num_tokens,
+        num_inputs,
+        num_outputs,
+        block_t,
+        tile.block_o,
+        tile.block_i,
+        tile.parts,
+        has_bias=has_bias,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    if tile.parts > 1:
+        add_parts_kernel[(triton.cdiv(num_outputs, _SUM_BLOCK), num_tokens)](
+            parts_PTO,
+            rows.scale_T1,
+            weight_scale_O,
+            bias_O if has_bias else weight_scale_O,
+            y_TO,
+            num_tokens,
+            num_outputs,
+            tile.parts,
+            has_bias=has_bias,
+            block=_SUM_BLOCK,
+            num_warps=4,
+        )
+    return y_TO
+
+
+def _example(num_outputs: int, num_inputs: int, block_t: int) -> Example:
+    tile = linear_tile(num_outputs, num_inputs, block_t)
+    return Example(
+        linear_kernel,
+        {
+            "q_ptr": "*fp8e4nv",
+            "scale_ptr": "*fp32",
+            "weight_ptr": "*fp8e4nv",
+            "weight_scale_ptr": "*fp32",
+            "bias_ptr": "*bf16",
+            "out_ptr": "*bf16" if tile.parts == 1 else "*fp32",
+            "num_tokens": "i32",
+        },
+        {
+            "num_inputs": num_inputs,
+            "num_outputs": num_outputs,
+            "block_t": block_t,
+            "block_o": tile.block_o,
+            "block_i": tile.block_i,
+            "parts": tile.parts,
+            "has_bias": True,
+        },
+        {"num_warps": tile.warps, "num_stages": tile.stages},
+    )
+
+
+EXAMPLES = [
+    *(_example(14336, 4096, block_t) for block_t in (16, 32, 64)),
+    *(_example(4096, 12288, block_t) for block_t in (16, 64)),
+    _example(21888, 4096, 16),
+    _example(4096, 10944, 16),
+    Example(
+        add_parts_kernel,
+        {
+            "part_ptr": "*fp32",
+            "scale_ptr": "*fp32",
+            "weight_scale_ptr": "*fp32",
+            "bias_ptr": "*bf16",
+            "out_ptr": "*bf16",
+            "num_tokens": "i32",
+        },
+        {"num_outputs": 4096, "parts": 4, "has_bias": False, "block": _SUM_BLOCK},
+        {"num_warps": 4},
+    ),
+]

@@ -1,0 +1,220 @@
+"""Norms, activations and quantisation of whole rows: one program for each row.
+
+Twins of definitions in `reference.py`, for bfloat16. Letters: T tokens, D width, F = 2I.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.triton_support import Example, row_scale, to_bf16, to_fp8
+
+MAX_WIDTH = 32768  # a row lies in the registers of one program
+
+
+@triton.jit
+def _store_quantized(x, q_ptr, scale_ptr, column, width: tl.constexpr):
+    """Write the row x (float32, zeros beyond the width) as e4m3 with its scale."""
+    row = tl.program_id(0).to(tl.int64)
+    scale = row_scale(tl.max(tl.abs(x), axis=0))
+    values = to_fp8(x * tl.div_rn(1.0, scale))
+    tl.store(q_ptr + row * width + column, values, mask=column < width)
+    tl.store(scale_ptr + row, scale)
+
+
+@triton.jit
+def quantize_kernel(x_ptr, q_ptr, scale_ptr, width: tl.constexpr, block: tl.constexpr):
+    """See `reference.quantize_rows`."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    x = tl.load(x_ptr + row * width + column, mask=column < width, other=0.0).to(tl.float32)
+    _store_quantized(x, q_ptr, scale_ptr, column, width)
+
+
+@triton.jit
+def rms_norm_kernel(
+    x_ptr,
+    delta_ptr,
+    weight_ptr,
+    normed_ptr,
+    sum_ptr,
+    q_ptr,
+    scale_ptr,
+    eps,
+    width: tl.constexpr,
+    block: tl.constexpr,
+    adds: tl.constexpr,
+    quantizes: tl.constexpr,
+):
+    """See `reference.add_rms_norm_quantize`; without adding or quantising the simpler ones."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    place = row * width + column
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    if adds:
+        delta = tl.load(delta_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        total = to_bf16(x + delta)
+        tl.store(sum_ptr + place, total, mask=inside)
+        x = total.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
+    normed = to_bf16(weight * to_bf16(x * inverse).to(tl.float32))
+    tl.store(normed_ptr + place, normed, mask=inside)
+    if quantizes:
+        _store_quantized(normed.to(tl.float32), q_ptr, scale_ptr, column, width)
+
+
+@triton.jit
+def silu_mul_kernel(
+    gate_up_ptr,
+    out_ptr,
+    q_ptr,
+    scale_ptr,
+    width: tl.constexpr,
+    block: tl.constexpr,
+    quantizes: tl.constexpr,
+):
+    """See `reference.silu_mul_quantize`, or without quantising `reference.silu_mul`."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    start = gate_up_ptr + row * (2 * width) + column
+    gate = tl.load(start, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(start + width, mask=inside, other=0.0).to(tl.float32)
+    silu = to_bf16(gate / (1.0 + tl.exp(-gate))).to(tl.float32)
+    out = to_bf16(silu * up)
+    tl.store(out_ptr + row * width + column, out, mask=inside)
+    if quantizes:
+        _store_quantized(out.to(tl.float32), q_ptr, scale_ptr, column, width)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.quantize_rows`."""
+    width = x.shape[-1]
+    q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    if scale.numel():
+        block, warps = _shape(width)
+        quantize_kernel[(scale.numel(),)](x, q, scale, width, block, num_warps=warps)
+    return q, scale
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """See `reference.rms_norm`."""
+    return _norm(x_TD, None, weight_D, eps, quantizes=False)[0]
+
+
+def add_rms_norm(
+    x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `reference.add_rms_norm`."""
+    normed_TD, sum_TD, _, _ = _norm(x_TD, delta_TD, weight_D, eps, quantizes=False)
+    return normed_TD, sum_TD
+
+
+def add_rms_norm_quantize(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
+) -> tuple[QuantizedRows, Tensor]:
+    """See `reference.add_rms_norm_quantize`."""
+    normed_TD, sum_TD, q_TD, scale_T1 = _norm(x_TD, delta_TD, weight_D, eps, quantizes=True)
+    return QuantizedRows(normed_TD, q_TD, scale_T1), sum_TD
+
+
+def silu_mul(gate_up_TF: Tensor) -> Tensor:
+    """See `reference.silu_mul`."""
+    return _silu_mul(gate_up_TF, quantizes=False).x_TI
+
+
+def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
+    """See `reference.silu_mul_quantize`."""
+    return _silu_mul(gate_up_TF, quantizes=True)
+
+
+def _norm(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float, *, quantizes: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(normed, sum, q, scale); what is not asked for stands for something else."""
+    num_tokens, width = x_TD.shape
+    normed_TD = torch.empty_like(x_TD)
+    sum_TD = x_TD if delta_TD is None else torch.empty_like(x_TD)
+    q_TD, scale_T1 = _quantized_like(normed_TD) if quantizes else (normed_TD, normed_TD)
+    if num_tokens:
+        block, warps = _shape(width)
+        rms_norm_kernel[(num_tokens,)](
+            x_TD,
+            x_TD if delta_TD is None else delta_TD,
+            weight_D,
+            normed_TD,
+            sum_TD,
+            q_TD,
+            scale_T1,
+            eps,
+            width,
+            block,
+            adds=delta_TD is not None,
+            quantizes=quantizes,
+            num_warps=warps,
+        )
+    return normed_TD, sum_TD, q_TD, scale_T1
+
+
+def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:
+    num_tokens, width = gate_up_TF.shape[0], gate_up_TF.shape[1] // 2
+    out_TI = gate_up_TF.new_empty(num_tokens, width)
+    q_TI, scale_T1 = _quantized_like(out_TI) if quantizes else (out_TI, out_TI)
+    if num_tokens:
+        block, warps = _shape(width)
+        silu_mul_kernel[(num_tokens,)](
+            gate_up_TF, out_TI, q_TI, scale_T1, width, block, quantizes=quantizes, num_warps=warps
+        )
+    return QuantizedRows(out_TI, q_TI, scale_T1)
+
+
+def _quantized_like(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    q_TI = torch.empty_like(x_TI, dtype=torch.float8_e4m3fn)
+    return q_TI, x_TI.new_empty((x_TI.shape[0], 1), dtype=torch.float32)
+
+
+def _shape(width: int) -> tuple[int, int]:
+    """(elements of the block, warps): about 16 elements in each thread."""
+    block = max(16, triton.next_power_of_2(width))
+    return block, min(16, max(1, block // 512))
+
+
+EXAMPLES = [
+    Example(
+        quantize_kernel,
+        {"x_ptr": "*bf16", "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
+        {"width": 12288, "block": 16384},
+        {"num_warps": 16},
+    ),
+    Example(
+        rms_norm_kernel,
+        {
+            "x_ptr": "*bf16",
+            "delta_ptr": "*bf16",
+            "weight_ptr": "*bf16",
+            "normed_ptr": "*bf16",
+            "sum_ptr": "*bf16",
+            "q_ptr": "*fp8e4nv",
+            "scale_ptr": "*fp32",
+            "eps": "fp32",
+        },
+        {"width": 4096, "block": 4096, "adds": True, "quantizes": True},
+        {"num_warps": 8},
+    ),
+    Example(
+        silu_mul_kernel,
+        {
+            "gate_up_ptr": "*bf16",
+            "out_ptr": "*bf16",
+            "q_ptr": "*fp8e4nv",
+            "scale_ptr": "*fp32",
+        },
+        {"width": 10944, "block": 16384, "quantizes": True},
+        {"num_warps": 16},
+    ),
+]

@@ -1,0 +1,96 @@
+"""What all Triton kernels share: rounding, and whether a device can run them.
+
+Triton's interpreter (TRITON_INTERPRET=1) runs the kernels on a CPU for the tests. It truncates
+float32 to bfloat16 and misrounds e4m3 (measured on 3.6 and 3.7: about 2 % of values off by a factor
+of two), so under it the helpers here round by themselves; a GPU rounds to nearest even anyway.
+"""
+
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+class Example(NamedTuple):
+    """One specialisation of a kernel, for compiling it where there is no GPU."""
+
+    kernel: Any
+    types: dict[str, str]  # of the arguments that are not constants; pointers are 16-byte aligned
+    constants: dict[str, Any]
+    options: dict[str, Any]  # num_warps, num_stages
+
+
+_MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
+
+
+@triton.jit
+def to_bf16(x):
+    """float32 -> bfloat16, to nearest even."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(tl.bfloat16)
+
+
+@triton.jit
+def to_fp8(x):
+    """float32 -> e4m3, to nearest even, clamped to ±448."""
+    x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+        normal = bits.to(tl.float32, bitcast=True)
+        subnormal = (x + 24576.0) - 24576.0  # 1.5 · 2^14: float32 is 2^-9 apart there
+        x = tl.where(tl.abs(x) < 0.015625, subnormal, normal)
+    return x.to(tl.float8e4nv)
+
+
+@triton.jit
+def row_scale(largest):
+    """The scale of a row whose largest magnitude this is; see `reference.quantize_rows`."""
+    return tl.maximum(tl.div_rn(largest, 448.0), 1.0 / (448.0 * 512.0))
+
+
+@triton.jit
+def dot(a, b, total):
+    """total + a b, in float32; the interpreter cannot multiply bfloat16 or e4m3."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    return tl.dot(a, b, total)
+
+
+@triton.jit
+def _touch_kernel(out):
+    tl.store(out + tl.program_id(0), 1.0)
+
+
+@functools.cache
+def works_on(device: torch.device) -> bool:
+    """Whether Triton compiles and runs on this CUDA device: tried once, reported if not."""
+    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        return False
+    try:
+        _touch_kernel[(1,)](torch.empty(1, device=device))
+    except Exception as error:  # a missing C compiler or driver, an odd version
+        logger.warning(
+            "Triton does not work here, so plain torch operations are used, which are several"
+            " times slower. Cause: %s: %s. Cure: a C compiler, and the triton of your torch.",
+            type(error).__name__,
+            error,
+        )
+        return False
+    return True
+
+
+def fits(*tensors: Tensor | None) -> bool:
+    """Whether kernels may read these: dense rows at addresses that are multiples of 16 bytes."""
+    return all(t is None or (t.is_contiguous() and t.data_ptr() % 16 == 0) for t in tensors)

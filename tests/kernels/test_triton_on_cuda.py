@@ -1,0 +1,119 @@
+"""The Triton kernels on a GPU at the sizes of the 106B models, against the definitions there."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from glimt import kernels
+from glimt.kernels import choice, reference
+from tests.support.poison import poisoned_allocations
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    with poisoned_allocations():
+        yield
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(shape, generator=generator, device="cuda").bfloat16()
+
+
+def near(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Row by row, relative to the size of the row."""
+    assert got.dtype == expected.dtype
+    error = (got.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    assert error.max() < tolerance  # NaN is not less either
+
+
+def fp8_weight(num_outputs: int, num_inputs: int, seed: int) -> tuple[Tensor, Tensor]:
+    weight, scale = reference.quantize_rows(randn(num_outputs, num_inputs, seed=seed) / 50)
+    return weight, scale[:, 0].contiguous()
+
+
+def test_this_machine_runs_the_kernels() -> None:
+    assert choice.has_twin(randn(1, 16))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
+@pytest.mark.parametrize("width", [1408, 4096, 10944, 12288])
+def test_rows_are_quantised(num_tokens: int, width: int) -> None:
+    x = randn(num_tokens, width)
+    q, scale = kernels.quantize_rows(x)
+    q_expected, scale_expected = reference.quantize_rows(x)
+    assert torch.equal(scale, scale_expected)
+    assert torch.equal(q.view(torch.uint8), q_expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
+@pytest.mark.parametrize("adds", [False, True])
+def test_norms_add_and_quantise(num_tokens: int, adds: bool) -> None:
+    x, g = randn(num_tokens, 4096), randn(4096, seed=1)
+    delta = randn(num_tokens, 4096, seed=2) if adds else None
+    rows, total = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+    expected, total_expected = reference.add_rms_norm_quantize(x, delta, g, 1e-5)
+    assert torch.equal(total, total_expected)
+    near(rows.x_TI, expected.x_TI, 0.002)
+    q, scale = reference.quantize_rows(rows.x_TI)
+    assert torch.equal(rows.q_TI.view(torch.uint8), q.view(torch.uint8))
+    assert torch.equal(rows.scale_T1, scale)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
+@pytest.mark.parametrize("width", [1408, 10944])
+def test_activations_multiply_and_quantise(num_tokens: int, width: int) -> None:
+    gate_up = randn(num_tokens, 2 * width)
+    rows = kernels.silu_mul_quantize(gate_up)
+    near(rows.x_TI, reference.silu_mul(gate_up), 0.002)
+    q, scale = reference.quantize_rows(rows.x_TI)
+    assert torch.equal(rows.q_TI.view(torch.uint8), q.view(torch.uint8))
+    assert torch.equal(rows.scale_T1, scale)
+
+
+LINEARS = [(14336, 4096), (4096, 12288), (21888, 4096), (4096, 10944), (2816, 4096), (4096, 1408)]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 16, 17, 32, 64, 65])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), LINEARS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_fp8_linear(num_tokens: int, num_outputs: int, num_inputs: int, bias: bool) -> None:
+    x = randn(num_tokens, num_inputs, seed=1)
+    weight, scale = fp8_weight(num_outputs, num_inputs, seed=2)
+    b = randn(num_outputs, seed=3) if bias else None
+    q, q_scale = reference.quantize_rows(x)
+    expected = (q.float() @ weight.float().t()) * q_scale * scale
+    expected = expected if b is None else expected + b.float()
+    near(kernels.fp8_linear(x, weight, scale, b), expected.bfloat16(), 0.005)
+
+
+def test_the_fp8_linear_repeats_itself_exactly() -> None:
+    x, (weight, scale) = randn(3, 12288, seed=1), fp8_weight(4096, 12288, seed=2)
+    first = kernels.fp8_linear(x, weight, scale)
+    for _ in range(50):
+        assert torch.equal(kernels.fp8_linear(x, weight, scale), first)
+
+
+def test_a_graph_replays_the_same() -> None:
+    x, g = randn(2, 4096), randn(4096, seed=1)
+    weight, scale = fp8_weight(4096, 4096, seed=2)
+
+    def layer() -> Tensor:
+        rows, _ = kernels.add_rms_norm_quantize(x, x, g, 1e-5)
+        return kernels.fp8_linear(rows, weight, scale)
+
+    expected = layer().clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer()
+    for _ in range(3):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, expected)
