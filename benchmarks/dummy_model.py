@@ -1,141 +1,281 @@
-"""Steps of a full-size model with random weights, through scheduler and executor, by batch size.
+"""Speed of a full-size model with random weights, through scheduler and executor: no checkpoint.
 
     python benchmarks/dummy_model.py                      GLM-4.5V-FP8, all 46 layers (110 GB)
     python benchmarks/dummy_model.py --layers 4           a slice of it
+    python benchmarks/dummy_model.py --model 9b           GLM-4.6V-Flash's sizes
     python benchmarks/dummy_model.py --quantization none  in BF16
+    python benchmarks/dummy_model.py --model tiny --device cpu --dtype float32   whether it runs
 
-Prints start-up phases, then for each number of requests the median decode step, and the time of
-a step that computes a whole prompt. Routing is spread evenly over the experts, as trained routers
-aim at; see `glimt/models/dummy.py`.
+Prints start-up by phase; milliseconds of a decode step by number of requests; prompt tokens each
+second; and the time to the first token of one image with text, by phase. Routing is spread evenly
+over the experts, as trained routers aim at; see `glimt/models/dummy.py`. `--json` keeps it all.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from model_sizes import MODELS
 
 from glimt.checkpoint import read_checkpoint
 from glimt.config import CacheSettings, ModelSettings, Settings
+from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import make_plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
-from glimt.wire import PixelRef, SamplingParams, Submit
+from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
 
-# GLM-4.5V's sizes; everything else of its config.json equals the tiny checkpoint's.
-FULL_SIZE: dict[str, dict[str, Any]] = {
-    "text_config": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 46,
-        "num_attention_heads": 96,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 10944,
-        "first_k_dense_replace": 1,
-        "moe_intermediate_size": 1408,
-        "n_routed_experts": 128,
-        "num_experts_per_tok": 8,
-        "n_shared_experts": 1,
-        "vocab_size": 151552,
-        "max_position_embeddings": 65536,
-    },
-    "vision_config": {
-        "depth": 24,
-        "hidden_size": 1536,
-        "num_heads": 12,
-        "out_hidden_size": 4096,
-        "intermediate_size": 10944,
-    },
-}
+PATCH_BYTES = 3 * 14 * 14
 
 
-class NoPixels:
-    """Prompts here are text."""
+class RandomPixels:
+    """The same pixels for every image; what they show costs nothing."""
+
+    def __init__(self) -> None:
+        self._bytes = np.random.default_rng(0).integers(0, 256, 1 << 25, np.uint8)
 
     def view(self, ref: PixelRef) -> memoryview:
-        """Never asked for."""
-        raise ValueError(f"there are no pixels at {ref}")
+        """As many as asked for."""
+        return memoryview(self._bytes[: ref.nbytes])
 
 
-def build(layers: int, quantization: str, max_num_seqs: int, device: str) -> Engine:
+def build(options: argparse.Namespace) -> Engine:
     """The engine, with its phases printed."""
-    sizes = json.loads(json.dumps(FULL_SIZE))
-    sizes["text_config"]["num_hidden_layers"] = layers
+    sizes = copy.deepcopy(MODELS[options.model])
+    if options.layers:
+        sizes["text_config"]["num_hidden_layers"] = options.layers
     with tempfile.TemporaryDirectory() as folder:
-        path = make_tiny_checkpoint(Path(folder) / "sizes")
+        variant = "dense" if options.model == "9b" else "moe"
+        path = make_tiny_checkpoint(Path(folder) / "sizes", variant=variant)
         settings = Settings(
             model=str(path),
             models=ModelSettings(
                 load_format="dummy",
-                quantization="fp8" if quantization == "fp8" else None,
+                dtype=options.dtype,
+                quantization="fp8" if options.quantization == "fp8" else None,
                 hf_overrides=json.dumps(sizes),
-                max_model_len="16K",
+                max_model_len=options.max_model_len,
+                enforce_eager=options.enforce_eager,
             ),
             cache=CacheSettings(
-                max_num_seqs=max_num_seqs, device="cuda" if device == "cuda" else "cpu"
+                max_num_seqs=max(options.requests),
+                device=options.device,
+                kv_cache_dtype=options.kv_cache_dtype,
+                enable_prefix_caching=False,
             ),
         )
         plan = make_plan(settings, read_checkpoint(path, overrides=sizes))
-        return build_engine(
-            plan.engine, [NoPixels()], lambda *phase: print("  {:<10}{:7.2f} s  {}".format(*phase))
-        )
+        return build_engine(plan.engine, [RandomPixels()], _tell_phase)
 
 
-def generate(
-    engine: Engine, ids: "itertools.count[int]", n: int, prompt: int, new: int
-) -> list[float]:
-    """Milliseconds of each turn of an overlapped loop that answers `n` equal requests."""
-    random = np.random.default_rng(0)
-    for seed in range(n):
-        tokens = random.integers(0, 100_000, prompt).astype(np.int32)
+def _tell_phase(name: str, seconds: float, detail: str) -> None:
+    print(f"  {name:<10}{seconds:7.2f} s  {detail}", flush=True)
+
+
+class Driver:
+    """Gives an engine requests and turns its loop, one step ahead as `EngineLoop` does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._ids = itertools.count()
+        self._random = np.random.default_rng(0)
+        self._vocab_size = min(engine.info.vocab_size, 100_000)
+
+    def tokens(self, count: int) -> np.ndarray:
+        """Random ids."""
+        return self._random.integers(0, self._vocab_size, count).astype(np.int32)
+
+    def add(self, count: int, new: int, images: tuple[ImageSpan, ...] = ()) -> None:
+        """One request with a prompt of `count` tokens and an answer of `new`."""
+        number = next(self._ids)
         submit = Submit(
-            request_id=next(ids),
+            request_id=number,
             server=0,
-            token_ids=tokens.tobytes(),
-            sampling=SamplingParams(max_tokens=new, temperature=0.8, seed=seed),
+            token_ids=self.tokens(count).tobytes(),
+            images=images,
+            sampling=SamplingParams(max_tokens=new, temperature=0.8, seed=number),
         )
-        for _, refusal in engine.scheduler.add(submit):
+        for _, refusal in self.engine.scheduler.add(submit):
             raise SystemExit(f"refused: {refusal.error}")
-    turns, behind = [], None
-    while True:
-        started = time.perf_counter()
-        plan = engine.scheduler.schedule()
-        ahead = None if plan is None else engine.executor.launch(plan)
-        if behind is not None:
-            engine.scheduler.commit(behind.plan, behind.result())
-        turns.append(1000 * (time.perf_counter() - started))
-        if ahead is None:
-            return turns
-        behind = ahead
+
+    def turns(self) -> Iterator[tuple[float, StepPlan | None]]:
+        """(milliseconds, plan read in it) of each turn until all requests are answered."""
+        behind: InFlight | None = None
+        while True:
+            started = time.perf_counter()
+            plan = self.engine.scheduler.schedule()
+            ahead = None if plan is None else self.engine.executor.launch(plan)
+            if not self.engine.overlap and behind is None:
+                behind, ahead = ahead, None
+            if behind is not None:
+                result = behind.result()
+                if result.failed:
+                    raise SystemExit(f"failed: {result.failed}")
+                self.engine.scheduler.commit(behind.plan, result)
+            yield 1000 * (time.perf_counter() - started), None if behind is None else behind.plan
+            behind = ahead
+            if plan is None and behind is None:
+                return
+
+
+def decode_ms(driver: Driver, requests: int, prompt: int, new: int) -> dict[str, float]:
+    """The median step in which as many requests as ever at once draw a token each."""
+    for _ in range(requests):
+        driver.add(prompt, new)
+    took: dict[int, list[float]] = {}
+    for milliseconds, plan in driver.turns():
+        if plan is not None and all(work.num_tokens == 1 for work in plan.work):
+            took.setdefault(len(plan.work), []).append(milliseconds)
+    rows = max(took)
+    times = took[rows][len(took[rows]) // 4 :]  # the first ones compile and record
+    return {
+        "requests": requests,
+        "rows": rows,
+        "steps": len(times),
+        "median_ms": statistics.median(times),
+        "p90_ms": sorted(times)[int(0.9 * len(times))],
+    }
+
+
+def prefill_tokens_per_s(driver: Driver, prompts: int, prompt: int) -> float:
+    """Prompt tokens each second, of prompts that wait all at once; the second of two rounds."""
+    for _ in range(2):
+        for _ in range(prompts):
+            driver.add(prompt, 1)
+        took = sum(milliseconds for milliseconds, _ in driver.turns())
+    return 1000 * prompts * prompt / took
+
+
+def _image(number: int, grid: tuple[int, int], start: int) -> ImageSpan:
+    height, width = grid
+    return ImageSpan(
+        content_hash=number.to_bytes(32, "big"),
+        start=start,
+        num_tokens=height * width // 4,
+        grid_h=height,
+        grid_w=width,
+        num_frames=1,
+        pixels=PixelRef(0, 0, height * width * PATCH_BYTES),
+    )
+
+
+def first_token_ms(
+    driver: Driver, grid: tuple[int, int], text: int, rounds: int
+) -> dict[str, float]:
+    """Of one new image and `text` tokens, alone: the whole, and its phases each waited for."""
+    num_tokens = grid[0] * grid[1] // 4
+    whole, encode, prefill = [], [], []
+    for number in range(rounds):
+        driver.add(text + num_tokens, 1, (_image(1 + number, grid, text // 2),))
+        whole.append(sum(milliseconds for milliseconds, _ in driver.turns()))
+    executor, info = driver.engine.executor, driver.engine.info
+    pages = tuple(range(-(-(text + num_tokens) // info.page_size)))
+    for number in range(rounds):
+        image = _image(1000 + number, grid, text // 2)
+        row = NewRow(
+            row=0,
+            token_ids=driver.tokens(text + num_tokens),
+            num_prompt_tokens=text + num_tokens,
+            positions=None,
+            rope_delta=0,
+            images=(image,),
+            sampling=SamplingParams(max_tokens=1, temperature=0.8, seed=1),
+            page_ids=pages,
+        )
+        work = RowWork(0, 0, text + num_tokens, samples=True)
+        encode.append(_timed(lambda image=image: executor.launch(StepPlan(0, encode=(image,)))))
+        plan = StepPlan(1, new_rows=(row,), work=(work,))
+        prefill.append(_timed(lambda plan=plan: executor.launch(plan)))
+        done = StepPlan(2, freed_rows=(0,), drop_images=(image.content_hash,))
+        executor.launch(done).result()
+    later = slice(min(2, rounds - 1), None)
+    return {
+        "image_tokens": num_tokens,
+        "whole_ms": statistics.median(whole[later]),
+        "encode_ms": statistics.median(encode[later]),
+        "prefill_and_draw_ms": statistics.median(prefill[later]),
+    }
+
+
+def _timed(launch: Callable[[], InFlight]) -> float:
+    started = time.perf_counter()
+    launch().result()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - started)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=[*MODELS], default="106b")
+    parser.add_argument("--layers", type=int, default=0, help="0: all")
+    parser.add_argument("--quantization", choices=["fp8", "none"], default="fp8")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
+    parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--max-model-len", default="16K")
+    parser.add_argument("--requests", type=int, nargs="*", default=[1, 8, 32, 64, 128])
+    parser.add_argument("--prompt", type=int, default=1433, help="tokens of each prompt")
+    parser.add_argument("--tokens", type=int, default=96, help="tokens of each answer")
+    parser.add_argument("--grid", type=int, nargs=2, default=[64, 84], help="patches of the image")
+    parser.add_argument("--rounds", type=int, default=8, help="of the time to the first token")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Build once, then measure each size."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=46)
-    parser.add_argument("--quantization", choices=["fp8", "none"], default="fp8")
-    parser.add_argument("--requests", type=int, nargs="*", default=[1, 8, 32, 64, 128])
-    parser.add_argument("--prompt", type=int, default=1433, help="tokens of each prompt")
-    parser.add_argument("--tokens", type=int, default=48, help="tokens of each answer")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    options = parser.parse_args()
-    engine = build(options.layers, options.quantization, max(options.requests), options.device)
+    """Build once, then measure."""
+    options = arguments()
+    engine = build(options)
     info = engine.info
-    print(f"{options.layers} layers, {info.weights_format}, {info.dtype} on {info.device}")
-    ids = itertools.count()
-    generate(engine, ids, 1, 64, 8)
-    for n in options.requests:
-        turns = generate(engine, ids, n, options.prompt, options.tokens)
-        decode = statistics.median(turns[len(turns) // 2 : -1])
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    print(
+        f"{options.model}, {info.weights_format}, {info.dtype}, torch {torch.__version__}, {where}"
+    )
+    driver = Driver(engine)
+    result: dict[str, Any] = {
+        "options": {name: str(value) for name, value in vars(options).items()},
+        "device": where,
+        "torch": torch.__version__,
+        "startup_s": info.phases_s,
+        "decode": [],
+    }
+    driver.add(64, 8)
+    list(driver.turns())
+    for requests in options.requests:
+        step = decode_ms(driver, requests, options.prompt, options.tokens)
+        result["decode"].append(step)
+        rate = 1000 * step["rows"] / step["median_ms"]
         print(
-            f"{n:4d} requests of {options.prompt}: decode step {decode:8.2f} ms, "
-            f"{1000 * n / decode:8.0f} tokens/s; all in {sum(turns) / 1000:6.2f} s"
+            f"{step['rows']:4d} requests of {options.prompt}: decode step {step['median_ms']:8.2f} "
+            f"ms (p90 {step['p90_ms']:.2f}), {rate:8.0f} tokens/s",
+            flush=True,
         )
+    rate = prefill_tokens_per_s(driver, 16, options.prompt)
+    result["prefill_tokens_per_s"] = rate
+    print(f"prompts: {rate:.0f} tokens/s", flush=True)
+    first = first_token_ms(driver, tuple(options.grid), 90, options.rounds)
+    result["first_token"] = first
+    print(
+        f"first token of an image of {first['image_tokens']} tokens and 90 of text: "
+        f"{first['whole_ms']:.1f} ms (image {first['encode_ms']:.1f}, prompt and draw "
+        f"{first['prefill_and_draw_ms']:.1f})"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

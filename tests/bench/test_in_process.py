@@ -40,6 +40,18 @@ def test_latency_times_each_iteration(model: str, tmp_path: Path) -> None:
     assert len(told) == 7
 
 
+def test_latency_of_a_few_layers_with_random_weights(model: str) -> None:
+    told: list[str] = []
+    wishes = LatencyOptions(
+        input_len=4, output_len=2, batch_size=1, num_iters_warmup=0, num_iters=1
+    )
+    overrides = json.dumps({"text_config": {"num_hidden_layers": 2}})
+    engine = EngineOptions(load_format="dummy", hf_overrides=overrides)
+    assert latency(model, wishes, engine, told.append) == 0
+    with pytest.raises(BadSettings, match="hf-overrides"):
+        latency(model, wishes, EngineOptions(hf_overrides="{"), told.append)
+
+
 def test_throughput_counts_text_images_and_answers(model: str, tmp_path: Path) -> None:
     told: list[str] = []
     wishes = ThroughputOptions(num_prompts=3, num_warmups=1, output_json=str(tmp_path / "t.json"))

@@ -20,6 +20,10 @@ class EngineOptions:
     """fp8: turn a BF16 checkpoint into FP8 while loading."""
     load_format: str = "auto"
     """dummy: random weights."""
+    hf_overrides: str | None = None
+    """JSON merged into config.json; '{"text_config": {"num_hidden_layers": 4}}': four layers."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
     max_model_len: str | None = None
     """Longest prompt plus answer, in tokens."""
     max_num_seqs: int | None = None
