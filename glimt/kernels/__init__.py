@@ -19,12 +19,14 @@ imports operations from here and never knows which of the two it gets.
     grouped_experts   weighted sum of a token's experts
     fp8_grouped_experts   the same with FP8 weights
     write_kv          store keys and values of new tokens in their pages
+    turn_and_write_kv rope of queries and keys, and write_kv, at once
     paged_attention   causal attention of new tokens over the pages of their rows
     segment_attention full attention inside each segment (an image, a video step)
     normalize_pixels  uint8 -> normalised rows of patches
     resample_positions  the vision tower's position table for another patch grid
 """
 
+from glimt.kernels.attention import paged_attention, turn_and_write_kv
 from glimt.kernels.choice import (
     add_rms_norm,
     add_rms_norm_quantize,
@@ -36,7 +38,7 @@ from glimt.kernels.choice import (
 )
 from glimt.kernels.experts import fp8_grouped_experts, grouped_experts
 from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope, rope_angles
-from glimt.kernels.reference_attention import paged_attention, segment_attention, write_kv
+from glimt.kernels.reference_attention import segment_attention, write_kv
 from glimt.kernels.reference_experts import route
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
 
@@ -58,6 +60,7 @@ __all__ = [
     "grouped_experts",
     "fp8_grouped_experts",
     "write_kv",
+    "turn_and_write_kv",
     "paged_attention",
     "segment_attention",
     "normalize_pixels",

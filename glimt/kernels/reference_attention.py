@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glimt.kernels.reference import fill_rows, quantize_rows
+from glimt.kernels.reference import fill_rows, quantize_rows, rope
 
 _CONTEXT_BLOCK = 128  # tokens of context per product; a multiple of every CPU page size
 _QUERY_BLOCK = 128  # tokens of a row at a time; bounds the score matrix
@@ -43,6 +43,28 @@ def write_kv(
         q_TGH, scale_TG1 = quantize_rows(x_TGH)
         raw_P2GSH[page_T, index, :, offset_T] = q_TGH.view(torch.uint8)
         scale_P2GS[page_T, index, :, offset_T] = scale_TG1[..., 0]
+
+
+def turn_and_write_kv(
+    heads_TNH: Tensor,
+    cos_TJ: Tensor,
+    sin_TJ: Tensor,
+    kv_P2GSH: Tensor,
+    slots_T: Tensor,
+    scale_P2GS: Tensor | None = None,
+    *,
+    interleaved: bool,
+) -> Tensor:
+    """Turn queries and keys (`rope`), store keys and values (`write_kv`) -> the queries.
+
+    The heads of a token are its queries, keys and values, one after another: as many keys and
+    values each as the cache has heads.
+    """
+    num_groups = kv_P2GSH.shape[2]
+    num_queries, num_turned = heads_TNH.shape[1] - 2 * num_groups, heads_TNH.shape[1] - num_groups
+    qk_TNH = rope(heads_TNH[:, :num_turned], cos_TJ, sin_TJ, interleaved=interleaved)
+    write_kv(qk_TNH[:, num_queries:], heads_TNH[:, num_turned:], kv_P2GSH, slots_T, scale_P2GS)
+    return qk_TNH[:, :num_queries]
 
 
 def paged_attention(

@@ -84,11 +84,15 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[T, D] -> [T, D]; writes the tokens' keys and values to their slots first."""
         heads_TNH = self.qkv(x).unflatten(1, (-1, self.head_dim))
-        num_turned = self.num_heads + self.num_kv_heads
-        qk_TNH = angles.turn(heads_TNH[:, :num_turned])
-        q_TNH, k_TGH = qk_TNH[:, : self.num_heads], qk_TNH[:, self.num_heads :]
-        v_TGH = heads_TNH[:, num_turned:]
-        kernels.write_kv(k_TGH, v_TGH, cache.kv_P2GSH, step.slots_T, cache.scale_P2GS)
+        q_TNH = kernels.turn_and_write_kv(
+            heads_TNH,
+            angles.cos_TJ,
+            angles.sin_TJ,
+            cache.kv_P2GSH,
+            step.slots_T,
+            cache.scale_P2GS,
+            interleaved=angles.interleaved,
+        )
         out_TNH = kernels.paged_attention(
             q_TNH,
             cache.kv_P2GSH,

@@ -1,0 +1,41 @@
+"""Paged attention in Triton: the twin of `reference_attention.paged_attention`.
+
+Two kernels share a step's rows between them: those of one token (`triton_decoding.py`) and those of
+several (`triton_chunks.py`). Both stack all query heads of a key-value head under each other, so
+that keys and values are read once for all of them.
+
+No launch depends on lengths: programs read them on the device, and those without work leave. So a
+captured launch serves every step of its number of rows.
+"""
+
+from torch import Tensor
+
+from glimt.kernels.triton_chunks import attend_chunks
+from glimt.kernels.triton_decoding import attend_singles
+
+
+def paged_attention(
+    q_TNH: Tensor,
+    kv_P2GSH: Tensor,
+    page_table_RM: Tensor,
+    query_starts_R1: Tensor,
+    context_lens_R: Tensor,
+    *,
+    max_query_len: int,
+    max_context_len: int,
+    scale_P2GS: Tensor | None = None,
+) -> Tensor:
+    """See `reference_attention.paged_attention`. A row without context gives zeros.
+
+    Raises ValueError for a cache or queries that are not laid out as the runner does.
+    """
+    if not kv_P2GSH.is_contiguous() or q_TNH.stride()[1:] != (q_TNH.shape[2], 1):
+        raise ValueError("the cache and the heads of a token must each be contiguous in memory")
+    out_TNH = q_TNH.new_empty(q_TNH.shape)
+    args = (q_TNH, kv_P2GSH, page_table_RM, query_starts_R1, context_lens_R, out_TNH, scale_P2GS)
+    num_rows = context_lens_R.shape[0]
+    if q_TNH.shape[0] < num_rows * max_query_len or max_query_len == 1:
+        attend_singles(*args, max_context_len=max_context_len)
+    if max_query_len > 1:
+        attend_chunks(*args)
+    return out_TNH

@@ -1,0 +1,78 @@
+"""What both attention kernels do over and over: attend a block of context.
+
+Letters as in `reference_attention.py`; M queries of a program (token and head in one), L context
+tokens of a block. Softmax is to the base of two, in float32.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+
+
+class Tiles(NamedTuple):
+    """Queries and context tokens of a block, and how the compiler is to spread and pipeline it."""
+
+    block_m: int
+    block_l: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit
+def attend(
+    acc_MH,
+    top_M,
+    sum_M,
+    q_MH,
+    limit_M,
+    kv_ptr,
+    scale_ptr,
+    table_ptr,
+    first,
+    end,
+    unit,
+    GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """(acc, top, sum) after context tokens first … first + BLOCK_L - 1 of one key-value head.
+
+    `acc / sum` is the weighted mean of the values so far, `top` the largest score. Query m sees
+    tokens before `limit_M[m]`; none are read from `end` on. Without MASKED all is seen.
+    """
+    l_L, h_H = first + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_H)
+    if PAGE % BLOCK_L == 0:  # one page, one load
+        page = tl.load(table_ptr + first // PAGE)
+    else:
+        page = tl.load(table_ptr + l_L // PAGE, mask=l_L < end, other=0)
+    # Slots of all heads: a page holds 2 · GROUPS heads' slots, its values come after its keys.
+    slot_L = page.to(tl.int64) * (2 * GROUPS * PAGE) + l_L % PAGE
+    place_LH = slot_L[:, None] * HEAD_DIM + h_H[None]
+    to_values: tl.constexpr = GROUPS * PAGE
+    if MASKED or BLOCK_H != HEAD_DIM:  # what is not yet written may be NaN
+        there_LH = (l_L < end)[:, None] & (h_H < HEAD_DIM)[None]
+        k_LH = tl.load(kv_ptr + place_LH, mask=there_LH, other=0.0)
+        v_LH = tl.load(kv_ptr + place_LH + to_values * HEAD_DIM, mask=there_LH, other=0.0)
+    else:
+        k_LH = tl.load(kv_ptr + place_LH)
+        v_LH = tl.load(kv_ptr + place_LH + to_values * HEAD_DIM)
+    score_ML = tl.dot(q_MH, tl.trans(k_LH.to(q_MH.dtype)), input_precision="ieee") * unit
+    if scale_ptr is not None:
+        score_ML *= tl.load(scale_ptr + slot_L, mask=l_L < end, other=0.0)[None]
+    if MASKED:
+        score_ML = tl.where(l_L[None] < limit_M[:, None], score_ML, float("-inf"))
+    new_top_M = tl.maximum(top_M, tl.max(score_ML, 1))
+    weight_ML = tl.exp2(score_ML - new_top_M[:, None])
+    fade_M = tl.exp2(top_M - new_top_M)
+    sum_M = sum_M * fade_M + tl.sum(weight_ML, 1)
+    if scale_ptr is not None:
+        weight_ML *= tl.load(scale_ptr + slot_L + to_values, mask=l_L < end, other=0.0)[None]
+    acc_MH = acc_MH * fade_M[:, None]
+    acc_MH = tl.dot(weight_ML.to(q_MH.dtype), v_LH.to(q_MH.dtype), acc_MH, input_precision="ieee")
+    return acc_MH, new_top_M, sum_M

@@ -1,0 +1,200 @@
+"""Attention of rows of one token: split along their contexts, then combined.
+
+A program attends one row's queries of one key-value head to one part of the context; parts that
+were not needed leave at once, and a second kernel weighs the others (Dao et al., "Flash-Decoding",
+2023). X splits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from glimt.kernels.triton_attention_block import LOG2_E, Tiles, attend
+
+_MAX_SPLITS = 64
+_MIN_SPLIT_TOKENS = tl.constexpr(128)  # shorter parts cost more to combine than to read
+_PROGRAMS = 8 * 132  # that keep every multiprocessor of an H200 busy
+
+# The first is used; `block_m` is the least number of rows of a product, filled up with zeros.
+CONFIGS = tuple(
+    Tiles(16, block_l, num_warps, num_stages)
+    for block_l, num_warps, num_stages in (
+        (64, 4, 3),
+        (64, 4, 2),
+        (64, 4, 4),
+        (64, 8, 3),
+        (32, 4, 3),
+        (32, 4, 4),
+        (128, 8, 3),
+    )
+)
+
+
+def attend_singles(
+    q_TNH: Tensor,
+    kv_P2GSH: Tensor,
+    page_table_RM: Tensor,
+    query_starts_R1: Tensor,
+    context_lens_R: Tensor,
+    out_TNH: Tensor,
+    scale_P2GS: Tensor | None,
+    *,
+    max_context_len: int,
+    tiles: Tiles = CONFIGS[0],
+) -> None:
+    """Fill `out_TNH` for the rows of one token."""
+    num_rows, num_heads, head_dim = context_lens_R.shape[0], *q_TNH.shape[1:]
+    if num_rows == 0:
+        return
+    num_groups, page_size = kv_P2GSH.shape[2:4]
+    num_splits = _num_splits(num_rows * num_groups, max_context_len)
+    part_RNXH = q_TNH.new_empty((num_rows, num_heads, num_splits, head_dim), dtype=torch.float32)
+    weight_RNX = q_TNH.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
+    _split_kernel[(num_groups, num_rows, num_splits)](
+        q_TNH,
+        kv_P2GSH,
+        scale_P2GS,
+        page_table_RM,
+        query_starts_R1,
+        context_lens_R,
+        out_TNH,
+        part_RNXH,
+        weight_RNX,
+        head_dim**-0.5 * LOG2_E,
+        q_TNH.stride(0),
+        page_table_RM.stride(0),
+        num_groups,
+        num_heads // num_groups,
+        head_dim,
+        page_size,
+        num_splits,
+        max(tiles.block_m, triton.next_power_of_2(num_heads // num_groups)),
+        tiles.block_l,
+        max(16, triton.next_power_of_2(head_dim)),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    if num_splits > 1:
+        _combine_kernel[(num_heads, num_rows)](
+            part_RNXH,
+            weight_RNX,
+            query_starts_R1,
+            context_lens_R,
+            out_TNH,
+            num_heads,
+            head_dim,
+            num_splits,
+            tiles.block_l,
+            triton.next_power_of_2(head_dim),
+            num_warps=4,
+        )
+
+
+def _num_splits(num_programs: int, max_context_len: int) -> int:
+    """Parts of a context, a power of two: enough for the device, not more than are worth it.
+
+    At least enough that a row of the longest context does not keep the others waiting.
+    """
+    wanted = max(_PROGRAMS // num_programs, max_context_len // 4096, 1)
+    useful = triton.cdiv(max_context_len, _MIN_SPLIT_TOKENS.value)
+    splits: int = triton.next_power_of_2(min(wanted, useful))
+    return min(splits, _MAX_SPLITS)
+
+
+@triton.jit
+def _split_tokens(length, SPLITS: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Context tokens of each part but the last: whole blocks, as many as divide the row."""
+    least: tl.constexpr = (_MIN_SPLIT_TOKENS + BLOCK_L - 1) // BLOCK_L
+    return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_L), SPLITS), least) * BLOCK_L
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def _split_kernel(
+    q_ptr,
+    kv_ptr,
+    scale_ptr,
+    table_ptr,
+    starts_ptr,
+    lens_ptr,
+    out_ptr,
+    part_ptr,
+    weight_ptr,
+    unit,
+    q_stride,
+    table_stride,
+    GROUPS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """One part of the context of a row's one token, for the query heads of one key-value head."""
+    group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token = tl.load(starts_ptr + row)
+    length = tl.load(lens_ptr + row)
+    size = _split_tokens(length, SPLITS, BLOCK_L)
+    first = split * size
+    if (tl.load(starts_ptr + row + 1) - token != 1) | ((split > 0) & (first >= length)):
+        return
+    m_M, h_H = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_H)
+    head_M = group * QUERIES + m_M
+    there_MH = (m_M < QUERIES)[:, None] & (h_H < HEAD_DIM)[None]
+    place_MH = head_M[:, None] * HEAD_DIM + h_H[None]
+    q_MH = tl.load(q_ptr + token.to(tl.int64) * q_stride + place_MH, mask=there_MH, other=0.0)
+    end = tl.minimum(first + size, length)
+    limit_M = tl.full([BLOCK_M], 0, tl.int32) + end
+    acc_MH = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
+    top_M, sum_M = tl.full([BLOCK_M], float("-inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
+    kv_ptr += group * PAGE * HEAD_DIM
+    if scale_ptr is not None:
+        scale_ptr += group * PAGE
+    table_ptr += row.to(tl.int64) * table_stride
+    for block in range(first, end, BLOCK_L):
+        acc_MH, top_M, sum_M = attend(
+            acc_MH, top_M, sum_M, q_MH, limit_M, kv_ptr, scale_ptr, table_ptr, block, end, unit,
+            GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H, True,
+        )  # fmt: skip
+    mean_MH = acc_MH / tl.where(sum_M > 0.0, sum_M, 1.0)[:, None]
+    if size >= length:
+        out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
+        tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)
+    else:
+        part_M = (row.to(tl.int64) * (GROUPS * QUERIES) + head_M) * SPLITS + split
+        tl.store(part_ptr + part_M[:, None] * HEAD_DIM + h_H[None], mean_MH, mask=there_MH)
+        tl.store(weight_ptr + part_M, top_M + tl.log2(sum_M), mask=m_M < QUERIES)
+
+
+@triton.jit
+def _combine_kernel(
+    part_ptr,
+    weight_ptr,
+    starts_ptr,
+    lens_ptr,
+    out_ptr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """One head of a row: the mean of its parts' means, by the weights of the parts."""
+    head, row = tl.program_id(0), tl.program_id(1)
+    token = tl.load(starts_ptr + row)
+    length = tl.load(lens_ptr + row)
+    size = _split_tokens(length, SPLITS, BLOCK_L)
+    if (tl.load(starts_ptr + row + 1) - token != 1) | (size >= length):
+        return
+    split_X, h_H = tl.arange(0, SPLITS), tl.arange(0, BLOCK_H)
+    is_used_X = split_X < tl.cdiv(length, size)
+    part_X = (row.to(tl.int64) * HEADS + head) * SPLITS + split_X
+    weight_X = tl.load(weight_ptr + part_X, mask=is_used_X, other=float("-inf"))
+    weight_X = tl.exp2(weight_X - tl.max(weight_X, 0))
+    there_XH = is_used_X[:, None] & (h_H < HEAD_DIM)[None]
+    part_XH = tl.load(part_ptr + part_X[:, None] * HEAD_DIM + h_H[None], mask=there_XH, other=0.0)
+    mean_H = tl.sum(part_XH * weight_X[:, None], 0) / tl.sum(weight_X, 0)
+    place_H = (token.to(tl.int64) * HEADS + head) * HEAD_DIM + h_H
+    tl.store(out_ptr + place_H, mean_H.to(out_ptr.dtype.element_ty), mask=h_H < HEAD_DIM)

@@ -1,0 +1,104 @@
+"""Paged attention and rotary embedding, interpreted, against their definitions."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from glimt.kernels import reference_attention, triton_attention, triton_rope
+from tests.support.paged_rows import Heads, paged_rows
+
+DECODING = [(5, 1), (300, 1), (1, 1), (129, 1)]
+PREFILL = [(30, 30), (1, 1), (150, 20), (33, 1), (40, 3)]
+HEADS_AND_PAGE = [(Heads(24, 2, 128), 64), (Heads(32, 1, 64), 16), (Heads(3, 1, 24), 12)]
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("heads", "page"), HEADS_AND_PAGE)
+def test_decoding_rows_attend_to_their_whole_context(heads: Heads, page: int, fp8: bool) -> None:
+    rows = paged_rows(DECODING, heads, page, fp8=fp8)
+    got = triton_attention.paged_attention(*rows.tensors, **rows.options)
+    torch.testing.assert_close(got, rows.exact(), atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_context_len", [4096, 131072])
+def test_a_launch_for_longer_contexts_gives_the_same(max_context_len: int) -> None:
+    rows = paged_rows(DECODING, Heads(4, 2, 32), 16)
+    options = {**rows.options, "max_context_len": max_context_len}
+    got = triton_attention.paged_attention(*rows.tensors, **options)
+    torch.testing.assert_close(got, rows.exact(), atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("heads", "page"), HEADS_AND_PAGE)
+def test_tokens_of_chunks_attend_up_to_themselves(heads: Heads, page: int, fp8: bool) -> None:
+    rows = paged_rows(PREFILL, heads, page, fp8=fp8)
+    got = triton_attention.paged_attention(*rows.tensors, **rows.options)
+    torch.testing.assert_close(got, rows.exact(), atol=3e-6, rtol=1e-5)
+
+
+def test_rows_that_are_all_of_one_length_are_all_attended() -> None:
+    rows = paged_rows([(40, 7), (9, 7), (7, 7)], Heads(4, 2, 32), 16)
+    got = triton_attention.paged_attention(*rows.tensors, **rows.options)
+    torch.testing.assert_close(got, rows.exact(), atol=3e-6, rtol=1e-5)
+
+
+def test_a_row_without_context_gives_zeros_and_harms_no_other() -> None:
+    rows = paged_rows([(300, 1), (10, 1), (20, 1)], Heads(4, 2, 32), 16)
+    expected = rows.exact()
+    rows.tensors[4][1] = 0
+    got = triton_attention.paged_attention(*rows.tensors, **rows.options)
+    assert not got[1].any()
+    torch.testing.assert_close(got[::2], expected[::2], atol=3e-6, rtol=1e-5)
+
+
+def test_a_step_without_rows_gives_nothing() -> None:
+    cache = torch.zeros(1, 2, 2, 16, 32)
+    empty = torch.zeros(0, dtype=torch.int32)
+    got = triton_attention.paged_attention(
+        torch.zeros(0, 4, 32), cache, empty[:, None], torch.zeros(1, dtype=torch.int32), empty,
+        max_query_len=1, max_context_len=1,
+    )  # fmt: skip
+    assert got.shape == (0, 4, 32)
+
+
+def test_a_cache_with_gaps_is_refused() -> None:
+    rows = paged_rows([(5, 1)], Heads(4, 2, 32), 16)
+    q, cache, *rest = rows.tensors
+    with pytest.raises(ValueError, match="contiguous"):
+        triton_attention.paged_attention(q, cache.transpose(2, 3), *rest, **rows.options)
+
+
+def cache_and_scale(heads: Heads, page: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    cache = torch.full((5, 2, heads.groups, page, heads.dim), torch.nan).to(dtype)
+    return cache, torch.full(cache.shape[:-1], 7.0) if dtype.itemsize == 1 else None
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "num_pairs"), [(Heads(24, 2, 128), 32), (Heads(4, 2, 32), 16), (Heads(5, 1, 24), 3)]
+)
+def test_queries_are_turned_and_keys_and_values_are_in_their_slots(
+    heads: Heads, num_pairs: int, dtype: torch.dtype, fp8: bool, interleaved: bool
+) -> None:
+    x = torch.randn(7, heads.queries + 2 * heads.groups, heads.dim).to(dtype)
+    x[3] = 0.0  # the smallest scale
+    angles = torch.randn(7, num_pairs) * 10
+    slots = torch.randperm(5 * 4)[:7]
+    results = []
+    for module in (reference_attention, triton_rope):
+        cache, scale = cache_and_scale(heads, 4, torch.float8_e4m3fn if fp8 else dtype)
+        q = module.turn_and_write_kv(
+            x, angles.cos(), angles.sin(), cache, slots, scale, interleaved=interleaved
+        )
+        results.append((q, cache.float(), torch.zeros(1) if scale is None else scale))
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, atol=0, rtol=0, equal_nan=True)
+
+
+def test_heads_with_gaps_are_refused() -> None:
+    x, angles = torch.zeros(2, 8, 64)[..., :32], torch.zeros(2, 8)
+    cache, _ = cache_and_scale(Heads(4, 2, 32), 4, torch.float32)
+    with pytest.raises(ValueError, match="contiguous"):
+        triton_rope.turn_and_write_kv(x, angles, angles, cache, torch.arange(2), interleaved=False)

@@ -1,0 +1,112 @@
+"""The attention kernels on a GPU against their definitions in float32, at the models' shapes."""
+
+import pytest
+import torch
+
+from glimt import kernels
+from glimt.kernels import reference_attention
+from tests.support.paged_rows import Heads, PagedRows, paged_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
+
+# 106B on one, two and four GPUs, the dense 9B, and the tiny models
+HEADS = [Heads(96, 8, 128), Heads(24, 2, 128), Heads(32, 2, 128), Heads(4, 2, 64), Heads(4, 2, 32)]
+STEPS = {
+    "one": [(1, 1)],
+    "one long": [(20000, 1)],
+    "decoding": [(1 + 97 * i % 3000, 1) for i in range(64)],
+    "prompt": [(1433, 1433)],
+    "chunk": [(5000, 700)],
+    "mixed": [(1600, 1), (1, 1), (2000, 513), (64, 64), (33, 1), (800, 2), (65, 64)],
+}
+
+
+def on_gpu(step: str, heads: Heads, page: int, fp8: bool) -> PagedRows:
+    rows = paged_rows(STEPS[step], heads, page, fp8=fp8, dtype=torch.bfloat16)
+    return rows.to("cuda")
+
+
+def check(got: torch.Tensor, rows: PagedRows) -> None:
+    """Each head of each token within a few roundings of bfloat16."""
+    exact = rows.exact()
+    error = (got.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert float(error.max()) < 0.02
+    assert float(error.mean()) < 0.005
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_paged_attention(heads: Heads, step: str, fp8: bool) -> None:
+    rows = on_gpu(step, heads, 64, fp8)
+    check(kernels.paged_attention(*rows.tensors, **rows.options), rows)
+
+
+@pytest.mark.parametrize("page", [16, 32, 48, 128])
+def test_paged_attention_with_other_pages(page: int) -> None:
+    for step in ("decoding", "mixed"):
+        rows = on_gpu(step, HEADS[0], page, False)
+        check(kernels.paged_attention(*rows.tensors, **rows.options), rows)
+
+
+def test_paged_attention_waits_for_nothing_and_repeats_itself() -> None:
+    rows = on_gpu("mixed", HEADS[0], 64, False)
+    first = kernels.paged_attention(*rows.tensors, **rows.options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = [kernels.paged_attention(*rows.tensors, **rows.options) for _ in range(20)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(first, other) for other in again)
+
+
+@pytest.mark.parametrize("num_rows", [1, 32])
+def test_a_captured_decode_step_follows_the_lengths_on_the_device(num_rows: int) -> None:
+    rows = paged_rows([(3000, 1)] * num_rows, HEADS[0], 64, dtype=torch.bfloat16).to("cuda")
+    lengths = rows.tensors[4]
+    kernels.paged_attention(*rows.tensors, **rows.options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.paged_attention(*rows.tensors, **rows.options)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        lengths.copy_(torch.randint(1, 3000, (num_rows,), generator=generator))
+        out.fill_(torch.nan)
+        graph.replay()
+        check(out, rows)
+    lengths.zero_()
+    graph.replay()
+    assert not out.any()
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("num_tokens", [1, 64, 2000])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_turn_and_write_kv(heads: Heads, num_tokens: int, fp8: bool, interleaved: bool) -> None:
+    shape = (num_tokens, heads.queries + 2 * heads.groups, heads.dim)
+    x = torch.randn(shape, device="cuda").bfloat16()
+    angles = torch.randn(num_tokens, heads.dim // 4, device="cuda") * 100
+    slots = torch.randperm(40 * 64, device="cuda")[:num_tokens]
+    results = []
+    for module in (reference_attention, kernels):
+        dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
+        cache = torch.zeros(40, 2, heads.groups, 64, heads.dim, dtype=dtype, device="cuda")
+        scale = torch.zeros(cache.shape[:-1], device="cuda") if fp8 else None
+        q = module.turn_and_write_kv(
+            x, angles.cos(), angles.sin(), cache, slots, scale, interleaved=interleaved
+        )
+        results.append((q.float(), cache.float(), scale))
+    (q, cache, scale), (got_q, got_cache, got_scale) = results
+    torch.testing.assert_close(got_q, q, atol=1e-2, rtol=1e-2)  # one rounding, the other way
+    if scale is None:
+        torch.testing.assert_close(got_cache, cache, atol=1e-2, rtol=1e-2)
+    else:
+        torch.testing.assert_close(got_scale, scale, atol=1e-6, rtol=1e-2)
+        values, got_values = cache * scale[..., None], got_cache * got_scale[..., None]
+        assert float((values - got_values).abs().max() / values.abs().max()) < 0.07
+        assert float((values - got_values).norm() / values.norm()) < 0.01

@@ -1,0 +1,77 @@
+"""Rows of a step over a paged cache: random keys and values, NaN where nothing was written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimt.kernels import reference_attention
+
+
+@dataclass(frozen=True)
+class Heads:
+    """`queries` of one token, on `groups` key-value heads."""
+
+    queries: int
+    groups: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class PagedRows:
+    """The arguments of `paged_attention`."""
+
+    tensors: tuple[Tensor, ...]  # q, cache, page table, query starts, context lengths
+    options: dict[str, Any]
+
+    def to(self, device: str) -> "PagedRows":
+        return PagedRows(
+            tuple(t.to(device) for t in self.tensors),
+            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.options.items()},
+        )
+
+    def exact(self) -> Tensor:
+        """What the definition gives in float32 for the same values."""
+        q, cache, *rest = self.tensors
+        cache = cache if self.options["scale_P2GS"] is not None else cache.float()
+        got = reference_attention.paged_attention(q.float(), cache, *rest, **self.options)
+        return got
+
+
+def paged_rows(
+    rows: list[tuple[int, int]],
+    heads: Heads,
+    page: int,
+    *,
+    fp8: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> PagedRows:
+    """`rows`: (tokens with KV, those of them that are queries of this step) of each.
+
+    Table entries that no row may read lie far outside of the cache.
+    """
+    generator = torch.Generator().manual_seed(len(rows) + heads.queries + sum(map(sum, rows)))
+    num_pages = [-(-length // page) for length, _ in rows]
+    order = torch.randperm(sum(num_pages) + 2, generator=generator)
+    cache = torch.full((order.numel(), 2, heads.groups, page, heads.dim), torch.nan)
+    cache = cache.to(torch.float8_e4m3fn if fp8 else dtype)
+    scale = torch.full(cache.shape[:-1], torch.nan) if fp8 else None
+    table = torch.full((len(rows), max(num_pages) + 1), 2**30, dtype=torch.int32)
+    for row, (length, _) in enumerate(rows):
+        pages, order = order[: num_pages[row]], order[num_pages[row] :]
+        table[row, : num_pages[row]] = pages
+        index = torch.arange(length)
+        slots = pages[index // page] * page + index % page
+        k, v = torch.randn(2, length, heads.groups, heads.dim, generator=generator).to(dtype)
+        reference_attention.write_kv(k, v, cache, slots, scale)
+    new = torch.tensor([0, *(count for _, count in rows)])
+    shape = (int(new.sum()), heads.queries + heads.groups, heads.dim)
+    q = torch.randn(shape, generator=generator).to(dtype)[:, : heads.queries]
+    lengths = torch.tensor([length for length, _ in rows], dtype=torch.int32)
+    options = {
+        "max_query_len": int(new.max()),
+        "max_context_len": int(lengths.max()),
+        "scale_P2GS": scale,
+    }
+    return PagedRows((q, cache, table, new.cumsum(0).to(torch.int32), lengths), options)
