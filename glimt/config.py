@@ -87,6 +87,11 @@ class CacheSettings:
     """Plan the next step while the device works on this one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    enable_sleep_mode: bool = False
+    """Accepted: with an admin key there are /sleep and /wake_up, with or without this."""
+    profiler_config: str | None = None
+    """JSON that lets operators record profiles (/start_profile, /stop_profile), e.g.
+    '{"profiler": "torch", "torch_profiler_dir": "/tmp/profiles"}'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +301,34 @@ def parse_object(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("must be a JSON object, such as '{\"key\": 1}'")
     return value
+
+
+_PROFILER_SWITCHES = {
+    "torch_profiler_with_stack": True,
+    "torch_profiler_with_flops": False,
+    "torch_profiler_record_shapes": False,
+    "torch_profiler_with_memory": False,
+    "torch_profiler_use_gzip": True,
+}
+
+
+def parse_profiler(text: str | None) -> dict[str, Any]:
+    """The object of --profiler-config with its defaults; None gives {}. Raises ValueError."""
+    if text is None:
+        return {}
+    wishes = {"profiler": "torch", **_PROFILER_SWITCHES, **parse_object(text)}
+    known = {"profiler", "torch_profiler_dir", *_PROFILER_SWITCHES}
+    if unknown := sorted(wishes.keys() - known):
+        raise ValueError(f"{', '.join(unknown)}: not known; {', '.join(sorted(known))} are")
+    if wishes["profiler"] != "torch":
+        raise ValueError("profiler must be torch")
+    folder = wishes.get("torch_profiler_dir")
+    if not isinstance(folder, str) or not folder.startswith("/"):
+        raise ValueError("torch_profiler_dir must be the absolute path of a folder")
+    for name in _PROFILER_SWITCHES:
+        if not isinstance(wishes[name], bool):
+            raise ValueError(f"{name} must be true or false")
+    return wishes
 
 
 def names_in(given: list[str] | None) -> tuple[str, ...]:

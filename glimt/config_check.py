@@ -3,7 +3,14 @@
 import math
 from collections.abc import Iterator
 
-from glimt.config import ServerSettings, Settings, names_in, parse_count, parse_object
+from glimt.config import (
+    ServerSettings,
+    Settings,
+    names_in,
+    parse_count,
+    parse_object,
+    parse_profiler,
+)
 from glimt.errors import BadSettings
 
 
@@ -130,6 +137,10 @@ def _unreadable(settings: Settings) -> Iterator[str]:
             parse_object(text)
         except ValueError as error:
             yield f"{flag}: {error}"
+    try:
+        parse_profiler(cache.profiler_config)
+    except ValueError as error:
+        yield f"--profiler-config: {error}"
     for flag, text in (
         (
             "--max-model-len",
@@ -152,6 +163,8 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield "--mm-encoder-tp-mode data has no effect on one GPU"
     if parallel.disable_custom_all_reduce:
         yield "--disable-custom-all-reduce has no effect on one GPU"
+    if settings.cache.enable_sleep_mode and not (server.admin_key or server.admin_key_file):
+        yield "--enable-sleep-mode has no effect: /sleep and /wake_up need --admin-key"
     if settings.models.trust_remote_code:
         yield "--trust-remote-code has no effect: no code from a checkpoint is ever run"
     if settings.media.allowed_local_media_path == "/":

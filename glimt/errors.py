@@ -117,6 +117,12 @@ class EngineDied(EngineFailed):
     code = "not_ready"
 
 
+class EngineAsleep(EngineDied):
+    """An operator has put the engine to sleep."""
+
+    code = "asleep"
+
+
 class StepFailed(EngineFailed):
     """The step that carried the request raised an exception."""
 

@@ -170,8 +170,8 @@ class EngineSeries(Collector):
             row = (self._model_name, str(index))
             waiting.add_metric((*row, "capacity"), stats.num_waiting)
             waiting.add_metric((*row, "deferred"), self._deferred(index))
-            for state in ("awake", "weights_offloaded", "discard_all"):
-                asleep.add_metric((*row, state), float(state == "awake"))
+            for level, state in enumerate(("awake", "weights_offloaded", "discard_all")):
+                asleep.add_metric((*row, state), float(level == stats.sleep_level))
         yield waiting
         yield asleep
         for name in ("queries", "hits"):

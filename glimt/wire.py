@@ -1,9 +1,9 @@
 """Every message that crosses a process boundary, as typed structs; imports nothing of ours.
 
-    server ── Submit, Abort, ResetCaches ──▶ engine          (one engine = one replica)
-    server ◀── Outputs ───────────────────── engine
-    server ── MediaJob, MediaGrant ────────▶ media worker
-    server ◀── MediaPrepared, MediaDone ──── media worker
+    server ── Submit, Abort, ResetCaches, Order ──▶ engine   (one engine = one replica)
+    server ◀── Outputs ──────────────────────────── engine
+    server ── MediaJob, MediaGrant ───────────────▶ media worker
+    server ◀── MediaPrepared, MediaDone ─────────── media worker
 
 Arrays travel as raw little-endian bytes. Pixels do not travel: they lie in shared memory
 (`arena.py`) and messages hold a `PixelRef`. Times are seconds of CLOCK_MONOTONIC, which all
@@ -128,7 +128,16 @@ class ResetCaches(msgspec.Struct, frozen=True, tag="reset_caches"):
     images: bool = True
 
 
-EngineInbound = Submit | Abort | ResetCaches
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
+    """Something an operator wants done between steps. Answered by one `OrderDone`."""
+
+    server: int
+    order_id: int
+    kind: str  # sleep · wake · start_profile · stop_profile
+    level: int = 0  # of sleep: 1 keeps the weights in host memory, 2 drops them
+
+
+EngineInbound = Submit | Abort | ResetCaches | Order
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -161,6 +170,14 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first token only
 
 
+class OrderDone(msgspec.Struct, frozen=True, array_like=True):
+    """An order is carried out, or failed: `detail` is the folder or file of a profile."""
+
+    order_id: int
+    detail: str = ""
+    error: ErrorInfo | None = None
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one engine after a step. Counters only grow within one incarnation."""
 
@@ -175,6 +192,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     image_hits: int = 0
     preemptions: int = 0
     step_tokens: int = 0  # tokens computed in the last step
+    sleep_level: int = 0  # 0 awake · 1 weights in host memory, no KV cache · 2 no weights either
+    is_profiling: bool = False
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
@@ -182,6 +201,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
 
     outputs: tuple[Output, ...]
     stats: EngineStats | None = None
+    orders: tuple[OrderDone, ...] = ()
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

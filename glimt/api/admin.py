@@ -1,4 +1,4 @@
-"""What only the operator may ask, with an admin key: pausing, and forgetting caches.
+"""What only the operator may ask, with an admin key: pausing, sleeping, profiles, caches.
 
 Without an admin key these routes do not exist.
 """
@@ -13,6 +13,8 @@ from glimt.api.state import ApiState
 from glimt.errors import InvalidRequest, Unsupported
 
 MODES = ("abort", "wait")
+LEVELS = ("1", "2")
+TAGS = ("weights", "kv_cache")
 
 
 class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,16 +30,24 @@ class PauseState(msgspec.Struct, frozen=True, kw_only=True):
     is_paused: bool
 
 
+class SleepState(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of GET /is_sleeping, and what /sleep and /wake_up came to."""
+
+    is_sleeping: bool
+    level: int  # 0 = awake
+
+
+class ProfileAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder for each engine's profile, or the files written."""
+
+    status: str
+    paths: tuple[str, ...]
+
+
 async def pause(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /pause: take nothing new until /resume. `?mode=abort` (the default) ends what runs with
     an error, `wait` lets it finish. Raises InvalidRequest, Unsupported."""
-    mode = Request(scope, receive).query_params.get("mode", "abort")
-    if mode == "keep":
-        raise Unsupported(
-            "mode keep is not supported: running answers cannot be frozen", param="mode"
-        )
-    if mode not in MODES:
-        raise InvalidRequest(f"mode must be one of {', '.join(MODES)}", param="mode")
+    mode = _mode(Request(scope, receive))
     state.lifecycle.is_paused = True
     if mode == "abort":
         state.client.end_all("the server was paused")
@@ -56,6 +66,62 @@ async def is_paused(state: ApiState, scope: Scope, receive: Receive, send: Send)
     await json_response(answer)(scope, receive, send)
 
 
+async def sleep(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
+    """POST /sleep: give the engines' memory back until /wake_up. `?level=1` (the default) keeps the
+    weights in host memory, 2 drops them; `mode` as for /pause. Answers when it is done.
+
+    Raises InvalidRequest, Unsupported, EngineDied, EngineFailed.
+    """
+    request = Request(scope, receive)
+    level = request.query_params.get("level", "1")
+    if level not in LEVELS:
+        raise InvalidRequest(f"level must be one of {', '.join(LEVELS)}", param="level")
+    mode = _mode(request)
+    state.lifecycle.is_going_to_sleep = True
+    try:
+        if mode == "abort":
+            state.client.end_all("the engine is put to sleep")
+        await state.client.drain()
+        state.forget_pixels()
+        await state.client.order("sleep", level=int(level))
+    finally:
+        state.lifecycle.is_going_to_sleep = False
+    await _sleep_state(state)(scope, receive, send)
+
+
+async def wake_up(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
+    """POST /wake_up: take memory again, and requests. Answers when that is done.
+
+    Raises InvalidRequest, Unsupported, EngineDied, EngineFailed.
+    """
+    tags = set(Request(scope, receive).query_params.getlist("tags"))
+    if unknown := sorted(tags - set(TAGS)):
+        known = ", ".join(TAGS)
+        raise InvalidRequest(f"tags are {known}, not {unknown[0][:64]}", param="tags")
+    if tags and tags != set(TAGS):
+        raise Unsupported("an engine wakes as a whole: leave tags out", param="tags")
+    await state.client.order("wake")
+    await _sleep_state(state)(scope, receive, send)
+
+
+async def is_sleeping(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
+    """GET /is_sleeping."""
+    await _sleep_state(state)(scope, receive, send)
+
+
+async def start_profile(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
+    """POST /start_profile: record what the engines do. Raises Unsupported, InvalidRequest."""
+    folders = await state.client.order("start_profile")
+    answer = ProfileAnswer(status="recording", paths=tuple(dict.fromkeys(folders)))
+    await json_response(answer)(scope, receive, send)
+
+
+async def stop_profile(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
+    """POST /stop_profile: write what was recorded; answers when that is done."""
+    files = await state.client.order("stop_profile")
+    await json_response(ProfileAnswer(status="written", paths=files))(scope, receive, send)
+
+
 async def reset_prefix_cache(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /reset_prefix_cache: forget the KV of prompts that no running request holds."""
     state.client.reset_caches(prefix=True, images=False)
@@ -72,6 +138,23 @@ async def reset_mm_cache(state: ApiState, scope: Scope, receive: Receive, send: 
     """POST /reset_mm_cache: forget pixels of media that no running request holds."""
     state.forget_pixels()
     await _done(state, "reset")(scope, receive, send)
+
+
+def _mode(request: Request) -> str:
+    """What becomes of running answers: `abort` or `wait`. Raises InvalidRequest, Unsupported."""
+    mode = request.query_params.get("mode", "abort")
+    if mode == "keep":
+        raise Unsupported(
+            "mode keep is not supported: running answers cannot be frozen", param="mode"
+        )
+    if mode not in MODES:
+        raise InvalidRequest(f"mode must be one of {', '.join(MODES)}", param="mode")
+    return mode
+
+
+def _sleep_state(state: ApiState) -> Response:
+    level = state.client.sleep_level
+    return json_response(SleepState(is_sleeping=level > 0, level=level))
 
 
 def _done(state: ApiState, status: str) -> Response:

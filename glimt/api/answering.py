@@ -21,7 +21,7 @@ from glimt.api.errors import ClientLeft, Draining, FirstTokenTimeout, Paused
 from glimt.api.fields import RequestFields
 from glimt.api.known import KnownFields
 from glimt.api.state import ApiState
-from glimt.errors import InvalidRequest, ModelNotFound
+from glimt.errors import EngineAsleep, InvalidRequest, ModelNotFound
 from glimt.frontend.answer import Delta, UsageCounts
 from glimt.wire import TokenLogprobs
 
@@ -111,11 +111,13 @@ async def read_request(
 
 
 def refuse_if_closed(state: ApiState) -> None:
-    """Raises Draining, or Paused."""
+    """Raises Draining, Paused, or EngineAsleep."""
     if state.lifecycle.is_draining:
         raise Draining
     if state.lifecycle.is_paused:
         raise Paused
+    if state.lifecycle.is_going_to_sleep or state.client.sleep_level:
+        raise EngineAsleep("the engine sleeps until an operator wakes it; try again later")
 
 
 def check_model(state: ApiState, model: str | None) -> None:

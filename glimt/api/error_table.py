@@ -172,6 +172,11 @@ _ROWS = (
         "retry",
     ),
     ErrorRow(
+        *("asleep", 503, _SERVER, "overloaded_error"),
+        "an operator has put the engine to sleep (`POST /sleep`)",
+        "retry",
+    ),
+    ErrorRow(
         *("first_token_timeout", 504, "timeout_error", "timeout_error"),
         "no token came within `--first-token-timeout`; the request is ended",
         "retry when there is less to do, or send a shorter prompt",

@@ -32,6 +32,8 @@ def reason_not_ready(state: ApiState) -> str | None:
         return "draining"
     if state.lifecycle.is_paused:
         return "paused"
+    if state.lifecycle.is_going_to_sleep or state.client.sleep_level:
+        return "asleep"
     if state.client.num_engines == 0:
         return "the engine is not ready"
     silence_s = state.client.silence_s

@@ -27,8 +27,9 @@ _OF_INPUT = ("invalid_request", "unsupported")
 _OF_BODY = (*_OF_INPUT, "invalid_json", "unknown_field", "model_not_found")
 _OF_PROMPTS = (
     *("context_length_exceeded", "invalid_grammar", "image_parse_error", "media_url_blocked"),
-    *("media_fetch_failed", "overloaded", "not_ready", "paused"),
+    *("media_fetch_failed", "overloaded", "not_ready", "paused", "asleep"),
 )
+_OF_ORDERS = (*_OF_INPUT, "not_ready", "engine_failed")
 _OF_ANSWERS = ("engine_failed", "step_failed", "numerical_error", "first_token_timeout")
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -104,10 +105,12 @@ def _codes(route: ApiRoute, has_keys: bool) -> Iterator[str]:
         yield from _OF_INPUT
     elif route.parameter is not None:
         yield "model_not_found"
-    if route.work is not Work.NONE:
+    if route.work in (Work.PROMPT, Work.ANSWER):
         yield from _OF_PROMPTS
     if route.work is Work.ANSWER:
         yield from _OF_ANSWERS
+    if route.work is Work.ORDER:
+        yield from _OF_ORDERS
 
 
 def _kinds(routes: tuple[ApiRoute, ...]) -> tuple[Any, ...]:

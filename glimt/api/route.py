@@ -27,6 +27,7 @@ class Work(enum.Enum):
     NONE = "none"
     PROMPT = "prompt"  # a prompt is made, media are fetched
     ANSWER = "answer"  # an engine answers it
+    ORDER = "order"  # engines carry it out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

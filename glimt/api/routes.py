@@ -6,17 +6,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from glimt.api.admin import (
-    MODES,
-    AdminAnswer,
-    PauseState,
-    is_paused,
-    pause,
-    reset_encoder_cache,
-    reset_mm_cache,
-    reset_prefix_cache,
-    resume,
-)
+from glimt.api.admin_routes import ADMIN_ROUTES
 from glimt.api.answering import json_response
 from glimt.api.anthropic import count_tokens, messages
 from glimt.api.anthropic_schema import (
@@ -269,61 +259,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         answer=Load,
         is_quiet=True,
     ),
-    ApiRoute(
-        path="/pause",
-        methods=("POST",),
-        summary="Take nothing new; `?mode=abort` ends what runs, `wait` lets it finish",
-        endpoint=pause,
-        access=Access.ADMIN,
-        query={"mode": MODES},
-        max_body_bytes=0,
-        answer=AdminAnswer,
-    ),
-    ApiRoute(
-        path="/resume",
-        methods=("POST",),
-        summary="Take requests again",
-        endpoint=resume,
-        access=Access.ADMIN,
-        max_body_bytes=0,
-        answer=AdminAnswer,
-    ),
-    ApiRoute(
-        path="/is_paused",
-        methods=("GET",),
-        summary="Whether the server is paused",
-        endpoint=is_paused,
-        access=Access.ADMIN,
-        max_body_bytes=0,
-        answer=PauseState,
-    ),
-    ApiRoute(
-        path="/reset_prefix_cache",
-        methods=("POST",),
-        summary="Forget the KV of prompts that no running request holds",
-        endpoint=reset_prefix_cache,
-        access=Access.ADMIN,
-        max_body_bytes=0,
-        answer=AdminAnswer,
-    ),
-    ApiRoute(
-        path="/reset_encoder_cache",
-        methods=("POST",),
-        summary="Forget embeddings of images that no running request holds",
-        endpoint=reset_encoder_cache,
-        access=Access.ADMIN,
-        max_body_bytes=0,
-        answer=AdminAnswer,
-    ),
-    ApiRoute(
-        path="/reset_mm_cache",
-        methods=("POST",),
-        summary="Forget pixels of images and videos that no running request holds",
-        endpoint=reset_mm_cache,
-        access=Access.ADMIN,
-        max_body_bytes=0,
-        answer=AdminAnswer,
-    ),
+    *ADMIN_ROUTES,
     ApiRoute(
         path="/openapi.json",
         methods=("GET",),

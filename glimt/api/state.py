@@ -37,6 +37,7 @@ class Lifecycle:
 
     is_draining: bool = False  # takes nothing new
     is_paused: bool = False  # the same, until an operator changes it
+    is_going_to_sleep: bool = False  # the same, until the engine sleeps or could not
 
 
 @dataclass(frozen=True, kw_only=True)

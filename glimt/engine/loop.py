@@ -16,14 +16,18 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
+from glimt.engine.orders import Machine, OrderDesk
 from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult, TokenMasks
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.terminal import Addressed, refuse
-from glimt.errors import EngineDied, EngineFailed, StepFailed
-from glimt.wire import Abort, EngineInbound, ErrorInfo, Output, Outputs, Submit
+from glimt.errors import EngineAsleep, EngineDied, EngineFailed, StepFailed
+from glimt.wire import Abort, EngineInbound, ErrorInfo, Order, OrderDone, Output, Outputs, Submit
 
 STATS_INTERVAL_S = 0.5
 COMPILING_INTERVAL_S = 0.001  # at which an idle loop looks whether a grammar is compiled
+ORDER_INTERVAL_S = 0.02  # at which it looks whether an operator's order is carried out
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class EngineLoop:
     turn, for a watchdog: a turn takes as long as the longest step, or half a second when idle.
     `overlap` False commits each step in the turn that launched it: right where a launch returns
     only when the step is done (a CPU), since there is nothing to overlap with.
+    `machine` is what the executor runs on, for orders of operators.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class EngineLoop:
         executor: Executor,
         mailbox: Mailbox,
         *,
+        machine: Machine | None = None,
         servers: Sequence[int] = (0,),
         overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -92,6 +98,8 @@ class EngineLoop:
         self._is_checked = True
         self._stats_due_s = clock()
         self._outputs: list[Addressed] = []  # to be sent at the end of the turn
+        self._desk = OrderDesk(machine)
+        self._orders: list[tuple[int, OrderDone]] = []  # likewise
 
     def stop(self) -> None:
         """End after the current turn. May be called from a signal handler or another thread."""
@@ -110,6 +118,8 @@ class EngineLoop:
         self._progress()
         for message in self._receive():
             self._outputs += self._take(message)
+        if self._desk.is_busy:
+            self._carry_out_orders()
         self._outputs += self._scheduler.take_ready()
         plan = self._scheduler.schedule()
         behind, self._behind = self._behind, None if plan is None else self._launch(plan)
@@ -134,6 +144,8 @@ class EngineLoop:
         timeout_s = max(0.0, self._stats_due_s - self._clock())
         if self._scheduler.is_compiling:
             timeout_s = min(timeout_s, COMPILING_INTERVAL_S)
+        if self._desk.is_busy:
+            timeout_s = min(timeout_s, ORDER_INTERVAL_S)
         messages = self._mailbox.receive(timeout_s)
         if not messages and not self._is_checked:
             self._check()
@@ -143,9 +155,14 @@ class EngineLoop:
         scheduler = self._scheduler
         try:
             if isinstance(message, Submit):
+                if not self._desk.is_awake:
+                    return [refuse(message, ErrorInfo(EngineAsleep.code, "The engine sleeps."))]
                 return scheduler.add(message)
             if isinstance(message, Abort):
                 return scheduler.abort(message.server, message.request_id)
+            if isinstance(message, Order):
+                self._desk.put(message)
+                return []
             scheduler.reset_caches(prefix=message.prefix, images=message.images)
         except Exception:
             log.exception("A message could not be taken")
@@ -153,6 +170,21 @@ class EngineLoop:
                 error = ErrorInfo(EngineFailed.code, "The engine could not take the request.")
                 return [refuse(message, error)]
         return []
+
+    def _carry_out_orders(self) -> None:
+        """Begin what waits, and note what is done. Before the engine sleeps, requests that have
+        not ended end, and the caches, whose memory goes, are forgotten."""
+        if self._desk.wants_quiet:
+            behind, self._behind = self._behind, None
+            if behind is not None:
+                self._outputs += self._commit(behind)
+            error = ErrorInfo(EngineAsleep.code, "The engine was put to sleep.")
+            self._outputs += self._scheduler.end_all(error)
+            self._scheduler.reset_caches(prefix=True, images=True)
+        done = self._desk.turn()
+        if done:
+            self._orders += done
+            self._stats_due_s = self._clock()  # they tell the new state
 
     def _launch(self, plan: StepPlan) -> InFlight:
         try:
@@ -176,15 +208,24 @@ class EngineLoop:
         for server, output in self._outputs:
             by_server[server].append(output)
         self._outputs.clear()
+        done: defaultdict[int, list[OrderDone]] = defaultdict(list)
+        for server, order in self._orders:
+            done[server].append(order)
+            by_server[server] += ()
+        self._orders.clear()
         stats = None
         now_s = self._clock()
         if now_s >= self._stats_due_s:
             self._stats_due_s = now_s + STATS_INTERVAL_S
-            stats = self._scheduler.stats()
+            stats = msgspec.structs.replace(
+                self._scheduler.stats(),
+                sleep_level=self._desk.sleep_level,
+                is_profiling=self._desk.is_profiling,
+            )
             for server in self._servers:
                 by_server[server] += ()
         for server, its_outputs in by_server.items():
-            self._mailbox.send(server, Outputs(tuple(its_outputs), stats))
+            self._mailbox.send(server, Outputs(tuple(its_outputs), stats, tuple(done[server])))
 
     def _check(self) -> None:
         self._is_checked = True
@@ -206,3 +247,4 @@ class EngineLoop:
                 self._outputs.append(refuse(message, error))
         self._outputs += self._scheduler.end_all(error)
         self._send()
+        self._desk.close()

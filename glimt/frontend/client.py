@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from glimt.errors import EngineDied, GlimtError, Overloaded
-from glimt.frontend.generation import Generation
+from glimt.frontend.generation import Generation, error_of
 from glimt.frontend.prompt import IntArray, Prompt
 from glimt.metrics import Metrics
 from glimt.wire import (
@@ -22,6 +22,8 @@ from glimt.wire import (
     EngineInfo,
     EngineStats,
     ErrorInfo,
+    Order,
+    OrderDone,
     Output,
     Outputs,
     ResetCaches,
@@ -83,6 +85,7 @@ class EngineClient:
         self._max_waiting = max_waiting
         self._engines: dict[int, _Engine] = {}
         self._open: dict[int, _Open] = {}
+        self._orders: dict[int, tuple[_Engine, asyncio.Future[OrderDone]]] = {}
         self._last_id = 0
         self._num_preparing = 0
         self._idle = asyncio.Event()
@@ -110,6 +113,9 @@ class EngineClient:
         for request_id, request in list(self._open.items()):
             if request.engine is engine:
                 self._take(engine, Output(request_id, (), "error", error=error))
+        for order_id, (ordered, _) in list(self._orders.items()):
+            if ordered is engine:
+                self._settle(OrderDone(order_id, "", error))
 
     def deliver(self, index: int, outputs: Outputs) -> None:
         """Take in a step's outputs of engine `index`. Unknown requests are ignored."""
@@ -122,6 +128,8 @@ class EngineClient:
             self._metrics.observe_engine(index, outputs.stats)
         for output in outputs.outputs:
             self._take(engine, output)
+        for done in outputs.orders:
+            self._settle(done)
 
     def _take(self, engine: _Engine, output: Output) -> None:
         request = self._open.get(output.request_id)
@@ -159,6 +167,11 @@ class EngineClient:
         return min((now_s - engine.heard_s for engine in self._engines.values()), default=0.0)
 
     @property
+    def sleep_level(self) -> int:
+        """Of the engine that sleeps deepest; 0 = all are awake."""
+        return max((engine.stats.sleep_level for engine in self._engines.values()), default=0)
+
+    @property
     def num_open(self) -> int:
         """Submits that wait for their terminal output."""
         return len(self._open)
@@ -182,6 +195,33 @@ class EngineClient:
         """Have all engines forget what no running request holds: known prefixes, embeddings."""
         for engine in self._engines.values():
             engine.send(ResetCaches(prefix=prefix, images=images))
+
+    async def order(self, kind: str, *, level: int = 0) -> tuple[str, ...]:
+        """Have all engines carry out an operator's order; their answers.
+
+        Raises EngineDied, and what the first engine that failed has raised.
+        """
+        self.info  # noqa: B018 (raises without an engine)
+        futures: list[asyncio.Future[OrderDone]] = []
+        for engine in self._engines.values():
+            self._last_id += 1
+            future = asyncio.get_running_loop().create_future()
+            futures.append(future)
+            self._orders[self._last_id] = engine, future
+            order = Order(server=self._server, order_id=self._last_id, kind=kind, level=level)
+            if not engine.send(order):
+                error = ErrorInfo(EngineDied.code, "the engine takes no orders now")
+                self._settle(OrderDone(self._last_id, "", error))
+        answers = await asyncio.gather(*futures)
+        for answer in answers:
+            if answer.error is not None:
+                raise error_of(answer.error)
+        return tuple(answer.detail for answer in answers)
+
+    def _settle(self, done: OrderDone) -> None:
+        _, future = self._orders.pop(done.order_id, (None, None))
+        if future is not None and not future.done():  # whoever waited may be gone
+            future.set_result(done)
 
     def _note_idle(self) -> None:
         if self._open or self._num_preparing:

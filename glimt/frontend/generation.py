@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from glimt.errors import (
     BadGrammar,
+    EngineAsleep,
     EngineDied,
     EngineFailed,
     GlimtError,
@@ -19,6 +20,7 @@ from glimt.errors import (
     Overloaded,
     PromptTooLong,
     StepFailed,
+    Unsupported,
 )
 from glimt.frontend.prompt import Prompt
 from glimt.wire import ErrorInfo, Output
@@ -27,10 +29,12 @@ _ERRORS: dict[str, type[GlimtError]] = {
     kind.code: kind
     for kind in (
         InvalidRequest,
+        Unsupported,
         BadGrammar,
         PromptTooLong,
         Overloaded,
         EngineDied,
+        EngineAsleep,
         StepFailed,
         NumericalError,
     )
@@ -120,7 +124,7 @@ class Generation:
             return
         if output.finish_reason in ("error", "abort") or output.error is not None:
             self._wanted.discard(choice)
-            self.fail(_error_of(output.error))
+            self.fail(error_of(output.error))
             return
         if output.finish_reason is not None:
             self._wanted.discard(choice)
@@ -145,8 +149,8 @@ class Generation:
             self._waiter.set_result(None)
 
 
-def _error_of(info: ErrorInfo | None) -> GlimtError:
-    """The error of an output; an abort that the reader did not ask for is a shutdown."""
+def error_of(info: ErrorInfo | None) -> GlimtError:
+    """The error of an output or an order; an abort that nobody asked for is a shutdown."""
     if info is None:
         return EngineDied("the engine ended the request before its answer was complete")
     return _ERRORS.get(info.code, EngineFailed)(info.message)

@@ -22,10 +22,11 @@ from glimt.models.names import fp8_modules
 from glimt.models.weights import inspect, load
 from glimt.parallel.mesh import Mesh
 from glimt.processes.control import EngineStart
+from glimt.processes.machine import Machine
+from glimt.processes.profiling import Profiler
 from glimt.processes.sizes import StepSizes, longest_request, memory_sizes, step_sizes
 from glimt.runner.build import ExecutorSizes, KvDtype, build_executor, kv_layout
 from glimt.runner.encoder import PixelSource
-from glimt.runner.executor import ModelExecutor
 from glimt.runner.graphs import Record, cuda_recorder
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes, run_largest_step
@@ -40,7 +41,7 @@ class Engine:
     """The two halves of an engine, and what it resolved."""
 
     scheduler: Scheduler
-    executor: ModelExecutor
+    executor: Machine
     info: EngineInfo
     vocabulary: Vocabulary
     overlap: bool  # plan the next step while one runs; a CPU has nothing to overlap with
@@ -88,21 +89,18 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
             f"{sizes.num_pages * layout.page_bytes / 2**30:.2f} GiB"
         )
     with phases.phase("executor"):
-        executor = build_executor(model, layout, sizes, arenas, device, recorder(start, device))
+        executor = Machine(
+            model,
+            make=lambda model: build_executor(
+                model, layout, sizes, arenas, device, recorder(start, device)
+            ),
+            load=lambda: load_weights(start, config, device, dtype)[0],
+            device=device,
+            profiler=Profiler(start.profiler),
+        )
     with phases.phase("warm-up"):
         _warm_up(model, layout, sizes, steps, device)
-    limits = SchedulerLimits(
-        num_pages=sizes.num_pages,
-        page_size=sizes.page_size,
-        max_num_seqs=steps.max_num_seqs,
-        max_num_batched_tokens=steps.max_num_batched_tokens,
-        max_model_len=sizes.max_model_len,
-        image_budget=steps.image_budget,
-        image_cache_tokens=steps.image_cache_tokens,
-        prefix_caching=start.prefix_caching,
-        policy=_policy(start.policy),
-        vocab_size=config.text.vocab_size,
-    )
+    limits = _limits(start, config, steps, sizes)
     info = EngineInfo(
         max_model_len=sizes.max_model_len,
         vocab_size=config.text.vocab_size,
@@ -121,6 +119,23 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
     overlap = start.overlap and device.type != "cpu"
     scheduler = Scheduler(limits, compiler=GrammarCompiler(vocabulary))
     return Engine(scheduler, executor, info, vocabulary, overlap)
+
+
+def _limits(
+    start: EngineStart, config: ModelConfig, steps: StepSizes, sizes: ExecutorSizes
+) -> SchedulerLimits:
+    return SchedulerLimits(
+        num_pages=sizes.num_pages,
+        page_size=sizes.page_size,
+        max_num_seqs=steps.max_num_seqs,
+        max_num_batched_tokens=steps.max_num_batched_tokens,
+        max_model_len=sizes.max_model_len,
+        image_budget=steps.image_budget,
+        image_cache_tokens=steps.image_cache_tokens,
+        prefix_caching=start.prefix_caching,
+        policy=_policy(start.policy),
+        vocab_size=config.text.vocab_size,
+    )
 
 
 def _policy(name: str) -> SchedulingPolicy:

@@ -24,6 +24,17 @@ MAX_MESSAGE_BYTES = 1 << 20
 # ------------------------------------------------------------------------------ parent → child
 
 
+class ProfilerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a profile holds, and where it is written."""
+
+    folder: str
+    with_stack: bool
+    with_flops: bool
+    record_shapes: bool
+    with_memory: bool
+    gzip: bool
+
+
 class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start"):
     """Everything an engine process needs; it reads no flags and no environment."""
 
@@ -50,6 +61,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     seed: int
     max_logprobs: int
     image_max_tokens: int  # of the largest image the preprocessor lets through
+    profiler: ProfilerSettings | None = None  # None: profiles cannot be recorded
     log_level: str
     log_json: bool
 

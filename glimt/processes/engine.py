@@ -124,6 +124,7 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
         engine.scheduler,
         engine.executor,
         mailbox,
+        machine=engine.executor,
         overlap=engine.overlap,
         progress=heartbeat.progress,
     )

@@ -22,11 +22,12 @@ from glimt.config import (
     names_in,
     parse_count,
     parse_object,
+    parse_profiler,
 )
 from glimt.config_check import check
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
-from glimt.processes.control import CorsRules, EngineStart, ServerStart
+from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
 from glimt.processes.media_plan import (
     arena_bytes,
     counts_per_prompt,
@@ -191,9 +192,24 @@ def _engine_start(
         overlap=cache.async_scheduling,
         seed=models.seed or 0,
         max_logprobs=server.max_logprobs,
+        profiler=_profiler(cache.profiler_config),
         image_max_tokens=max(max_tokens(image), max_tokens(video)),
         log_level=server.log_level,
         log_json=server.log_json,
+    )
+
+
+def _profiler(text: str | None) -> ProfilerSettings | None:
+    if text is None:
+        return None
+    wishes = parse_profiler(text)
+    return ProfilerSettings(
+        folder=wishes["torch_profiler_dir"],
+        with_stack=wishes["torch_profiler_with_stack"],
+        with_flops=wishes["torch_profiler_with_flops"],
+        record_shapes=wishes["torch_profiler_record_shapes"],
+        with_memory=wishes["torch_profiler_with_memory"],
+        gzip=wishes["torch_profiler_use_gzip"],
     )
 
 

@@ -12,7 +12,7 @@ import glimt
 from glimt.api.error_table import ERRORS
 from glimt.api.route import Access
 from glimt.api.routes import ROUTES
-from glimt.wire import ResetCaches
+from glimt.wire import ErrorInfo, ResetCaches
 from tests.support.http_half import HEADERS, Reply, Serving, chat_body, spoken
 
 ADMIN = [route for route in ROUTES if route.access is Access.ADMIN]
@@ -32,6 +32,11 @@ def test_the_operators_routes_are_these() -> None:
         "/pause",
         "/resume",
         "/is_paused",
+        "/sleep",
+        "/wake_up",
+        "/is_sleeping",
+        "/start_profile",
+        "/stop_profile",
         "/reset_prefix_cache",
         "/reset_encoder_cache",
         "/reset_mm_cache",
@@ -99,6 +104,101 @@ async def test_a_pause_that_aborts_ends_what_runs() -> None:
     for mode, code in (("keep", "unsupported"), ("hard", "invalid_request")):
         reply = await admin(serving, "POST", f"/pause?mode={mode}")
         assert (reply.status, reply.error["code"], reply.error["param"]) == (400, code, "mode")
+
+
+async def test_a_sleeping_server_takes_nothing_until_it_is_woken() -> None:
+    serving = Serving(spoken("yes"), **KEYS)
+    ask = {"body": chat_body(), "headers": [*HEADERS, bearer("user")]}
+    awake = {"is_sleeping": False, "level": 0}
+    for query, level in (("", 1), ("?level=2&mode=wait", 2)):
+        assert (await admin(serving, "GET", "/is_sleeping")).json() == awake
+        asleep = {"is_sleeping": True, "level": level}
+        assert (await admin(serving, "POST", f"/sleep{query}")).json() == asleep
+        assert (await admin(serving, "GET", "/is_sleeping")).json() == asleep
+        for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/tokenize"):
+            reply = await serving.call("POST", path, **ask)  # type: ignore[arg-type]
+            assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+        assert b"asleep" in (await serving.call("GET", "/readyz", headers=HEADERS)).body
+        assert (await serving.call("GET", "/health", headers=HEADERS)).status == 503
+        assert (await serving.call("GET", "/livez", headers=HEADERS)).status == 200
+        states = ("awake", "weights_offloaded", "discard_all")
+        metrics = serving.metrics.render().decode()
+        rows = [line for line in metrics.splitlines() if line.startswith("vllm:engine_sleep_state")]
+        assert [line.endswith("1.0") for line in rows] == [
+            state == states[level] for state in states
+        ]
+        assert (await admin(serving, "POST", "/wake_up?tags=weights&tags=kv_cache")).json() == awake
+        assert (await serving.ask(**ask)).status == 200  # type: ignore[arg-type]
+    assert [(each.kind, each.level) for each in serving.engine.orders] == [
+        ("sleep", 1),
+        ("wake", 0),
+        ("sleep", 2),
+        ("wake", 0),
+    ]
+    assert serving.media.num_forgotten == 2
+
+
+@pytest.mark.parametrize("mode", ["abort", "wait"])
+async def test_answers_end_before_the_engine_sleeps(mode: str) -> None:
+    serving = Serving(spoken("a few words"), **KEYS)
+    ask = {"body": chat_body(stream=True), "headers": [*HEADERS, bearer("user")]}
+    running = asyncio.create_task(serving.call(**ask))  # type: ignore[arg-type]
+    while not serving.engine.submits:
+        await asyncio.sleep(0)
+    serving.engine.step()
+    sleeping = asyncio.create_task(admin(serving, "POST", f"/sleep?mode={mode}"))
+    await asyncio.sleep(0)
+    assert not serving.engine.orders
+    assert (await serving.call(**ask)).error["code"] == "asleep"  # type: ignore[arg-type]
+    while not sleeping.done():
+        serving.engine.step()
+        await asyncio.sleep(0)
+    assert (await sleeping).json() == {"is_sleeping": True, "level": 1}
+    assert ("error" in (await running).events[-2]) is (mode == "abort")
+
+
+async def test_an_engine_that_cannot_sleep_or_dies_leaves_the_server_as_it_was() -> None:
+    serving = Serving(spoken("yes"), **KEYS)
+    serving.engine.order_error = ErrorInfo("engine_failed", "no")
+    reply = await admin(serving, "POST", "/sleep")
+    assert (reply.status, reply.error["code"]) == (500, "engine_failed")
+    ask = {"body": chat_body(), "headers": [*HEADERS, bearer("user")]}
+    assert (await serving.ask(**ask)).status == 200  # type: ignore[arg-type]
+    serving.engine.order_error = None
+    await admin(serving, "POST", "/sleep")
+    serving.engine.die()
+    reply = await admin(serving, "POST", "/wake_up")
+    assert (reply.status, reply.error["code"]) == (503, "not_ready")
+    serving.engine.sleep_level = 0
+    serving.engine.start()  # as another, which is awake
+    assert (await serving.ask(**ask)).status == 200  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "param"),
+    [
+        ("/sleep?level=3", "invalid_request", "level"),
+        ("/sleep?mode=keep", "unsupported", "mode"),
+        ("/sleep?mode=hard", "invalid_request", "mode"),
+        ("/wake_up?tags=weights", "unsupported", "tags"),
+        ("/wake_up?tags=other", "invalid_request", "tags"),
+    ],
+)
+async def test_wishes_that_cannot_be_are_named(path: str, code: str, param: str) -> None:
+    serving = Serving(**KEYS)
+    reply = await admin(serving, "POST", path)
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, code, param)
+    assert serving.engine.orders == []
+
+
+async def test_the_answer_to_a_profile_names_its_place() -> None:
+    serving = Serving(**KEYS)
+    for verb, status in (("start", "recording"), ("stop", "written")):
+        reply = await admin(serving, "POST", f"/{verb}_profile")
+        assert reply.json() == {"status": status, "paths": ["/profiles/a"]}
+    serving.engine.order_error = ErrorInfo("unsupported", "profiling needs --profiler-config")
+    reply = await admin(serving, "POST", "/start_profile")
+    assert (reply.status, reply.error["code"]) == (400, "unsupported")
 
 
 async def test_caches_are_forgotten_each_by_itself() -> None:

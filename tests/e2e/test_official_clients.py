@@ -183,3 +183,28 @@ def test_an_operator_has_caches_forgotten_and_pauses_the_server(serving: Serving
             num_cached()
         operator.post("/resume", cast_to=object)
         assert num_cached() == 32
+
+
+def test_a_server_sleeps_wakes_and_says_the_same(serving: Serving) -> None:
+    """Level 2 reads the weights again; the engine's process stays."""
+    operator = openai.OpenAI(base_url=serving.url, api_key="root", max_retries=0)
+    ask = {"prompt": list(range(100, 140)), "max_tokens": 8, "temperature": 0}
+
+    def text() -> Any:
+        answer = operator.post("/v1/completions", body=ask, cast_to=dict[str, Any])
+        return answer["choices"][0]["text"]
+
+    engine = serving.child("engine").pid
+    with operator:
+        expected = text()
+        for level in (1, 2):
+            operator.post(f"/sleep?level={level}", cast_to=object)
+            assert operator.get("/is_sleeping", cast_to=dict[str, Any])["level"] == level
+            with pytest.raises(openai.InternalServerError, match="sleeps") as caught:
+                text()
+            assert caught.value.response.headers["retry-after"]
+            operator.post("/wake_up", cast_to=object)
+            assert text() == expected
+        with pytest.raises(openai.BadRequestError, match="--profiler-config"):
+            operator.post("/start_profile", cast_to=object)
+    assert serving.child("engine").pid == engine

@@ -41,8 +41,9 @@ CHECKS = [
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
-# A paused server answers nothing but 503: that has tests of its own (tests/api/test_admin.py).
-PAUSE = "/pause"
+# A server that is paused or asleep answers nothing but 503: that has tests of its own
+# (tests/api/test_admin.py).
+CLOSING = ("/pause", "/sleep")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def operations(serving: Serving) -> list[Any]:
         schema = schemathesis.openapi.from_dict(json.load(answer))
     schema.config.update(base_url=serving.url)
     found = [result.ok() for result in schema.get_all_operations()]
-    return [each for each in found if each.path != PAUSE]
+    return [each for each in found if each.path not in CLOSING]
 
 
 def ask(operations: list[Any], mode: Any, max_examples: int) -> None:

@@ -18,6 +18,8 @@ from glimt.wire import (
     EngineInfo,
     EngineStats,
     ErrorInfo,
+    Order,
+    OrderDone,
     Output,
     Outputs,
     ResetCaches,
@@ -60,6 +62,9 @@ class FakeEngine:
     submits: list[Submit] = field(default_factory=list)
     aborts: list[int] = field(default_factory=list)
     resets: list[ResetCaches] = field(default_factory=list)
+    orders: list[Order] = field(default_factory=list)
+    order_error: ErrorInfo | None = None  # with which orders are answered
+    sleep_level: int = 0
     running: dict[int, FakeRequest] = field(default_factory=dict)
     aborted: list[int] = field(default_factory=list)  # not yet answered
     takes_messages: bool = True
@@ -74,9 +79,11 @@ class FakeEngine:
         if not self.takes_messages:
             return False
         encoded = msgspec.msgpack.encode(message)
-        received: Any = msgspec.msgpack.decode(encoded, type=Submit | Abort | ResetCaches)
+        received: Any = msgspec.msgpack.decode(encoded, type=Submit | Abort | ResetCaches | Order)
         if isinstance(received, ResetCaches):
             self.resets.append(received)
+        elif isinstance(received, Order):
+            self._carry_out(received)
         elif isinstance(received, Submit):
             self.submits.append(received)
             self.running[received.request_id] = FakeRequest(received, tuple(self.script(received)))
@@ -86,13 +93,29 @@ class FakeEngine:
                 self.aborted.append(received.request_id)
         return True
 
+    def _carry_out(self, order: Order) -> None:
+        """At once, as no real engine does."""
+        self.orders.append(order)
+        if self.order_error is None and order.kind in ("sleep", "wake"):
+            self.sleep_level = order.level
+        detail = "/profiles/a" if order.kind.endswith("profile") else ""
+        done = OrderDone(order.order_id, detail, self.order_error)
+        stats = EngineStats(sleep_level=self.sleep_level)
+        message = msgspec.msgpack.encode(Outputs((), stats, (done,)))
+        self.client.deliver(self.index, msgspec.msgpack.decode(message, type=Outputs))
+
     def step(self) -> int:
         """Give every request its next tokens; the number of outputs."""
         outputs = [Output(request_id, (), "abort") for request_id in self.aborted]
         self.aborted.clear()
         outputs += [self._advance(request) for request in list(self.running.values())]
         self.num_steps += 1
-        stats = EngineStats(step=self.num_steps, num_running=len(self.running), num_pages=256)
+        stats = EngineStats(
+            step=self.num_steps,
+            num_running=len(self.running),
+            num_pages=256,
+            sleep_level=self.sleep_level,
+        )
         self.deliver(*outputs, stats=stats)
         return len(outputs)
 
