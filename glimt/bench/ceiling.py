@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from glimt.bench.figures.summary import Question, Summary, summarise
+from glimt.bench.figures.question import Question
+from glimt.bench.figures.summary import Summary, summarise
 from glimt.bench.options import (
+    CeilingOptions,
     DataOptions,
     LoadOptions,
     Options,
@@ -23,22 +25,6 @@ from glimt.bench.run import Bench
 from glimt.errors import BadSettings
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CeilingOptions:
-    """How hard to try."""
-
-    requests: int = 10_000
-    """Requests with answers of one token."""
-    streams: int = 64
-    """Requests in flight."""
-    tokens: int = 4_000
-    """Chunks of each long answer."""
-    repeats: int = 3
-    """Times to repeat; the best counts, since other work on the machine can only slow it down."""
-    workers: int = 1
-    """Client processes."""
 
 
 @contextmanager

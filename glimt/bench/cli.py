@@ -1,4 +1,7 @@
-"""`glimt bench`: the commands. Options are declared in `options.py`."""
+"""`glimt bench`: the commands. Options are declared in `options.py`.
+
+What a command needs is imported in it, so that the client starts fast.
+"""
 
 import sys
 from pathlib import Path
@@ -6,12 +9,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from glimt.bench import compare as comparing
-from glimt.bench import outputs, settings
-from glimt.bench.ceiling import CeilingOptions
-from glimt.bench.ceiling import ceiling as measure_ceiling
-from glimt.bench.events import read_log
 from glimt.bench.options import (
+    CeilingOptions,
     DataOptions,
     FigureOptions,
     LoadOptions,
@@ -21,7 +20,6 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
-from glimt.bench.serve import run_all
 
 app = App(
     name="bench",
@@ -46,6 +44,8 @@ def serve(
     Options, table and JSON are those of `vllm bench serve`; docs/benchmarking.md says where the
     definitions are better.
     """
+    from glimt.bench.serve import run_all
+
     options = Options(
         target=target,
         load=load,
@@ -73,6 +73,9 @@ def report(
     raw
         File that `glimt bench serve --raw` wrote; not with --compare BEFORE AFTER.
     """
+    from glimt.bench import outputs, settings
+    from glimt.bench.events import read_log
+
     options = Options(figures=figures, output=output)
     settings.check_report(options, raw)
     if raw is None:
@@ -109,15 +112,20 @@ def compare(
     html
         Write the comparison as a page.
     """
+    from glimt.bench import settings
+    from glimt.bench.compare import compare_files
+
     question = settings.question(Options(figures=figures))
-    comparing.compare_files(before, after, question, html, _say, print)
+    compare_files(before, after, question, html, _say, print)
     return 0
 
 
 @app.command
 def ceiling(*, wishes: Annotated[CeilingOptions, Parameter(name="*")] = CeilingOptions()) -> int:
     """Measure this client against a server that costs nothing: how much load can it measure?"""
-    return measure_ceiling(wishes, _say, print)
+    from glimt.bench.ceiling import ceiling as measure
+
+    return measure(wishes, _say, print)
 
 
 for _name, _help in (

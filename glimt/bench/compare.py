@@ -14,8 +14,9 @@ import msgspec
 
 from glimt.bench.events import EventLog, RequestEvent, RunEnd, RunStart, read_log
 from glimt.bench.figures.pairs import PairedChange, paired_changes
+from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import Difference, differences
-from glimt.bench.figures.summary import Question, summarise
+from glimt.bench.figures.summary import summarise
 from glimt.bench.report.html import report, write_text
 from glimt.bench.report.series import comparison_page, comparison_tables, text_table
 from glimt.errors import BadSettings

@@ -320,3 +320,19 @@ class Options:
     figures: FigureOptions = FigureOptions()
     output: OutputOptions = OutputOptions()
     search: SearchOptions = SearchOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CeilingOptions:
+    """How hard to try."""
+
+    requests: int = 10_000
+    """Requests with answers of one token."""
+    streams: int = 64
+    """Requests in flight."""
+    tokens: int = 4_000
+    """Chunks of each long answer."""
+    repeats: int = 3
+    """Times to repeat; the best counts, since other work on the machine can only slow it down."""
+    workers: int = 1
+    """Client processes."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from glimt.bench import compare, settings
 from glimt.bench.events import EventLog, write_log
+from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import intervals
-from glimt.bench.figures.summary import Question, Summary, summarise
+from glimt.bench.figures.summary import Summary, summarise
 from glimt.bench.options import Options, OutputOptions
 from glimt.bench.report.exports import markdown, write_csv
 from glimt.bench.report.html import report, write_text
@@ -50,9 +51,18 @@ def compared_with(options: Options) -> list[EventLog]:
     return compare.load(Path(files[0])) if files else []
 
 
+def wording(options: Options) -> Wording:
+    """What the table shows. Raises BadSettings."""
+    return Wording(
+        metrics=settings.metrics(options.figures.percentile_metrics),
+        objectives=settings.question(options).objectives,
+        vllm_compat=options.figures.vllm_compat,
+    )
+
+
 def show(options: Options, run: Run, say: Say, tell: Say) -> None:
     """The table of one run to `tell`; errors and notes to `say`."""
-    tell(table(run.log.start, run.summary, settings.wording(options)))
+    tell(table(run.log.start, run.summary, wording(options)))
     for text in (*run.summary.errors, *run.log.end.notes):
         say(f"note: {text}")
 
@@ -102,8 +112,7 @@ def _write_files(options: Options, runs: Sequence[Run], pages: list[Data], say: 
         say(f"wrote {page}")
     if output.save_result or output.append_result:
         path = result_path(options, logs[0])
-        wording = settings.wording(options)
-        results = [_result(run, wording, output) for run in runs]
+        results = [_result(run, wording(options), output) for run in runs]
         write_results(path, results, append=output.append_result)
         say(f"wrote {path}")
 

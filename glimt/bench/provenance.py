@@ -1,12 +1,13 @@
 """Where a result comes from: the machine, the versions, the command, the workload."""
 
-import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from glimt import __version__
 
@@ -17,7 +18,7 @@ def provenance() -> dict[str, Any]:
         "client": f"glimt {__version__}",
         "commit": _commit(),
         "python": platform.python_version(),
-        "uvloop": importlib.metadata.version("uvloop"),
+        "uvloop": uvloop.__version__,  # type: ignore[attr-defined]
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)),

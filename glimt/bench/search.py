@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from glimt.bench.figures.objectives import Objective
-from glimt.bench.figures.summary import Summary
 from glimt.bench.options import Options
 from glimt.errors import BadSettings
+
+if TYPE_CHECKING:
+    from glimt.bench.figures.summary import Summary
 
 ATTAINMENT = 0.99  # the share of requests that must meet an objective of requests
 
@@ -51,7 +54,7 @@ def with_rate(options: Options, rate: float) -> Options:
     return replace(options, load=replace(options.load, request_rate=rate))
 
 
-def keeps(summary: Summary, objectives: tuple[Objective, ...]) -> bool:
+def keeps(summary: "Summary", objectives: tuple[Objective, ...]) -> bool:
     """Whether a run keeps all objectives: those of the run, and those of requests for 99 of 100
     requests; with no failed request and a client that can be trusted to know."""
     if summary.failed or summary.completed == 0 or summary.goodput is None:

@@ -1,13 +1,19 @@
-"""`glimt bench serve`: one run, repeats, a sweep or a search, and what is written of them."""
+"""`glimt bench serve`: one run, repeats, a sweep or a search, and what is written of them.
+
+What evaluates a run is imported after it.
+"""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from glimt.bench import outputs, settings
-from glimt.bench.compare import compare_files
+from glimt.bench import settings
 from glimt.bench.options import Options
-from glimt.bench.outputs import Run
 from glimt.bench.run import Bench
 from glimt.bench.search import Sweep, highest, keeps, with_rate
+
+if TYPE_CHECKING:
+    from glimt.bench.events import EventLog
+    from glimt.bench.outputs import Run
 
 Say = Callable[[str], None]
 
@@ -20,6 +26,8 @@ def run_all(options: Options, say: Say, tell: Say) -> int:
     for note in settings.check(options):
         say(f"note: {note}")
     if len(files := options.output.compare or []) == 2:
+        from glimt.bench.compare import compare_files
+
         question = settings.question(options)
         compare_files(files[0], files[1], question, options.output.html, say, tell)
         return 0
@@ -43,16 +51,22 @@ class _Command:
         self._options = options
         self._say = say
         self._tell = tell
-        self._before = outputs.compared_with(options)
+        self._before: list[EventLog] = []
+        if options.output.compare:
+            from glimt.bench import outputs
+
+            self._before = outputs.compared_with(options)
         self._bench = Bench(options, say)
         self._question = settings.question(options)
         self._runs: list[Run] = []
 
-    def run(self, options: Options) -> list[Run]:
+    def run(self, options: Options) -> "list[Run]":
         """All repeats of one load, each shown when it is done."""
         made = []
         for repeat in range(options.load.repeats):
             log = self._bench.run(options, repeat)
+            from glimt.bench import outputs
+
             (run,) = outputs.evaluate([log], self._question)
             outputs.show(options, run, self._say, self._tell)
             made.append(run)
@@ -79,6 +93,8 @@ class _Command:
 
     def finish(self, *, varied: str | None = None) -> int:
         """Write everything; the exit status."""
+        from glimt.bench import outputs
+
         outputs.write(
             self._options, self._runs, self._say, self._tell, varied=varied, before=self._before
         )

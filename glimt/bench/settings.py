@@ -4,14 +4,13 @@ import json
 import math
 from collections.abc import Iterator
 
+from glimt.bench.data.buckets import image_buckets
 from glimt.bench.data.lengths import Spread
-from glimt.bench.data.random_images import image_buckets
 from glimt.bench.events import RunStart
 from glimt.bench.figures.objectives import parse_objectives
-from glimt.bench.figures.summary import METRICS, Question
+from glimt.bench.figures.question import METRICS, Question
 from glimt.bench.load.schedule import Arrivals
 from glimt.bench.options import Options
-from glimt.bench.report.table import Wording
 from glimt.bench.search import Sweep
 from glimt.errors import BadSettings
 
@@ -62,15 +61,6 @@ def question(options: Options) -> Question:
         objectives=parse_objectives(figures.goodput or (), figures.slo_preset),
         steady_ratio=steady_ratio(figures.steady_window),
         vllm_compat=figures.vllm_compat,
-    )
-
-
-def wording(options: Options) -> Wording:
-    """What the table shows. Raises BadSettings."""
-    return Wording(
-        metrics=metrics(options.figures.percentile_metrics),
-        objectives=question(options).objectives,
-        vllm_compat=options.figures.vllm_compat,
     )
 
 
@@ -232,12 +222,12 @@ def _search(options: Options) -> Iterator[str]:
 
 
 def _wishes(options: Options) -> Iterator[str]:
-    for build in (question, wording):
-        try:
-            build(options)
-        except BadSettings as error:
-            yield error.message
-            return
+    try:
+        question(options)
+        metrics(options.figures.percentile_metrics)
+    except BadSettings as error:
+        yield error.message
+        return
     yield from _search(options)
     if options.output.compare is not None and len(options.output.compare) > 2:
         yield f"--compare {' '.join(options.output.compare)}: must be BEFORE, or BEFORE AFTER"

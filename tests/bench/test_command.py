@@ -71,6 +71,20 @@ def test_the_client_imports_neither_torch_nor_the_server() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_the_server_is_asked_before_anything_is_loaded_that_is_needed_later() -> None:
+    program = (
+        "import sys; from glimt.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except Exception as error: assert 'there is no server' in str(error), error\n"
+        "print([name for name in ('PIL', 'tokenizers', 'pyarrow', 'glimt.bench.outputs', "
+        "'glimt.bench.compare', 'glimt.bench.ceiling', 'glimt.bench.report.html', "
+        "'glimt.bench.figures.summary') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, *MISSION.replace("serve", "bench serve", 1).split()]
+    done = subprocess.run([*command, "--port", "1"], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

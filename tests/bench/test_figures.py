@@ -13,8 +13,9 @@ from glimt.bench.events import HealthEvent, RequestEvent, ServerEvent
 from glimt.bench.figures.concurrency import peak_rate, steady_window, sweep
 from glimt.bench.figures.measured import measure
 from glimt.bench.figures.objectives import parse_objectives
+from glimt.bench.figures.question import Question
 from glimt.bench.figures.statistics import confidence, student_quantile
-from glimt.bench.figures.summary import Question, Summary, summarise
+from glimt.bench.figures.summary import Summary, summarise
 from glimt.bench.figures.tokens import gaps_per_token, spread, token_times
 from glimt.bench.report.table import Wording, table
 from glimt.errors import BadSettings

@@ -13,8 +13,9 @@ import pytest
 
 from glimt.bench.events import EventLog, HealthEvent, PowerEvent, ServerEvent
 from glimt.bench.figures.objectives import parse_objectives
+from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import intervals
-from glimt.bench.figures.summary import Question, summarise
+from glimt.bench.figures.summary import summarise
 from glimt.bench.report.exports import markdown, write_csv
 from glimt.bench.report.html import MAX_BYTES, report
 from glimt.bench.report.page import run_page

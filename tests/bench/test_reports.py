@@ -10,7 +10,8 @@ import pytest
 
 from glimt.bench.events import EventLog, HealthEvent, ServerEvent, read_log, write_log
 from glimt.bench.figures.objectives import parse_objectives
-from glimt.bench.figures.summary import METRICS, Question, summarise
+from glimt.bench.figures.question import METRICS, Question
+from glimt.bench.figures.summary import summarise
 from glimt.bench.report.result import result, write_results
 from glimt.bench.report.table import Wording, table
 from glimt.errors import BadSettings

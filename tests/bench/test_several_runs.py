@@ -15,8 +15,9 @@ from glimt.bench.events import EventLog, PowerEvent, write_log
 from glimt.bench.figures.energy import energy
 from glimt.bench.figures.objectives import parse_objectives
 from glimt.bench.figures.pairs import block_bootstrap, paired_changes
+from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import differences, intervals, welch
-from glimt.bench.figures.summary import Question, Summary, summarise
+from glimt.bench.figures.summary import Summary, summarise
 from glimt.bench.options import (
     DataOptions,
     LoadOptions,

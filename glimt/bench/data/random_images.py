@@ -4,7 +4,6 @@ Such images are the worst case of every decoder and five times as large as photo
 `visionarena_like.py` for images that cost what photographs cost.
 """
 
-import ast
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -12,14 +11,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image as Pictures
 
+from glimt.bench.data.buckets import Size, image_buckets
 from glimt.bench.data.images import jpeg_image
 from glimt.bench.data.prompt import Image, Prompt, Turn
 from glimt.bench.data.random_text import RandomText, random_texts
 from glimt.bench.data.tokens import Tokens
 from glimt.bench.options import DataOptions
 from glimt.errors import BadSettings
-
-Size = tuple[int, int]  # height, width
 
 
 def random_image_prompts(
@@ -37,27 +35,6 @@ def random_image_prompts(
         ]
         turn = Turn(parts=(text, *images), output_tokens=output_len, text_tokens=count)
         yield Prompt(turns=(turn,))
-
-
-def image_buckets(text: str) -> tuple[list[Size], list[float]]:
-    """Sizes and their shares from `{(height, width, frames): share, …}`. Raises BadSettings."""
-    option = f"--random-mm-bucket-config {text}"
-    try:
-        buckets = ast.literal_eval(text)
-        pairs = [
-            (tuple(int(side) for side in size), float(share)) for size, share in buckets.items()
-        ]
-    except (ValueError, SyntaxError, TypeError, AttributeError) as error:
-        raise BadSettings(f"{option}: not a dict of (height, width, frames): {error}") from None
-    used = [(size, share) for size, share in pairs if share > 0]
-    if not used or any(share < 0 for _, share in pairs):
-        raise BadSettings(f"{option}: shares must not be negative, and one must be above 0")
-    if any(len(size) != 3 or min(size) < 1 for size, _ in used):
-        raise BadSettings(f"{option}: sizes are (height, width, frames), each at least 1")
-    if any(size[2] > 1 for size, _ in used):
-        raise BadSettings(f"{option}: videos (frames above 1) are not made here; give them share 0")
-    total = sum(share for _, share in used)
-    return [(size[0], size[1]) for size, _ in used], [share / total for _, share in used]
 
 
 def _image_counts(options: DataOptions) -> tuple[int, int]:

@@ -11,38 +11,13 @@ from itertools import islice
 
 import numpy as np
 
-from glimt.bench.data.files import (
-    burstgpt_prompts,
-    custom_image_prompts,
-    custom_prompts,
-    sharegpt_prompts,
-    timed_trace_prompts,
-)
-from glimt.bench.data.hub import hub_prompts
-from glimt.bench.data.images import marked
 from glimt.bench.data.prompt import Image, Prompt
-from glimt.bench.data.random_images import random_image_prompts
-from glimt.bench.data.random_text import prefix_repetition_prompts, random_prompts
 from glimt.bench.data.tokens import Tokens
-from glimt.bench.data.visionarena_like import visionarena_like_prompts
 from glimt.bench.options import DataOptions, DatasetName
 from glimt.errors import BadSettings
 
 Dataset = Callable[[DataOptions, Tokens | None, int, int], Iterator[Prompt]]
 
-DATASETS: dict[DatasetName, Dataset] = {
-    "random": random_prompts,
-    "random-mm": random_image_prompts,
-    "sharegpt": sharegpt_prompts,
-    "hf": hub_prompts,
-    "custom": custom_prompts,
-    "custom_image": custom_image_prompts,
-    "custom_mm": custom_image_prompts,
-    "prefix_repetition": prefix_repetition_prompts,
-    "burstgpt": burstgpt_prompts,
-    "timed_trace": timed_trace_prompts,
-    "visionarena-like": visionarena_like_prompts,
-}
 # Their conversations are the dataset's own; those of others are put together from single prompts.
 _WITH_TURNS = {"hf"}
 _MADE = {"random", "random-mm", "prefix_repetition", "visionarena-like"}
@@ -60,7 +35,7 @@ def prompts(
         raise BadSettings("--turns must be at least 1, --think-time at least 0")
     joined = 1 if options.dataset_name in _WITH_TURNS else options.turns
     source = _joined(
-        DATASETS[options.dataset_name](options, tokens, num_prompts * joined, seed), joined
+        dataset(options.dataset_name)(options, tokens, num_prompts * joined, seed), joined
     )
     if options.dataset_name in _MADE:  # never too few, and too large to be kept
         made: Iterator[Prompt] = islice(source, num_prompts)
@@ -70,6 +45,37 @@ def prompts(
     for index, prompt in enumerate(made):
         prompt = _paused(prompt, options.think_time, thinking)
         yield busted(prompt, f"{seed:x}-{index:x}") if options.cache_bust else prompt
+
+
+def dataset(name: DatasetName) -> Dataset:
+    """What makes the prompts of a dataset; only its libraries are loaded."""
+    if name in ("random", "prefix_repetition"):
+        from glimt.bench.data import random_text
+
+        is_random = name == "random"
+        return random_text.random_prompts if is_random else random_text.prefix_repetition_prompts
+    if name == "random-mm":
+        from glimt.bench.data.random_images import random_image_prompts
+
+        return random_image_prompts
+    if name == "visionarena-like":
+        from glimt.bench.data.visionarena_like import visionarena_like_prompts
+
+        return visionarena_like_prompts
+    if name == "hf":
+        from glimt.bench.data.hub import hub_prompts
+
+        return hub_prompts
+    from glimt.bench.data import files
+
+    return {
+        "sharegpt": files.sharegpt_prompts,
+        "custom": files.custom_prompts,
+        "custom_image": files.custom_image_prompts,
+        "custom_mm": files.custom_image_prompts,
+        "burstgpt": files.burstgpt_prompts,
+        "timed_trace": files.timed_trace_prompts,
+    }[name]
 
 
 def filled(
@@ -114,6 +120,8 @@ def _paused(prompt: Prompt, think_time: float, random: np.random.Generator) -> P
 
 def busted(prompt: Prompt, mark: str) -> Prompt:
     """The prompt with `mark` in front of its first text and in each of its images."""
+    from glimt.bench.data.images import marked
+
     first = prompt.turns[0]
     if first.token_ids:
         raise BadSettings("--cache-bust: prompts of token ids cannot be marked")

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from glimt.bench.data.hub_files import cached_file, download
+from glimt.bench.optional import optional
 from glimt.errors import BadSettings
 
 
@@ -14,8 +13,9 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         """Read tokenizer.json. Raises BadSettings."""
+        library = optional("tokenizers", "counting tokens", "pip install tokenizers")
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = library.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise BadSettings(f"{path} cannot be read as a tokenizer: {error}") from None
         self._tokenizer.no_truncation()

@@ -16,25 +16,11 @@ from glimt.bench.figures.concurrency import (
 )
 from glimt.bench.figures.energy import Energy, energy
 from glimt.bench.figures.measured import FloatArray, Measured, measure
-from glimt.bench.figures.objectives import Objective, Verdict, judge
+from glimt.bench.figures.objectives import Verdict, judge
+from glimt.bench.figures.question import Question
 from glimt.bench.figures.server import ServerFigures, server_figures
 from glimt.bench.figures.statistics import Distribution
 from glimt.bench.figures.trust import ClientHealth, client_health
-
-METRICS = (
-    *("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue"),
-    *("ttfo", "ttst", "chunk_gap", "ttft_from_intended", "e2el_from_intended", "upload"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """How a log is to be evaluated."""
-
-    percentiles: tuple[float, ...] = (99.0,)
-    objectives: tuple[Objective, ...] = ()
-    steady_ratio: float | None = 0.8
-    vllm_compat: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

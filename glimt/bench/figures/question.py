@@ -1,0 +1,20 @@
+"""How a run is to be evaluated: what can be asked of its event log."""
+
+from dataclasses import dataclass
+
+from glimt.bench.figures.objectives import Objective
+
+METRICS = (
+    *("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue"),
+    *("ttfo", "ttst", "chunk_gap", "ttft_from_intended", "e2el_from_intended", "upload"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """How a log is to be evaluated."""
+
+    percentiles: tuple[float, ...] = (99.0,)
+    objectives: tuple[Objective, ...] = ()
+    steady_ratio: float | None = 0.8
+    vllm_compat: bool = False
