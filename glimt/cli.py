@@ -25,6 +25,7 @@ from glimt.config import (
 )
 from glimt.errors import BadSettings, StartupError
 from glimt.evaluation.wishes import EvalWishes
+from glimt.planning.wishes import PlanWishes
 
 EXIT_STARTUP_ERROR = 2
 
@@ -147,6 +148,31 @@ def evaluate(
         use_spare_cores()
         local = command.LocalParts(LocalModel, compare_logits)
     return command.evaluate(model, wishes, local, _say, _tell)
+
+
+@app.command
+def plan(
+    model: str,
+    /,
+    *,
+    wishes: Annotated[PlanWishes, Parameter(name="*")] = PlanWishes(),
+) -> int:
+    """Say what of MODEL fits on which GPUs, how fast each layout could be, and how to serve it.
+
+    Parameters
+    ----------
+    model
+        Folder of a checkpoint, or a repository of the hub (only its config.json is read); the
+        sizes of the published models are known without.
+    """
+    from glimt.planning import command
+
+    read = None
+    if not command.is_known(model, wishes):
+        from glimt.planning.files import read_model_config
+
+        read = read_model_config
+    return command.plan(model, wishes, read, _tell)
 
 
 @app.command

@@ -26,6 +26,7 @@ def locate(
     revision: str | None = None,
     download_dir: str | Path | None = None,
     weights: bool = True,
+    only: str | None = None,
 ) -> Path:
     """The folder that holds the checkpoint `model`, downloaded first if it is a hub repository.
 
@@ -35,6 +36,7 @@ def locate(
         revision: branch, tag or commit of the repository.
         download_dir: cache folder for downloads, in place of the hub's own (HF_HOME).
         weights: False leaves the weight files out (`--load-format dummy`).
+        only: the one file of the repository that is wanted.
 
     Raises BadCheckpoint if there is no such folder or repository, or it cannot be had, and
     StartupError if the built-in model is not installed.
@@ -56,12 +58,16 @@ def locate(
                 model,
                 revision=revision,
                 cache_dir=download_dir,
-                allow_patterns=_SETTINGS_FILES + (_WEIGHT_FILES if weights else []),
+                allow_patterns=[only] if only else _patterns(weights),
                 ignore_patterns=_NEVER,
             )
         )
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise BadCheckpoint(_explain(error, model, revision or "main")) from error
+
+
+def _patterns(weights: bool) -> list[str]:
+    return _SETTINGS_FILES + (_WEIGHT_FILES if weights else [])
 
 
 def _explain(error: Exception, model: str, revision: str) -> str:

@@ -97,6 +97,7 @@ MADE = {
     "docs/errors.md": doc_tables.ERROR_TABLES,
     "docs/api.md": api_tables.TABLES,
     "docs/benchmarking.md": {"options": doc_tables.bench_options},
+    "docs/planning.md": {"options": doc_tables.plan_options},
 }
 
 

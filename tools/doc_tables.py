@@ -18,6 +18,7 @@ from glimt.api.state import HttpLimits
 from glimt.bench import options as bench
 from glimt.frontend.fetch import FetchPolicy
 from glimt.metrics import Metrics
+from glimt.planning import wishes as planning
 from glimt.wire import EngineInfo, EngineStats, MediaLimits
 
 GROUPS = (
@@ -55,6 +56,11 @@ def flags() -> str:
 def bench_options() -> str:
     """Every option of `glimt bench serve` by group, with its default and meaning."""
     return _groups(Path(bench.__file__), BENCH_GROUPS)
+
+
+def plan_options() -> str:
+    """Every option of `glimt plan`, with its default and meaning."""
+    return _groups(Path(planning.__file__), [planning.PlanWishes])
 
 
 def _groups(file: Path, groups: Iterable[type]) -> str:

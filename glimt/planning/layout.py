@@ -1,0 +1,104 @@
+"""A layout: how many GPUs share a copy, how many copies, and whether experts are spread whole."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from glimt.models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Equal machines of equal GPUs."""
+
+    gpus_per_node: int
+    nodes: int = 1
+
+    @property
+    def num_gpus(self) -> int:
+        """All of them."""
+        return self.gpus_per_node * self.nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`tp` GPUs share each of `dp` copies. With `spread`, experts stay whole and are spread over
+    all GPUs; then the copies step together. `vision_data`: the tower is whole on each GPU."""
+
+    tp: int = 1
+    dp: int = 1
+    spread: bool = False
+    vision_data: bool = False
+    gpus_per_node: int = 8
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs in use."""
+        return self.tp * self.dp
+
+    @property
+    def ep(self) -> int:
+        """GPUs over which the whole experts of a layer are spread; 1 = every expert is split."""
+        return self.tp * self.dp if self.spread else 1
+
+    @property
+    def expert_tp(self) -> int:
+        """Ways each expert is split."""
+        return 1 if self.spread else self.tp
+
+    @property
+    def vision_split(self) -> int:
+        """Ways the vision tower is split."""
+        return 1 if self.vision_data else self.tp
+
+    @property
+    def tp_crosses_nodes(self) -> bool:
+        """Whether one copy lies on several machines."""
+        return self.tp > self.gpus_per_node
+
+    @property
+    def ep_crosses_nodes(self) -> bool:
+        """Whether experts are looked for on other machines."""
+        return self.spread and self.num_gpus > self.gpus_per_node
+
+    @property
+    def name(self) -> str:
+        """As people write it: TP4, TP2 x DP2 + EP."""
+        parts = [f"TP{self.tp}"] if self.tp > 1 or self.dp == 1 else []
+        parts += [f"DP{self.dp}"] if self.dp > 1 else []
+        return " x ".join(parts) + (" + EP" if self.spread else "")
+
+
+def layouts(config: ModelConfig, cluster: Cluster) -> Iterator[Layout]:
+    """Every layout that uses all GPUs and divides this model evenly."""
+    total = cluster.num_gpus
+    for tp in (size for size in range(1, total + 1) if total % size == 0):
+        whole_nodes = tp % cluster.gpus_per_node == 0 or cluster.gpus_per_node % tp == 0
+        if not whole_nodes or not divides(config, tp):
+            continue
+        data = not _divides_vision(config, tp)
+        for spread in (False, True):
+            layout = Layout(tp, total // tp, spread, data, cluster.gpus_per_node)
+            if not spread or _can_spread(config, layout):
+                yield layout
+
+
+def divides(config: ModelConfig, tp: int) -> bool:
+    """Whether every width of the decoder can be split `tp` ways."""
+    text = config.text
+    kv = text.num_kv_heads
+    widths = [text.num_heads, text.intermediate_size, text.vocab_size]
+    if text.moe is not None:
+        widths += [text.moe.intermediate_size, text.moe.shared_intermediate_size]
+    return all(width % tp == 0 for width in widths) and (kv % tp == 0 or tp % kv == 0)
+
+
+def _divides_vision(config: ModelConfig, tp: int) -> bool:
+    """Whether the tower can be split `tp` ways; else it lies whole on each GPU."""
+    vision = config.vision
+    widths = vision.num_heads, vision.block_intermediate_size, vision.merger_intermediate_size
+    return all(width % tp == 0 for width in widths)
+
+
+def _can_spread(config: ModelConfig, layout: Layout) -> bool:
+    moe = config.text.moe
+    return moe is not None and layout.num_gpus > 1 and moe.num_experts % layout.num_gpus == 0

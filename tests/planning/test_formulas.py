@@ -1,0 +1,214 @@
+"""The estimates against tables that were calculated by hand, and against the loader's own sizes.
+
+The tables are for GLM-4.5V-FP8 on H200s that stream 4.3 TB/s, 1600 tokens of context per request,
+16-bit KV cache.
+"""
+
+import math
+import random
+
+import pytest
+
+from glimt.models.config_json import read_config
+from glimt.models.names import Share, Split, fp8_modules, parameters, scale_name
+from glimt.planning.constants import SOURCES, load_constants
+from glimt.planning.fit import Room, fit
+from glimt.planning.layout import Layout
+from glimt.planning.published import published
+from glimt.planning.routing import distinct_experts, fullest_gpu
+from glimt.planning.shares import gpu_share
+from glimt.planning.speed import Speed
+from tests.support.configs import tiny_config
+
+CONSTANTS = load_constants()
+FP8 = published("zai-org/GLM-4.5V-FP8")
+DENSE = published("GLM-4.6V-Flash")
+assert FP8 is not None
+assert DENSE is not None
+
+
+def speed(tp: int, *, floor: bool, fp8_kv: bool = False, layout: Layout | None = None) -> Speed:
+    gpu = CONSTANTS.gpu("h200")
+    return Speed(FP8, layout or Layout(tp), gpu, CONSTANTS, True, fp8_kv, floor)
+
+
+@pytest.mark.parametrize(
+    ("batch", "experts", "gigabytes"),
+    [
+        (1, 8.0, 13.45),
+        (2, 15.5, 19.29),
+        (4, 29.1, 29.89),
+        (8, 51.6, 47.41),
+        (16, 82.4, 71.39),
+        (32, 111.8, 94.24),
+        (64, 125.9, 105.27),
+        (128, 128.0, 106.85),
+        (256, 128.0, 106.87),
+    ],
+)
+def test_a_step_reads_what_was_calculated_by_hand(
+    batch: int, experts: float, gigabytes: float
+) -> None:
+    one = speed(1, floor=True)
+    assert one.touched_experts(batch) == pytest.approx(experts, abs=0.06)
+    read = one.share.read_bytes(one.touched_experts(batch))
+    assert read / 1e9 == pytest.approx(gigabytes, rel=0.003)  # the hand left out the scales
+
+
+@pytest.mark.parametrize(
+    ("batch", "tp1", "tp2", "tp4", "tp4_fp8_kv"),
+    [
+        (1, 3.20, 1.88, 1.08, 1.07),
+        (8, 11.6, 6.07, 3.18, 3.1),
+        (32, 24.2, 12.4, 6.32, 6.0),
+        (64, 29.0, 15.6, 8.5, 8.0),
+        (128, 33.8, 18.8, 9.8, 8.7),
+        (256, 42.8, 24.2, 12.7, 10.5),
+    ],
+)
+def test_floors_of_a_step_are_those_calculated_by_hand(
+    batch: int, tp1: float, tp2: float, tp4: float, tp4_fp8_kv: float
+) -> None:
+    floors = [1e3 * speed(tp, floor=True).step_s(batch, 1600) for tp in (1, 2, 4)]
+    assert floors[:2] == pytest.approx([tp1, tp2], rel=0.01)
+    assert floors[2] == pytest.approx(tp4, rel=0.04)  # between published all-reduce times
+    half = 1e3 * speed(4, floor=True, fp8_kv=True).step_s(batch, 1600)
+    assert half == pytest.approx(tp4_fp8_kv, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tp1", "tp2", "tp4"),
+    [
+        (1, 4.4, 2.9, 2.0),
+        (8, 14.2, 7.8, 4.5),
+        (32, 29.0, 15.5, 8.6),
+        (64, 34.7, 18.8, 10.4),
+        (256, 51.0, 28.5, 15.2),
+    ],
+)
+def test_a_good_engines_steps_are_the_aims_of_the_design(
+    batch: int, tp1: float, tp2: float, tp4: float
+) -> None:
+    steps = [1e3 * speed(tp, floor=False).step_s(batch, 1600) for tp in (1, 2, 4)]
+    assert steps == pytest.approx([tp1, tp2, tp4], rel=0.045)
+
+
+@pytest.mark.parametrize(
+    ("image", "decoder", "tower", "decoder_tp4", "sums_tp4"),
+    [
+        (500, 29.5, 5.4, 7.4, 1.9),
+        (1000, 35.8, 12.6, 8.9, 3.4),
+        (1500, 43.1, 21.6, 10.8, 5.0),
+        (2000, 51.3, 32.4, 12.8, 6.6),
+        (3000, 78.2, 59.5, 19.6, 9.7),
+    ],
+)
+def test_prompts_and_images_take_what_was_calculated_by_hand(
+    image: int, decoder: float, tower: float, decoder_tp4: float, sums_tp4: float
+) -> None:
+    one, four = speed(1, floor=True), speed(4, floor=True)
+    assert 1e3 * one.prompt_s(image + 90, 8192) == pytest.approx(decoder, rel=0.02)
+    assert 1e3 * one.image_s(image) == pytest.approx(tower, rel=0.01)
+    whole = 1e3 * four.prompt_s(image + 90, 8192)
+    assert whole == pytest.approx(decoder_tp4 + sums_tp4, rel=0.02)
+
+
+def test_a_long_prompt_reads_the_experts_once_for_each_chunk() -> None:
+    """Short chunks cost more; one chunk of all costs least."""
+    one = speed(1, floor=True)
+    times = [one.prompt_s(8192, chunk) for chunk in (512, 2048, 8192)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 2 * times[2]
+
+
+@pytest.mark.parametrize(("tp", "tokens"), [(1, 178e3), (2, 0.94e6), (4, 2.46e6)])
+def test_as_much_kv_fits_beside_the_weights_as_was_calculated_by_hand(
+    tp: int, tokens: float
+) -> None:
+    fits = fit(
+        FP8,
+        Layout(tp, vision_data=True),
+        CONSTANTS.gpu("h200"),
+        CONSTANTS.engine,
+        Room(utilization=1.0, max_num_seqs=10_000, max_model_len=None),
+        fp8=True,
+        fp8_kv=False,
+        request_tokens=1600,
+    )
+    assert fits.kv_tokens == pytest.approx(tokens, rel=0.015)
+    assert fits.requests == fits.kv_tokens // 1600
+
+
+def test_the_published_sizes_are_those_of_the_hub() -> None:
+    assert gpu_share(FP8, Layout(), fp8=True).weight_bytes == 109_999_771_648
+    assert gpu_share(FP8, Layout(), fp8=False).weight_bytes == 215_421_877_760
+    assert gpu_share(DENSE, Layout(), fp8=False).weight_bytes == 20_585_554_944
+    assert gpu_share(DENSE, Layout(), fp8=True).weight_bytes == 12_434_064_384
+
+
+TINY = {
+    "glm4v_moe": read_config(
+        tiny_config(
+            "glm4v_moe",
+            text={"num_key_value_heads": 2, "intermediate_size": 96, "moe_intermediate_size": 32},
+        )
+    ),
+    "glm4v": read_config(tiny_config("glm4v")),
+}
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("kind", list(TINY))
+@pytest.mark.parametrize(
+    ("layout", "share"),
+    [
+        (Layout(), Share()),
+        (Layout(2, vision_data=True), Share(text=Split(1, 2))),
+        (Layout(2), Share(text=Split(1, 2), vision=Split(0, 2))),
+        (Layout(4, vision_data=True), Share(text=Split(3, 4))),
+        (
+            Layout(2, spread=True, vision_data=True),
+            Share(text=Split(0, 2), experts=Split(0, 2)),
+        ),
+    ],
+)
+def test_a_gpus_share_is_what_the_loader_reads(
+    kind: str, layout: Layout, share: Share, fp8: bool
+) -> None:
+    config = TINY[kind]
+    quantised = fp8_modules(config) if fp8 else frozenset()
+    num_bytes = 0
+    for parameter in parameters(config, share):
+        elements = math.prod(parameter.shape)
+        if parameter.module in quantised:
+            assert scale_name(parameter.name)
+            num_bytes += elements + 4 * math.prod(parameter.shape[:-1])
+        else:
+            num_bytes += elements * (4 if parameter.name.endswith("router.bias") else 2)
+    assert gpu_share(config, layout, fp8=fp8).weight_bytes == num_bytes
+
+
+@pytest.mark.parametrize(("batch", "fullest"), [(1, 3.45), (8, 15.7), (32, 29.8)])
+def test_the_fullest_of_four_gpus_has_as_many_experts_as_in_a_simulation(
+    batch: int, fullest: float
+) -> None:
+    touched = distinct_experts(batch, 128, 8)
+    assert fullest_gpu(touched, 128, 4) == pytest.approx(fullest, rel=0.02)
+
+
+def test_the_fullest_gpu_is_exact_for_cards_dealt_at_random() -> None:
+    dealt, draws = random.Random(0), 20_000
+    most = 0
+    for _ in range(draws):
+        hands = [0, 0, 0, 0]
+        for card in dealt.sample(range(16), 5):
+            hands[card // 4] += 1
+        most += max(hands)
+    assert fullest_gpu(5, 16, 4) == pytest.approx(most / draws, rel=0.01)
+
+
+def test_every_constant_says_where_it_comes_from() -> None:
+    assert len(CONSTANTS.origins) > 30
+    for source, note in CONSTANTS.origins.values():
+        assert source in SOURCES
+        assert len(note) > 10

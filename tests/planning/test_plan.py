@@ -1,0 +1,282 @@
+"""`glimt plan`: what holds for every plan, and what its command says."""
+
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glimt.cli import app, main
+from glimt.config_check import check
+from glimt.errors import BadSettings, NotEnoughMemory
+from glimt.planning.constants import load_constants
+from glimt.planning.fit import Room
+from glimt.planning.layout import Cluster
+from glimt.planning.load import Workload
+from glimt.planning.plan import Plan, Question, make_plan
+from glimt.planning.published import published
+from glimt.planning.serve_line import command_lines, settings_of
+from tests.support.configs import tiny_config
+
+CONSTANTS = load_constants()
+MODELS = ["GLM-4.5V-FP8", "GLM-4.5V", "GLM-4.6V-FP8", "GLM-4.6V-Flash", "GLM-4.1V-9B-Thinking"]
+
+
+def question(
+    model: str = "GLM-4.5V-FP8",
+    gpus: int = 4,
+    *,
+    nodes: int = 1,
+    gpu: str = "h200",
+    rate: float | None = None,
+    images: int = 1,
+    output: int = 128,
+) -> Question:
+    config = published(model)
+    assert config is not None
+    return Question(
+        config=config,
+        gpu=CONSTANTS.gpu(gpu),
+        cluster=Cluster(gpus, nodes),
+        work=Workload(90, output, images, 1369, 8192),
+        room=Room(0.92, 256, None),
+        rate=rate,
+        fp8=config.quantized,
+        fp8_kv=False,
+        constants=CONSTANTS,
+    )
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
+
+
+def planned(model: str, gpus: int, gpu: str) -> Plan | None:
+    try:
+        return make_plan(question(model, gpus, gpu=gpu), model)
+    except NotEnoughMemory:
+        return None
+
+
+def most(plan: Plan | None) -> tuple[int, int, float]:
+    """Most KV tokens and longest request over all layouts, and the soonest answer (negative)."""
+    if plan is None:
+        return 0, 0, float("-inf")
+    fitting = [e for e in plan.estimates if e.fit.fits]
+    return (
+        max(e.fit.all_kv_tokens for e in fitting),
+        max(e.fit.longest for e in fitting),
+        -min(e.answer_s(128) for e in fitting),
+    )
+
+
+@pytest.mark.parametrize("gpu", ["h100", "h200", "b200"])
+@pytest.mark.parametrize("model", MODELS)
+def test_more_gpus_never_fit_less_and_never_answer_later(model: str, gpu: str) -> None:
+    plans = [most(planned(model, gpus, gpu)) for gpus in (1, 2, 4, 8)]
+    for fewer, more in itertools.pairwise(plans):
+        assert all(a <= b for a, b in zip(fewer, more, strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_more_machines_carry_more(model: str) -> None:
+    rates = [
+        max(e.highest_rate for e in make_plan(question(model, 8, nodes=nodes), model).estimates)
+        for nodes in (1, 2, 4)
+    ]
+    assert rates == sorted(rates)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rates=st.tuples(st.floats(0.1, 60), st.floats(0.1, 60)),
+    images=st.integers(0, 3),
+    output=st.integers(1, 1024),
+    gpus=st.sampled_from([1, 2, 4]),
+)
+def test_a_higher_rate_is_never_answered_sooner(
+    rates: tuple[float, float], images: int, output: int, gpus: int
+) -> None:
+    low, high = sorted(rates)
+    at_low, at_high = (
+        {
+            e.layout.name: e
+            for e in make_plan(
+                question(gpus=gpus, rate=rate, images=images, output=output), ""
+            ).estimates
+        }
+        for rate in (low, high)
+    )
+    for name, slow in at_high.items():
+        fast = at_low[name]
+        assert fast.loaded is not None
+        assert slow.loaded is not None
+        assert fast.answer_s(output) <= slow.answer_s(output) * (1 + 1e-6)
+        if slow.loaded.carried:
+            assert fast.loaded.carried
+            assert slow.loaded.running <= slow.fit.all_requests
+            # Little's law: requests that run = rate x time that one runs.
+            runs_s = output * slow.loaded.tpot_s
+            assert slow.loaded.running == pytest.approx(high * runs_s, rel=1e-3, abs=1e-3)
+        assert slow.loaded.carried == (high <= slow.highest_rate * (1 + 1e-9))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_estimate_is_below_the_floor(model: str) -> None:
+    for e in make_plan(question(model, 8), model).estimates:
+        assert e.floor_ttft_s < e.ttft_s
+        assert e.floor_tpot_s < e.tpot_s
+
+
+def test_tensor_parallel_for_one_request_copies_for_many() -> None:
+    """The guide's advice, as numbers."""
+    alone = make_plan(question(), "")
+    assert alone.best.layout.tp == 4
+    busy = make_plan(question(rate=34), "")
+    assert busy.best.layout.dp > 1
+    assert busy.best.loaded is not None
+    assert busy.best.loaded.carried
+
+
+def test_what_a_rate_needs_is_said_when_it_is_too_much() -> None:
+    plan = make_plan(question(rate=100), "")
+    assert plan.nodes_needed is not None
+    assert plan.nodes_needed > 1
+    enough = replace(question(rate=100), cluster=Cluster(4, plan.nodes_needed))
+    assert make_plan(enough, "").nodes_needed is None
+
+
+def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
+    with pytest.raises(NotEnoughMemory, match=r"--quantization fp8.*--kv-cache-dtype fp8"):
+        make_plan(question("GLM-4.5V", 1), "GLM-4.5V")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_command_is_one_that_serve_reads_back_to_the_same_settings(
+    model: str, nodes: int
+) -> None:
+    plan = make_plan(question(model, 8, nodes=nodes, gpu="h100", rate=5), model)
+    lines = command_lines(plan, f"zai-org/{model}", quantize=False)
+    assert len(lines) == nodes
+    words = shlex.split(lines[0])
+    assert words[:2] == ["glimt", "serve"]
+    _, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
+    wanted = settings_of(plan, f"zai-org/{model}", quantize=False)
+    for group in ("models", "cache", "media", "parallel", "server"):
+        assert bound.arguments.get(group, getattr(wanted, group)) == getattr(wanted, group)
+
+
+def test_a_command_for_one_gpu_starts_in_this_version() -> None:
+    plan = make_plan(question("GLM-4.5V-FP8", 1), "GLM-4.5V-FP8")
+    check(settings_of(plan, "zai-org/GLM-4.5V-FP8", quantize=False))
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+def test_the_plan_needs_neither_torch_nor_the_network() -> None:
+    code = (
+        "import sys; from glimt.cli import main\n"
+        "try: main(['plan', 'zai-org/GLM-4.5V-FP8', '--gpus', '4', '--rate', '20'])\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch', 'numpy', 'starlette', 'zmq', 'aiohttp', 'huggingface_hub')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+
+
+def test_the_report_names_layouts_reasons_and_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("plan", "GLM-4.5V-FP8", "--gpu", "h200", "--gpus", "4", "--rate", "20") == 0
+    text = capsys.readouterr().out
+    for words in (
+        "TP2 x DP2 + EP",
+        "1 image of 1,369",
+        "-> TP4 carries 20 requests/s",
+        "glimt serve zai-org/GLM-4.5V-FP8 --tensor-parallel-size 4",
+        "measured: Glimt 0.1",
+    ):
+        assert words in text
+
+
+def test_the_json_has_what_the_table_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "GLM-4.6V", "--gpu", "h100", "--gpus", "8", "--rate", "9", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["recommended"] == plan["layouts"][0]["name"]
+    assert plan["weights"] == "16 bit"
+    assert any(not layout["fits"] for layout in plan["layouts"])  # DP8 cannot
+    carried = plan["layouts"][0]["at_rate"]
+    assert carried["carried"]
+    assert carried["output_rate"] == pytest.approx(9 * 128)
+    assert {constant["source"] for constant in plan["constants"]} <= {
+        "measured",
+        "published",
+        "calculated",
+        "assumed",
+    }
+
+
+def test_a_folder_is_planned_by_its_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("glm4v_moe")))
+    words = ["plan", str(tmp_path), "--images", "0", "--max-model-len", "2K", "--json"]
+    assert run(*words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["layouts"][0]["longest_request"] == 2048
+    assert plan["layouts"][0]["weight_bytes_per_gpu"] < 10e6
+
+
+def test_own_measurements_replace_constants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        '[gpu.h200]\nbandwidth = { value = 2.15e12, source = "measured", note = "half as fast" }\n'
+    )
+    words = ["plan", "GLM-4.5V-FP8", "--json"]
+    assert run(*words) == 0
+    fast = json.loads(capsys.readouterr().out)["layouts"][0]["floor"]["tpot_s"]
+    assert run(*words, "--constants", str(mine)) == 0
+    slow = json.loads(capsys.readouterr().out)["layouts"][0]["floor"]["tpot_s"]
+    assert slow == pytest.approx(2 * fast)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpu", "gtx"], "--gpu gtx: its numbers are not known"),
+        (["--gpus", "0", "--rate", "-1"], "--gpus 0: must be at least 1"),
+        (["--image-size", "huge"], "write width x height"),
+        (["--max-model-len", "1M"], "positions"),
+        (["--input", "70000"], "is longer than 65,536"),
+        (["--constants", "/nowhere.toml"], "--constants /nowhere.toml"),
+        (["--gpus", "1", "--gpu", "h100"], "does not fit on 1 x NVIDIA H100"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_the_cause(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("plan", "GLM-4.5V-FP8", *arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_constant_without_a_source_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        '[gpu.h200]\nbandwidth = { value = -1, source = "hearsay", note = "" }\nspeed = 3\n'
+    )
+    with pytest.raises(BadSettings) as caught:
+        load_constants(str(mine))
+    assert len(caught.value.problems) == 2
