@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,25 @@ def _tell_phase(name: str, seconds: float, detail: str) -> None:
     print(f"  {name:<10}{seconds:7.2f} s  {detail}", flush=True)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Milliseconds of one turn of the loop, and the plan whose result was read in it."""
+
+    plan: StepPlan | None
+    schedule_ms: float
+    launch_ms: float
+    wait_ms: float
+    commit_ms: float
+
+    @property
+    def all_ms(self) -> float:
+        return self.schedule_ms + self.launch_ms + self.wait_ms + self.commit_ms
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.plan is not None and all(work.num_tokens == 1 for work in self.plan.work)
+
+
 class Driver:
     """Gives an engine requests and turns its loop, one step ahead as `EngineLoop` does."""
 
@@ -107,21 +127,28 @@ class Driver:
         for _, refusal in self.engine.scheduler.add(submit):
             raise SystemExit(f"refused: {refusal.error}")
 
-    def turns(self) -> Iterator[tuple[float, StepPlan | None]]:
-        """(milliseconds, plan read in it) of each turn until all requests are answered."""
+    def turns(self) -> Iterator[Turn]:
+        """Turns until all requests are answered."""
         behind: InFlight | None = None
         while True:
-            started = time.perf_counter()
+            times = [time.perf_counter()]
             plan = self.engine.scheduler.schedule()
+            times.append(time.perf_counter())
             ahead = None if plan is None else self.engine.executor.launch(plan)
+            times.append(time.perf_counter())
             if not self.engine.overlap and behind is None:
                 behind, ahead = ahead, None
-            if behind is not None:
-                result = behind.result()
+            result = None if behind is None else behind.result()
+            times.append(time.perf_counter())
+            if behind is not None and result is not None:
                 if result.failed:
                     raise SystemExit(f"failed: {result.failed}")
                 self.engine.scheduler.commit(behind.plan, result)
-            yield 1000 * (time.perf_counter() - started), None if behind is None else behind.plan
+            times.append(time.perf_counter())
+            yield Turn(
+                None if behind is None else behind.plan,
+                *(1000 * (after - before) for before, after in itertools.pairwise(times)),
+            )
             behind = ahead
             if plan is None and behind is None:
                 return
@@ -132,9 +159,9 @@ def decode_ms(driver: Driver, requests: int, prompt: int, new: int) -> dict[str,
     for _ in range(requests):
         driver.add(prompt, new)
     took: dict[int, list[float]] = {}
-    for milliseconds, plan in driver.turns():
-        if plan is not None and all(work.num_tokens == 1 for work in plan.work):
-            took.setdefault(len(plan.work), []).append(milliseconds)
+    for turn in driver.turns():
+        if turn.plan is not None and turn.is_decoding:
+            took.setdefault(len(turn.plan.work), []).append(turn.all_ms)
     rows = max(took)
     times = took[rows][len(took[rows]) // 4 :]  # the first ones compile and record
     return {
@@ -151,7 +178,7 @@ def prefill_tokens_per_s(driver: Driver, prompts: int, prompt: int) -> float:
     for _ in range(2):
         for _ in range(prompts):
             driver.add(prompt, 1)
-        took = sum(milliseconds for milliseconds, _ in driver.turns())
+        took = sum(turn.all_ms for turn in driver.turns())
     return 1000 * prompts * prompt / took
 
 
@@ -176,7 +203,7 @@ def first_token_ms(
     whole, encode, prefill = [], [], []
     for number in range(rounds):
         driver.add(text + num_tokens, 1, (_image(1 + number, grid, text // 2),))
-        whole.append(sum(milliseconds for milliseconds, _ in driver.turns()))
+        whole.append(sum(turn.all_ms for turn in driver.turns()))
     executor, info = driver.engine.executor, driver.engine.info
     pages = tuple(range(-(-(text + num_tokens) // info.page_size)))
     for number in range(rounds):
@@ -214,11 +241,8 @@ def _timed(launch: Callable[[], InFlight]) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, on what."""
     parser.add_argument("--model", choices=[*MODELS], default="106b")
     parser.add_argument("--layers", type=int, default=0, help="0: all")
     parser.add_argument("--quantization", choices=["fp8", "none"], default="fp8")
@@ -226,12 +250,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--max-model-len", default="16K")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
     parser.add_argument("--requests", type=int, nargs="*", default=[1, 8, 32, 64, 128])
     parser.add_argument("--prompt", type=int, default=1433, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=96, help="tokens of each answer")
     parser.add_argument("--grid", type=int, nargs=2, default=[64, 84], help="patches of the image")
     parser.add_argument("--rounds", type=int, default=8, help="of the time to the first token")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--json", type=Path, help="file for the result")
     return parser.parse_args()
 

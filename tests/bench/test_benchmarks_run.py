@@ -1,9 +1,12 @@
 """The benchmarks that need a GPU to say anything run on a CPU all the same, in small."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,3 +39,17 @@ def test_a_model_without_a_checkpoint_is_timed(tmp_path: Path) -> None:
     assert [step["rows"] for step in result["decode"]] == [1, 2]
     assert result["first_token"]["image_tokens"] == 6
     assert result["prefill_tokens_per_s"] > 0
+
+
+def test_a_trace_is_summed_up_by_what_the_gpu_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    trace_step, dummy_model = map(importlib.import_module, ("trace_step", "dummy_model"))
+    runs = [("gemm", 0, 10), ("norm", 12, 2), ("gemm", 14, 10), ("copy", 54, 6)]
+    events = [{"cat": "kernel", "name": n, "ts": ts, "dur": d} for n, ts, d in runs]
+    events.append({"cat": "cpu_op", "name": "host", "ts": 0, "dur": 1000})
+    turn = dummy_model.Turn(None, 0.25, 0.5, 1.0, 0.25)
+    told = "\n".join(trace_step.summarise({"traceEvents": events}, [turn, turn], layers=2))
+    assert "2 launches a step, 1.0 a layer; 0.030 ms a step" in told
+    assert "busy 46.7 %" in told  # 28 of 60
+    assert "launch 0.50" in told
+    assert "30.0 us before copy" in told

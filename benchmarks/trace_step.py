@@ -1,0 +1,156 @@
+"""A trace of steps of a model with random weights: launches, how busy the GPU is, and the gaps.
+
+    python benchmarks/trace_step.py --layers 4 --requests 8 --out trace.json
+    python benchmarks/trace_step.py --layers 4 --what prompt --prompt 4096 --out trace.json
+
+`--what decode`: steps in which every request draws a token. `--what prompt`: steps that compute
+prompts. The file opens in chrome://tracing or ui.perfetto.dev. The summary counts what the GPU
+ran (kernels, copies, fills), the share of the time in which it ran anything, the time between
+runs, the longest gaps with what came after them, the most expensive kernels, and the host's part.
+"""
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from dummy_model import Driver, Turn, add_model_arguments, build
+from torch.profiler import ProfilerActivity, profile
+
+SKIPPED = 8  # steps before the trace: they compile and record
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One thing that the GPU did, in microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+def main() -> None:
+    """Build, warm up, trace, summarise."""
+    options = arguments()
+    options.requests = [options.requests]
+    activities = [ProfilerActivity.CPU]
+    if options.device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities):
+        pass  # sets the tracer up before graphs are recorded
+    driver = Driver(build(options))
+    profiler = profile(activities=activities)
+    traced: list[Turn] = []
+    turns = decoding(driver, options) if options.what == "decode" else prompts(driver, options)
+    for number, turn in enumerate(turns):
+        if number > SKIPPED:
+            traced.append(turn)
+        if number == SKIPPED or len(traced) == options.steps:
+            _synchronize(options.device)
+        if number == SKIPPED:
+            profiler.start()
+        if len(traced) == options.steps:
+            break
+    profiler.stop()
+    profiler.export_chrome_trace(str(options.out))
+    summary = summarise(json.loads(options.out.read_text()), traced, options.layers or 46)
+    print("\n".join(summary))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--what", choices=["decode", "prompt"], default="decode")
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--prompt", type=int, default=1433, help="tokens of each prompt")
+    parser.add_argument("--steps", type=int, default=5, help="steps in the trace")
+    parser.add_argument("--out", type=Path, default=Path("trace.json"))
+    return parser.parse_args()
+
+
+def decoding(driver: Driver, options: argparse.Namespace) -> Iterator[Turn]:
+    """Turns whose step all requests decoded in."""
+    for _ in range(options.requests[0]):
+        driver.add(options.prompt, SKIPPED + options.steps + 64)
+    for turn in driver.turns():
+        if turn.is_decoding and turn.plan and len(turn.plan.work) == options.requests[0]:
+            yield turn
+
+
+def prompts(driver: Driver, options: argparse.Namespace) -> Iterator[Turn]:
+    """Turns of prompts that are answered with one token."""
+    for _ in range((SKIPPED + options.steps + 4) * options.requests[0]):
+        driver.add(options.prompt, 1)
+    yield from driver.turns()
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def summarise(trace: dict[str, Any], turns: list[Turn], layers: int) -> Iterator[str]:
+    """Lines for people."""
+    steps = len(turns)
+    host = {
+        name: statistics.median(getattr(turn, f"{name}_ms") for turn in turns)
+        for name in ("schedule", "launch", "wait", "commit", "all")
+    }
+    yield f"{steps} steps; medians of the host in ms: " + ", ".join(
+        f"{name} {value:.2f}" for name, value in host.items()
+    )
+    runs = sorted(
+        (
+            Run(event["name"], event["ts"], event["ts"] + event["dur"])
+            for event in trace["traceEvents"]
+            if event.get("cat") in ON_GPU and "dur" in event
+        ),
+        key=lambda run: run.start,
+    )
+    if not runs:
+        yield "nothing ran on a GPU"
+        return
+    busy, gaps, end = 0.0, [], runs[0].start
+    for run in runs:
+        if run.start > end:
+            gaps.append((run.start - end, run.name))
+        busy += max(0.0, run.end - max(end, run.start))
+        end = max(end, run.end)
+    span = end - runs[0].start
+    yield (
+        f"{len(runs) / steps:.0f} launches a step, {len(runs) / steps / layers:.1f} a layer; "
+        f"{span / steps / 1000:.3f} ms a step, of which the GPU is busy {100 * busy / span:.1f} %"
+    )
+    small = [gap for gap, _ in gaps if gap < 20]
+    yield (
+        f"gaps: {len(gaps) / steps:.0f} a step, median {statistics.median(g for g, _ in gaps):.2f}"
+        f" us; those below 20 us add up to {sum(small) / steps / 1000:.3f} ms a step, the others "
+        f"to {sum(g for g, _ in gaps if g >= 20) / steps / 1000:.3f} ms"
+        if gaps
+        else "gaps: none"
+    )
+    for gap, name in sorted(gaps, reverse=True)[:5]:
+        yield f"  {gap:9.1f} us before {name[:90]}"
+    times: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for run in runs:
+        times[run.name] += run.end - run.start  # type: ignore[assignment]
+        counts[run.name] += 1
+    yield f"{'ms a step':>10} {'launches':>9} {'us each':>9}"
+    for name, total in times.most_common(25):
+        yield (
+            f"{total / steps / 1000:10.3f} {counts[name] / steps:9.1f} "
+            f"{total / counts[name]:9.2f}  {name[:100]}"
+        )
+
+
+if __name__ == "__main__":
+    main()
