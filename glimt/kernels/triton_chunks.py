@@ -9,8 +9,8 @@ from glimt.kernels.triton_attention_block import LOG2_E, Tiles, attend
 CONFIGS = (  # the first is used
     Tiles(128, 64, 8, 3),
     Tiles(128, 64, 8, 2),
-    Tiles(128, 64, 4, 3),
-    Tiles(128, 128, 8, 2),
+    Tiles(128, 64, 8, 4),
+    Tiles(128, 32, 8, 4),
     Tiles(64, 64, 4, 3),
     Tiles(64, 64, 4, 2),
 )

@@ -22,10 +22,9 @@ CONFIGS = tuple(
     for block_l, num_warps, num_stages in (
         (64, 4, 3),
         (64, 4, 2),
-        (64, 4, 4),
         (64, 8, 3),
         (32, 4, 3),
-        (32, 4, 4),
+        (32, 8, 3),
         (128, 8, 3),
     )
 )
@@ -64,11 +63,11 @@ def attend_singles(
         head_dim**-0.5 * LOG2_E,
         q_TNH.stride(0),
         page_table_RM.stride(0),
+        num_splits,
         num_groups,
         num_heads // num_groups,
         head_dim,
         page_size,
-        num_splits,
         max(tiles.block_m, triton.next_power_of_2(num_heads // num_groups)),
         tiles.block_l,
         max(16, triton.next_power_of_2(head_dim)),
@@ -82,9 +81,10 @@ def attend_singles(
             query_starts_R1,
             context_lens_R,
             out_TNH,
+            num_splits,
             num_heads,
             head_dim,
-            num_splits,
+            _MAX_SPLITS,
             tiles.block_l,
             triton.next_power_of_2(head_dim),
             num_warps=4,
@@ -103,13 +103,13 @@ def _num_splits(num_programs: int, max_context_len: int) -> int:
 
 
 @triton.jit
-def _split_tokens(length, SPLITS: tl.constexpr, BLOCK_L: tl.constexpr):
+def _split_tokens(length, num_splits, BLOCK_L: tl.constexpr):
     """Context tokens of each part but the last: whole blocks, as many as divide the row."""
     least: tl.constexpr = (_MIN_SPLIT_TOKENS + BLOCK_L - 1) // BLOCK_L
-    return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_L), SPLITS), least) * BLOCK_L
+    return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_L), num_splits), least) * BLOCK_L
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table_stride", "num_splits"])
 def _split_kernel(
     q_ptr,
     kv_ptr,
@@ -123,11 +123,11 @@ def _split_kernel(
     unit,
     q_stride,
     table_stride,
+    num_splits,
     GROUPS: tl.constexpr,
     QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -136,7 +136,7 @@ def _split_kernel(
     group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)
-    size = _split_tokens(length, SPLITS, BLOCK_L)
+    size = _split_tokens(length, num_splits, BLOCK_L)
     first = split * size
     if (tl.load(starts_ptr + row + 1) - token != 1) | ((split > 0) & (first >= length)):
         return
@@ -163,21 +163,22 @@ def _split_kernel(
         out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
         tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)
     else:
-        part_M = (row.to(tl.int64) * (GROUPS * QUERIES) + head_M) * SPLITS + split
+        part_M = (row.to(tl.int64) * (GROUPS * QUERIES) + head_M) * num_splits + split
         tl.store(part_ptr + part_M[:, None] * HEAD_DIM + h_H[None], mean_MH, mask=there_MH)
         tl.store(weight_ptr + part_M, top_M + tl.log2(sum_M), mask=m_M < QUERIES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _combine_kernel(
     part_ptr,
     weight_ptr,
     starts_ptr,
     lens_ptr,
     out_ptr,
+    num_splits,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
+    BLOCK_X: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
@@ -185,12 +186,12 @@ def _combine_kernel(
     head, row = tl.program_id(0), tl.program_id(1)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)
-    size = _split_tokens(length, SPLITS, BLOCK_L)
+    size = _split_tokens(length, num_splits, BLOCK_L)
     if (tl.load(starts_ptr + row + 1) - token != 1) | (size >= length):
         return
-    split_X, h_H = tl.arange(0, SPLITS), tl.arange(0, BLOCK_H)
+    split_X, h_H = tl.arange(0, BLOCK_X), tl.arange(0, BLOCK_H)
     is_used_X = split_X < tl.cdiv(length, size)
-    part_X = (row.to(tl.int64) * HEADS + head) * SPLITS + split_X
+    part_X = (row.to(tl.int64) * HEADS + head) * num_splits + split_X
     weight_X = tl.load(weight_ptr + part_X, mask=is_used_X, other=float("-inf"))
     weight_X = tl.exp2(weight_X - tl.max(weight_X, 0))
     there_XH = is_used_X[:, None] & (h_H < HEAD_DIM)[None]

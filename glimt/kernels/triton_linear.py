@@ -21,7 +21,7 @@ MAX_ROWS = 64  # above, torch's GEMM is as fast
 _SUM_BLOCK = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def linear_kernel(
     q_ptr,
     scale_ptr,
@@ -79,7 +79,7 @@ def linear_kernel(
         tl.store(out_ptr + place, to_bf16(total), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def add_parts_kernel(
     part_ptr,
     scale_ptr,

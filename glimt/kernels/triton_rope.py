@@ -19,7 +19,7 @@ class Tiles(NamedTuple):
     num_warps: int
 
 
-CONFIGS = (Tiles(16, 4), Tiles(16, 2), Tiles(8, 2), Tiles(8, 1), Tiles(32, 4))  # the first is used
+CONFIGS = (Tiles(16, 2), Tiles(16, 4), Tiles(8, 2), Tiles(8, 1), Tiles(32, 4))  # the first is used
 
 
 def turn_and_write_kv(

@@ -1,0 +1,166 @@
+"""What the kernels compile to for Hopper, at GLM-4.5V's shapes: no GPU is needed to see it.
+
+Spilled registers, loads of single bytes or the wrong tensor-core instruction make a kernel several
+times slower and no less right, so no other test sees them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+triton = pytest.importorskip("triton", reason="Triton has packages for Linux only")
+
+from glimt.kernels import (  # noqa: E402
+    triton_attention,
+    triton_chunks,
+    triton_decoding,
+    triton_linear,
+    triton_rope,
+    triton_rows,
+)
+from glimt.kernels.reference import QuantizedRows  # noqa: E402
+from tests.support.hopper import Binary, binaries, caught_launches  # noqa: E402
+
+pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels are interpreted")
+
+ROWS, PAGES, PAGE = 16, 128, 64
+HEADS_106B = (96, 8, 128)  # query heads, key-value heads, head dim
+HEADS_9B = (32, 2, 128)
+
+
+def also(*values: Any) -> Any:
+    """A case for `make test-all`; a compilation takes one to five seconds."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def paged_cache(heads: tuple[int, int, int], fp8: bool) -> tuple[Tensor, Tensor | None]:
+    shape = (PAGES, 2, heads[1], PAGE, heads[2])
+    if not fp8:
+        return meta(*shape), None
+    return meta(*shape, dtype=torch.float8_e4m3fn), meta(*shape[:4], dtype=torch.float32)
+
+
+def attention(
+    attend: Callable[..., object], heads: tuple[int, int, int], fp8: bool, **options: Any
+) -> list[Binary]:
+    """The binaries of one of the two halves of paged attention."""
+    cache, scale = paged_cache(heads, fp8)
+    q = meta(ROWS, heads[0], heads[2])
+    ints = [meta(*shape, dtype=torch.int32) for shape in ((ROWS, 40), (ROWS + 1,), (ROWS,))]
+    return binaries(lambda: attend(q, cache, *ints, q, scale, **options))
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("heads", [HEADS_106B, also(HEADS_9B)])
+def test_decoding_streams_the_cache_in_wide_loads(heads: tuple[int, int, int], fp8: bool) -> None:
+    split, combine = attention(triton_decoding.attend_singles, heads, fp8, max_context_len=4096)
+    assert split.stack_bytes == combine.stack_bytes == 0
+    assert split.registers <= (200 if fp8 else 128)
+    assert split.count("LDGSTS.E.BYPASS.128") >= 8  # asynchronous, 16 bytes for each thread
+    assert split.count("LDG.E.U8") == split.count("LDG.E.U16") == 0
+    assert split.count("HMMA.16816.F32.BF16") > 0
+    assert split.shared_bytes <= 48 * 1024  # four programs on a multiprocessor
+    assert combine.count("LDG.E.128") >= 8
+
+
+@pytest.mark.parametrize("fp8", [False, also(True)])
+def test_chunks_are_attended_by_warpgroups(fp8: bool) -> None:
+    (chunk,) = attention(triton_chunks.attend_chunks, HEADS_106B, fp8)
+    assert chunk.stack_bytes == 0
+    assert chunk.registers <= 255
+    assert chunk.count("HGMMA") > 0
+    assert chunk.count("LDGSTS.E.BYPASS.128") > 0
+    assert chunk.count("LDG.E.U8") == chunk.count("LDG.E.U16") == 0
+    assert chunk.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
+
+
+@pytest.mark.parametrize("fp8", [also(False), True])
+def test_heads_are_turned_in_wide_loads_and_stores(fp8: bool) -> None:
+    cache, scale = paged_cache(HEADS_106B, fp8)
+    angles, slots = meta(ROWS, 32, dtype=torch.float32), meta(ROWS, dtype=torch.int64)
+    (turn,) = binaries(
+        lambda: triton_rope.turn_and_write_kv(
+            meta(ROWS, 112, 128), angles, angles, cache, slots, scale, interleaved=False
+        )
+    )
+    assert turn.stack_bytes == 0
+    assert turn.count("LDG.E.128") >= 3
+    assert turn.count("STG.E.128") >= 3
+    assert turn.count("STG.E.64") >= 2 or not fp8  # eight e4m3 values
+    assert turn.count("LDG.E.U16") == turn.count("STG.E.U16") == turn.count("STG.E.U8") == 0
+
+
+@pytest.mark.parametrize("num_tokens", [1, also(64)])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(4096, 12288), also(14336, 4096)])
+def test_fp8_products_of_few_rows_use_the_fp8_tensor_cores(
+    num_outputs: int, num_inputs: int, num_tokens: int
+) -> None:
+    rows = QuantizedRows(
+        meta(num_tokens, num_inputs),
+        meta(num_tokens, num_inputs, dtype=torch.float8_e4m3fn),
+        meta(num_tokens, 1, dtype=torch.float32),
+    )
+    weight = meta(num_outputs, num_inputs, dtype=torch.float8_e4m3fn)
+    scale = meta(num_outputs, dtype=torch.float32)
+    product, *_ = binaries(lambda: triton_linear.fp8_linear(rows, weight, scale))
+    assert product.stack_bytes == 0
+    assert product.count("QGMMA") > 0  # HMMA would mean that FP8 is widened first
+    assert product.count("HMMA") == product.count("HGMMA") == 0
+    assert product.count("LDGSTS.E.BYPASS.128") > 0
+    assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
+
+
+def test_rows_are_normed_and_quantised_in_wide_loads() -> None:
+    x, weight = meta(ROWS, 4096), meta(4096)
+    for call in (
+        lambda: triton_rows.add_rms_norm_quantize(x, x, weight, 1e-5),
+        lambda: triton_rows.silu_mul_quantize(meta(ROWS, 2816)),
+        lambda: triton_rows.quantize_rows(x),
+    ):
+        for binary in binaries(call):
+            assert binary.stack_bytes == 0
+            assert binary.registers <= 128
+            assert binary.count("LDG.E.128") > 0
+            assert binary.count("LDG.E.U16") == binary.count("STG.E.U8") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fp8", [False, True])
+def test_no_candidate_of_the_attention_tiles_spills(fp8: bool) -> None:
+    found = []
+    for attend, configs, options in (
+        (triton_decoding.attend_singles, triton_decoding.CONFIGS, {"max_context_len": 4096}),
+        (triton_chunks.attend_chunks, triton_chunks.CONFIGS, {}),
+    ):
+        for tiles in configs:
+            binary = attention(attend, HEADS_106B, fp8, tiles=tiles, **options)[0]
+            found.append((binary.name, tiles, binary.registers, binary.stack_bytes))
+    assert not [line for line in found if line[-1]]
+
+
+def test_paged_attention_launches_what_the_step_needs() -> None:
+    cache, _ = paged_cache(HEADS_106B, False)
+    ints = [meta(*shape, dtype=torch.int32) for shape in ((2, 40), (3,), (2,))]
+
+    def num_launches(num_tokens: int, longest: int) -> int:
+        options = {"max_query_len": longest, "max_context_len": 100}
+        with caught_launches() as launches:
+            triton_attention.paged_attention(meta(num_tokens, 96, 128), cache, *ints, **options)
+        return len(launches)
+
+    assert num_launches(2, 1) == 1  # so short a context is not split
+    assert num_launches(20, 10) == 1  # each row has ten tokens
+    assert num_launches(20, 19) == 2
