@@ -238,6 +238,7 @@ class ImageSettings(msgspec.Struct, frozen=True, kw_only=True):
     fps: float = 2.0
     max_duration_s: float = 300.0
     max_frames: int = 640
+    background: tuple[int, int, int] = (255, 255, 255)  # red, green, blue behind transparent pixels
 
 
 class MediaLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,8 @@ from glimt.wire import ImageSettings
 MAX_FPS = 30.0
 
 _Edge = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Pixels = Annotated[int, Meta(ge=1, le=2**30 - 1)]
+_Shade = Annotated[int, Meta(ge=0, le=255)]
 
 
 class PixelSize(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,9 +25,17 @@ class PixelSize(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageWishes(msgspec.Struct, frozen=True, kw_only=True):
-    """Of images."""
+    """Of images. `min_pixels` and `max_pixels` are of the picture itself: half of `size`."""
 
     size: PixelSize | None = None
+    min_pixels: _Pixels | None = None
+    max_pixels: _Pixels | None = None
+
+
+class ImageIoWishes(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the reading of images: red, green and blue behind transparent pixels; default: white."""
+
+    rgba_background_color: tuple[_Shade, _Shade, _Shade] | None = None
 
 
 class VideoWishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +48,12 @@ class VideoWishes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessorKwargs(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of the preprocessing: `size` of images, `fps` and `max_frames` of videos; or both
-    kinds by name."""
+    """Settings of the preprocessing: `size`, or `min_pixels` and `max_pixels`, of images, `fps` and
+    `max_frames` of videos; or both kinds by name."""
 
     size: PixelSize | None = None
+    min_pixels: _Pixels | None = None
+    max_pixels: _Pixels | None = None
     fps: Annotated[float, Meta(ge=0.001, le=MAX_FPS)] | None = None
     max_frames: Annotated[int, Meta(ge=2, le=2**31 - 1)] | None = None
     images_kwargs: ImageWishes | None = None
@@ -51,6 +63,7 @@ class ProcessorKwargs(msgspec.Struct, frozen=True, kw_only=True):
 class MediaIoKwargs(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the reading of media."""
 
+    image: ImageIoWishes | None = None
     video: VideoWishes | None = None
 
 
@@ -67,7 +80,16 @@ def media_settings(
     processor, io = processor or ProcessorKwargs(), io or MediaIoKwargs()
     path = "mm_processor_kwargs"
     wishes: dict[str, list[tuple[str, ImageWishes | VideoWishes]]] = {
-        "image": [(path, ImageWishes(size=processor.size))],
+        "image": [
+            (
+                path,
+                ImageWishes(
+                    size=processor.size,
+                    min_pixels=processor.min_pixels,
+                    max_pixels=processor.max_pixels,
+                ),
+            )
+        ],
         "video": [(path, VideoWishes(fps=processor.fps, max_frames=processor.max_frames))],
     }
     if processor.images_kwargs is not None:
@@ -81,6 +103,8 @@ def media_settings(
         settings = ours
         for where, wish in wishes[kind]:
             settings = _changed(settings, ours, wish, where)
+        if kind == "image" and io.image is not None and io.image.rgba_background_color is not None:
+            settings = msgspec.structs.replace(settings, background=io.image.rgba_background_color)
         if settings != ours:
             changed[kind] = settings
     return changed
@@ -89,8 +113,12 @@ def media_settings(
 def _changed(
     settings: ImageSettings, limit: ImageSettings, wish: ImageWishes | VideoWishes, path: str
 ) -> ImageSettings:
-    changes = dict(_sizes(settings, limit, wish.size, f"{path}.size")) if wish.size else {}
-    if isinstance(wish, VideoWishes):
+    changes: dict[str, Any] = {}
+    if wish.size is not None:
+        changes = _sizes(settings, limit, wish.size, f"{path}.size")
+    if isinstance(wish, ImageWishes):
+        changes |= _pixels(settings, limit, wish, path)
+    else:
         if wish.num_frames not in (None, -1):
             raise Unsupported(
                 f"{path}.num_frames is not supported but for -1; use max_frames",
@@ -110,24 +138,61 @@ def _changed(
     return msgspec.structs.replace(settings, **changes)
 
 
+def _pixels(
+    settings: ImageSettings, limit: ImageSettings, wish: ImageWishes, path: str
+) -> dict[str, Any]:
+    """`min_pixels` and `max_pixels` as volumes."""
+    if wish.min_pixels is None and wish.max_pixels is None:
+        return {}
+    if wish.size is not None:
+        raise InvalidRequest(f"{path}: send size, or min_pixels and max_pixels", param=path)
+    return _volumes(
+        settings,
+        limit,
+        (wish.min_pixels, f"{path}.min_pixels"),
+        (wish.max_pixels, f"{path}.max_pixels"),
+        frames=settings.temporal_patch_size,
+    )
+
+
 def _sizes(
     settings: ImageSettings, limit: ImageSettings, size: PixelSize, path: str
 ) -> dict[str, Any]:
-    """A longest edge below the shortest that holds lowers that too, unless both are given."""
-    most, least = size.longest_edge or settings.max_pixels, size.shortest_edge
-    _check_most(most, limit.max_pixels, f"{path}.longest_edge")
+    return _volumes(
+        settings,
+        limit,
+        (size.shortest_edge, f"{path}.shortest_edge"),
+        (size.longest_edge, f"{path}.longest_edge"),
+        frames=1,
+    )
+
+
+def _volumes(
+    settings: ImageSettings,
+    limit: ImageSettings,
+    least: tuple[int | None, str],
+    most: tuple[int | None, str],
+    *,
+    frames: int,
+) -> dict[str, Any]:
+    """Volumes of (value in pixels of `frames` frames, its path). A most below the least lowers that
+    too, unless both are given."""
+    (low, low_path), (high, high_path) = least, most
+    if high is not None:
+        _check_most(high, limit.max_pixels // frames, high_path)
+    volume = settings.max_pixels if high is None else high * frames
     of_token = settings.temporal_patch_size * (settings.patch_size * settings.merge_size) ** 2
-    if most < of_token:
+    if volume < of_token:
         raise InvalidRequest(
-            f"{path}.longest_edge is {most}, one token needs {of_token}",
-            param=f"{path}.longest_edge",
+            f"{high_path} is {volume // frames}, one token needs {of_token // frames}",
+            param=high_path,
         )
-    if least is not None and least > most:
+    if low is not None and low * frames > volume:
         raise InvalidRequest(
-            f"{path}.shortest_edge is {least}, more than the longest of {most}",
-            param=f"{path}.shortest_edge",
+            f"{low_path} is {low}, more than the longest of {volume // frames}", param=low_path
         )
-    return {"max_pixels": most, "min_pixels": min(least or settings.min_pixels, most)}
+    least_volume = settings.min_pixels if low is None else low * frames
+    return {"max_pixels": volume, "min_pixels": min(least_volume, volume)}
 
 
 def _check_most(value: int, most: int, path: str) -> None:

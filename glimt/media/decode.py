@@ -8,8 +8,8 @@ The recipe, in this order:
 
 1. 16-bit grey keeps its high byte. Palettes are looked up. 1-bit becomes 0 and 255. CMYK (Adobe's
    inverted form included) and YCbCr become RGB as Pillow does it.
-2. Alpha, `tRNS` and transparent palette entries are laid over white:
-   round((colour * alpha + 255 * (255 - alpha)) / 255).
+2. Alpha, `tRNS` and transparent palette entries are laid over white, or the background asked for:
+   round((colour * alpha + background * (255 - alpha)) / 255).
 3. Grey becomes R = G = B.
 4. The EXIF orientation is applied; EXIF that cannot be read counts as absent.
 
@@ -45,6 +45,7 @@ Pixels = NDArray[np.uint8]
 
 _ORIENTATION_TAG = 0x0112
 _DIRECT_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
+WHITE = (255, 255, 255)
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
@@ -68,10 +69,10 @@ def decode_image(data: memoryview, settings: ImageSettings, limits: MediaLimits)
         raise BadMedia(f"the {name} image is damaged or incomplete") from None
 
 
-def over_white(rgba: Pixels) -> Pixels:
-    """Lay colours with alpha [H, W, 4] over white: [H, W, 3]."""
+def laid_over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
+    """Lay colours with alpha [H, W, 4] over one colour: [H, W, 3]."""
     alpha = rgba[..., 3:].astype(np.uint16)
-    mixed = rgba[..., :3] * alpha + 255 * (255 - alpha)
+    mixed = rgba[..., :3] * alpha + np.array(background, np.uint16) * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
@@ -84,7 +85,9 @@ def _decode(data: memoryview, name: str, settings: ImageSettings, limits: MediaL
         _check_size(image.width, image.height, settings, limits)
         image.load()
         orientation = _orientation(image)  # after load(), which turns TIFF upright by itself
-        return np.require(_upright(_rgb(image), orientation), np.uint8, ["C", "W"])
+        return np.require(
+            _upright(_rgb(image, settings.background), orientation), np.uint8, ["C", "W"]
+        )
 
 
 def _check_size(width: int, height: int, settings: ImageSettings, limits: MediaLimits) -> None:
@@ -99,12 +102,12 @@ def _check_size(width: int, height: int, settings: ImageSettings, limits: MediaL
     smart_resize(settings.temporal_patch_size, height, width, settings)
 
 
-def _rgb(image: Image.Image) -> Pixels:
+def _rgb(image: Image.Image, background: tuple[int, int, int]) -> Pixels:
     """[H, W, 3] by steps 1 to 3 of the recipe."""
     if image.mode.startswith("I;16"):
-        return _deep_grey(image)
+        return _deep_grey(image, background)
     if image.mode in _ALPHA_MODES or (image.mode in _DIRECT_MODES and _is_transparent(image)):
-        return over_white(np.asarray(image.convert("RGBA")))
+        return laid_over(np.asarray(image.convert("RGBA")), background)
     if image.mode == "RGB":
         return np.asarray(image)
     if image.mode in _DIRECT_MODES:
@@ -116,13 +119,13 @@ def _is_transparent(image: Image.Image) -> bool:
     return "transparency" in image.info or image.has_transparency_data
 
 
-def _deep_grey(image: Image.Image) -> Pixels:
+def _deep_grey(image: Image.Image, background: tuple[int, int, int]) -> Pixels:
     deep = np.asarray(image)
-    grey = (deep >> 8).astype(np.uint8)
+    pixels = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2)
     transparent: Any = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey[deep == transparent] = 255
-    return np.repeat(grey[..., None], 3, axis=2)
+        pixels[deep == transparent] = background
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

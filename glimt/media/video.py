@@ -23,7 +23,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from glimt.errors import BadMedia
-from glimt.media.decode import over_white
+from glimt.media.decode import WHITE, laid_over
 from glimt.wire import MediaLimits
 
 Pixels = NDArray[np.uint8]
@@ -245,7 +245,7 @@ def _container_format(data: memoryview) -> str:
 
 def _rgb(frame: Any) -> Pixels:
     if any(component.is_alpha for component in frame.format.components):
-        pixels = over_white(frame.to_ndarray(format="rgba"))
+        pixels = laid_over(frame.to_ndarray(format="rgba"), WHITE)
     else:
         pixels = frame.to_ndarray(format="rgb24")
     # Phones store how they were held; players turn the picture, so do we.

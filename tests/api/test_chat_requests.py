@@ -186,6 +186,27 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
         {"mm_processor_kwargs": {"size": {"longest_edge": 5000, "shortest_edge": 5001}}},
         "mm_processor_kwargs.size.shortest_edge",
     ),
+    (
+        "most pixels",
+        {"mm_processor_kwargs": {"max_pixels": 4_816_897}},
+        "mm_processor_kwargs.max_pixels",
+    ),
+    (
+        "crossed pixels",
+        {"mm_processor_kwargs": {"images_kwargs": {"max_pixels": 5000, "min_pixels": 5001}}},
+        "mm_processor_kwargs.images_kwargs.min_pixels",
+    ),
+    ("no pixels", {"mm_processor_kwargs": {"max_pixels": 783}}, "mm_processor_kwargs.max_pixels"),
+    (
+        "pixels twice",
+        {"mm_processor_kwargs": {"max_pixels": 5000, "size": {"longest_edge": 10_000}}},
+        "mm_processor_kwargs",
+    ),
+    (
+        "no colour",
+        {"media_io_kwargs": {"image": {"rgba_background_color": [0, 0, 256]}}},
+        "media_io_kwargs.image.rgba_background_color[2]",
+    ),
     ("frames", {"mm_processor_kwargs": {"max_frames": 641}}, "mm_processor_kwargs.max_frames"),
     (
         "number of frames",

@@ -121,6 +121,16 @@ async def test_a_prompt_with_a_picture_is_not_cut() -> None:
             {"fps": 0.5},
         ),
         (
+            {"mm_processor_kwargs": {"max_pixels": 50_000, "min_pixels": 1000}},
+            {"max_pixels": 100_000, "min_pixels": 2000},
+            None,
+        ),
+        (
+            {"media_io_kwargs": {"image": {"rgba_background_color": [0, 9, 255]}}},
+            {"background": (0, 9, 255)},
+            None,
+        ),
+        (
             {"media_io_kwargs": {"video": {"fps": 4, "max_frames": 8}}},
             None,
             {"fps": 4.0, "max_frames": 8},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from glimt.errors import BadMedia
-from glimt.media.decode import Pixels, decode_image, over_white
+from glimt.media.decode import WHITE, Pixels, decode_image, laid_over
 from glimt.wire import ImageSettings, MediaLimits
 from tests.support.media import encoded, pattern
 
@@ -71,7 +71,7 @@ def test_sixteen_bit_grey_with_a_transparent_value_shows_white_there() -> None:
 
 @given(st.integers(0, 255), st.integers(0, 255))
 def test_alpha_over_white_is_the_rounded_mixture(colour: int, alpha: int) -> None:
-    mixed = over_white(np.array([[[colour, colour, colour, alpha]]], np.uint8))
+    mixed = laid_over(np.array([[[colour, colour, colour, alpha]]], np.uint8), WHITE)
     assert mixed[0, 0, 0] == round((colour * alpha + 255 * (255 - alpha)) / 255)
 
 
@@ -81,6 +81,16 @@ def test_alpha_is_laid_over_white(mode: str, file_format: str) -> None:
     picture = Image.new("RGBA", (30, 28), (0, 0, 0, 51)).convert(mode)
     options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
     assert np.unique(decode(encoded(picture, file_format, **options))).tolist() == [204]
+
+
+def test_what_is_transparent_shows_the_background_that_was_asked_for() -> None:
+    settings = ImageSettings(background=(10, 20, 30))
+    clear = Image.new("RGBA", (28, 28), CLEAR)
+    shown = decode_image(memoryview(encoded(clear)), settings, MediaLimits())
+    assert shown[3, 3].tolist() == [10, 20, 30]
+    deep = Image.fromarray(np.full((28, 28), 7, np.uint16))
+    data = with_chunk(encoded(deep), b"tRNS", struct.pack(">H", 7), before=b"IDAT")
+    assert decode_image(memoryview(data), settings, MediaLimits())[3, 3].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "GIF"])
