@@ -4,6 +4,7 @@
     python benchmarks/dummy_model.py --layers 4           a slice of it
     python benchmarks/dummy_model.py --model 9b           GLM-4.6V-Flash's sizes
     python benchmarks/dummy_model.py --quantization none  in BF16
+    python benchmarks/dummy_model.py -tp 2 [-ep]          on two GPUs
     python benchmarks/dummy_model.py --model tiny --device cpu --dtype float32   whether it runs
 
 Prints start-up by phase; milliseconds of a decode step by number of requests; prompt tokens each
@@ -23,30 +24,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from model_sizes import MODELS
 
+from glimt.arena import SharedArena
 from glimt.checkpoint import read_checkpoint
-from glimt.config import CacheSettings, ModelSettings, Settings
+from glimt.config import (
+    CacheSettings,
+    MediaSettings,
+    ModelSettings,
+    ParallelSettings,
+    Settings,
+)
 from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import make_plan
+from glimt.processes.team import end_process
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
 
 PATCH_BYTES = 3 * 14 * 14
 
 
-class RandomPixels:
+def random_pixels() -> SharedArena:
     """The same pixels for every image; what they show costs nothing."""
-
-    def __init__(self) -> None:
-        self._bytes = np.random.default_rng(0).integers(0, 256, 1 << 25, np.uint8)
-
-    def view(self, ref: PixelRef) -> memoryview:
-        """As many as asked for."""
-        return memoryview(self._bytes[: ref.nbytes])
+    arena = SharedArena.create(1 << 25, 0)
+    pixels = np.random.default_rng(0).integers(0, 256, arena.nbytes, np.uint8)
+    arena.view(PixelRef(0, 0, arena.nbytes))[:] = pixels.tobytes()
+    return arena
 
 
 def build(options: argparse.Namespace) -> Engine:
@@ -54,6 +61,7 @@ def build(options: argparse.Namespace) -> Engine:
     sizes = copy.deepcopy(MODELS[options.model])
     if options.layers:
         sizes["text_config"]["num_hidden_layers"] = options.layers
+    arena = random_pixels()
     with tempfile.TemporaryDirectory() as folder:
         variant = "dense" if options.model == "9b" else "moe"
         path = make_tiny_checkpoint(Path(folder) / "sizes", variant=variant)
@@ -73,9 +81,15 @@ def build(options: argparse.Namespace) -> Engine:
                 kv_cache_dtype=options.kv_cache_dtype,
                 enable_prefix_caching=False,
             ),
+            media=MediaSettings(mm_encoder_tp_mode=options.mm_encoder_tp_mode),
+            parallel=ParallelSettings(
+                tensor_parallel_size=options.tensor_parallel_size,
+                enable_expert_parallel=options.enable_expert_parallel,
+            ),
         )
         plan = make_plan(settings, read_checkpoint(path, overrides=sizes))
-        return build_engine(plan.engine, [RandomPixels()], _tell_phase)
+        start = msgspec.structs.replace(plan.engine, arena_fds=(arena.fd,))
+        return build_engine(start, [arena], _tell_phase, end_process)
 
 
 def _tell_phase(name: str, seconds: float, detail: str) -> None:
@@ -251,6 +265,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--max-model-len", default="16K")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
+    parser.add_argument("--enable-expert-parallel", "-ep", action="store_true")
+    parser.add_argument("--mm-encoder-tp-mode", choices=["weights", "data"], default="weights")
 
 
 def arguments() -> argparse.Namespace:
@@ -275,7 +292,8 @@ def main() -> None:
     info = engine.info
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(
-        f"{options.model}, {info.weights_format}, {info.dtype}, torch {torch.__version__}, {where}"
+        f"{options.model}, {info.weights_format}, {info.dtype}, torch {torch.__version__}, "
+        f"{info.tensor_parallel_size} x {where}"
     )
     driver = Driver(engine)
     result: dict[str, Any] = {
@@ -308,6 +326,7 @@ def main() -> None:
     )
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
+    engine.close()
 
 
 if __name__ == "__main__":

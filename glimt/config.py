@@ -113,9 +113,9 @@ class MediaSettings:
     mm_processor_cache_gb: float = 4.0
     """Shared memory for decoded images, in use and cached (GiB)."""
     mm_processor_cache_type: Literal["lru", "shm"] = "lru"
-    """lru: one cache per server process, in anonymous shared memory."""
+    """The same thing here: decoded images lie once, in anonymous shared memory that all read."""
     mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
-    """How tensor-parallel GPUs share the vision tower; the same thing on one GPU."""
+    """How tensor-parallel GPUs share the vision tower: split it, or deal the images out."""
     max_image_pixels: int = 50_000_000
     """Largest image, in pixels before resizing."""
     media_workers: int | None = None
@@ -143,7 +143,7 @@ class ParallelSettings:
     data_parallel_backend: Annotated[Literal["mp", "ray"], Parameter(alias="-dpb")] = "mp"
     """Who starts the copies."""
     enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
-    """Spread whole experts over the GPUs; the same thing as without on one GPU."""
+    """Spread whole experts over the tensor-parallel GPUs in place of splitting each."""
     distributed_executor_backend: Literal["mp", "uni", "ray"] | None = None
     """Who starts the workers."""
     nnodes: int = 1
@@ -159,7 +159,7 @@ class ParallelSettings:
     api_server_count: Annotated[int, Parameter(alias="-asc")] = 1
     """HTTP server processes."""
     disable_custom_all_reduce: bool = False
-    """Use only the communication library's all-reduce; no effect on one GPU."""
+    """Use only the communication library's all-reduce, which is the only one there is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,8 @@ def check(settings: Settings) -> list[str]:
 def _later(settings: Settings) -> Iterator[str]:
     """Flags that are known by name and whose work is not in this version."""
     parallel = settings.parallel
-    one = "; this version runs on one GPU (or CPU) of one machine: leave it out or set it to 1"
+    one = "; this version runs one copy of the model on one machine: leave it out or set it to 1"
     for flag, value in (
-        ("--tensor-parallel-size", parallel.tensor_parallel_size),
         ("--data-parallel-size", parallel.data_parallel_size),
         ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
         ("--nnodes", parallel.nnodes),
@@ -52,16 +51,13 @@ def _later(settings: Settings) -> Iterator[str]:
     ):
         if wanted:
             yield f"{flag} is for several GPUs or machines, not in this version: leave it out"
-    if settings.media.mm_processor_cache_type == "shm":
-        yield (
-            "--mm-processor-cache-type shm comes with several GPUs; lru is already in shared "
-            "memory here: leave the flag out"
-        )
     if not settings.cache.enable_chunked_prefill:
         yield "--no-enable-chunked-prefill: prompts are always computed in chunks; leave it out"
 
 
 def _ranges(settings: Settings) -> Iterator[str]:
+    if settings.parallel.tensor_parallel_size < 1:
+        yield f"--tensor-parallel-size {settings.parallel.tensor_parallel_size}: must be at least 1"
     cache, media, server = settings.cache, settings.media, settings.server
     if not 0 < cache.gpu_memory_utilization <= 1:
         yield f"--gpu-memory-utilization {cache.gpu_memory_utilization}: must be above 0, at most 1"
@@ -157,12 +153,15 @@ def _unreadable(settings: Settings) -> Iterator[str]:
 def _notes(settings: Settings) -> Iterator[str]:
     """What is accepted and has no effect, or deserves a word."""
     parallel, server = settings.parallel, settings.server
-    if parallel.enable_expert_parallel:
-        yield "--enable-expert-parallel has no effect on one GPU"
-    if settings.media.mm_encoder_tp_mode == "data":
-        yield "--mm-encoder-tp-mode data has no effect on one GPU"
+    if parallel.tensor_parallel_size == 1:
+        if parallel.enable_expert_parallel:
+            yield "--enable-expert-parallel has no effect on one GPU"
+        if settings.media.mm_encoder_tp_mode == "data":
+            yield "--mm-encoder-tp-mode data has no effect on one GPU"
+    if settings.media.mm_processor_cache_type == "shm":
+        yield "--mm-processor-cache-type shm has no effect: images always lie in shared memory"
     if parallel.disable_custom_all_reduce:
-        yield "--disable-custom-all-reduce has no effect on one GPU"
+        yield "--disable-custom-all-reduce has no effect: all sums are the communication library's"
     if settings.cache.enable_sleep_mode and not (server.admin_key or server.admin_key_file):
         yield "--enable-sleep-mode has no effect: /sleep and /wake_up need --admin-key"
     if settings.models.trust_remote_code:

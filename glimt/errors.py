@@ -13,6 +13,7 @@
     ├─ Overloaded(retry_after_s)               healthy but full                          429
     ├─ EngineFailed                            the request ended without its answer
     │  ├─ EngineDied                           process gone or restarting                503
+    │  ├─ ReplicaLost                          a rank is gone or out of step: the engine ends
     │  ├─ StepFailed                           the step raised                           500
     │  └─ NumericalError                       NaN in this request's logits              500
     └─ StartupError                            refuses to start                          exit 2
@@ -121,6 +122,10 @@ class EngineAsleep(EngineDied):
     """An operator has put the engine to sleep."""
 
     code = "asleep"
+
+
+class ReplicaLost(EngineFailed):
+    """The ranks of a replica cannot go on together. Never sent: requests end with EngineDied."""
 
 
 class StepFailed(EngineFailed):

@@ -94,6 +94,32 @@ class Outbox:
         self._context.term()
 
 
+class Fanout:
+    """`Outbox` with several receivers, each of which gets every message."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._context = zmq.Context()
+        self._sockets = [_socket(self._context, zmq.PUSH) for _ in addresses]
+        for socket, address in zip(self._sockets, addresses, strict=True):
+            socket.connect(address)
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """False if a receiver's queue is full (it stopped reading long ago)."""
+        frame = encode(message)
+        try:
+            for socket in self._sockets:
+                socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Disconnect; what was not sent is dropped."""
+        for socket in self._sockets:
+            socket.close()
+        self._context.term()
+
+
 class AsyncInbox(Generic[Message]):
     """`Inbox` for an asyncio loop."""
 

@@ -215,7 +215,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_image_tokens: int  # tokens of the largest span that the encoder cache can hold
     max_logprobs: int = 20
-    device: str = "cpu"
+    device: str = "cpu"  # of rank 0
+    tensor_parallel_size: int = 1
     dtype: str = "float32"
     kv_cache_dtype: str = "float32"
     weights_format: str = "bfloat16"

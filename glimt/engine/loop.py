@@ -22,7 +22,7 @@ from glimt.engine.orders import Machine, OrderDesk
 from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult, TokenMasks
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.terminal import Addressed, refuse
-from glimt.errors import EngineAsleep, EngineDied, EngineFailed, StepFailed
+from glimt.errors import EngineAsleep, EngineDied, EngineFailed, ReplicaLost, StepFailed
 from glimt.wire import Abort, EngineInbound, ErrorInfo, Order, OrderDone, Output, Outputs, Submit
 
 STATS_INTERVAL_S = 0.5
@@ -106,7 +106,7 @@ class EngineLoop:
         self._is_stopping = True
 
     def run(self) -> None:
-        """Serve until stopped. Raises EngineFailed if the device is beyond use."""
+        """Serve until stopped. Raises EngineFailed if a device is beyond use."""
         try:
             while not self._is_stopping:
                 self.turn()
@@ -195,6 +195,8 @@ class EngineLoop:
     def _commit(self, step: InFlight) -> list[Addressed]:
         try:
             result = step.result()
+        except ReplicaLost:
+            raise
         except Exception:
             log.exception("Step %d failed", step.plan.step)
             self._num_failed_steps += 1

@@ -38,7 +38,7 @@ class Glm4v(nn.Module):
         )
         self.norm = RmsNorm(text.hidden_size, text.rms_norm_eps)
         self.lm_head = Linear(text.hidden_size, mesh.tp_share(text.vocab_size, "vocab_size"))
-        self.vision = Vision(config.vision)
+        self.vision = Vision(config.vision, mesh.tower)
 
     def embed(self, token_ids_T: Tensor) -> Tensor:
         """int [T] -> [T, D]. The rows of placeholder tokens are the caller's to overwrite."""
@@ -53,6 +53,10 @@ class Glm4v(nn.Module):
         images: list[Tensor] = self.vision(patches, grids)
         return images
 
+    def empty_embeddings(self, num_tokens: int) -> Tensor:
+        """[num_tokens, D], uninitialised: room for what another rank's tower gives."""
+        return self.embedding.weight.new_empty(num_tokens, self.config.text.hidden_size)
+
     def decode(self, x_TD: Tensor, step: Step, kv: KvCache) -> Tensor:
         """Embeddings [T, D] -> hidden states [T, D] after the final norm; fills the KV cache."""
         angles = text_angles(self.config.text.rope, step.positions_3T)
@@ -63,4 +67,4 @@ class Glm4v(nn.Module):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, D] -> float32 [N, V], padding rows of the vocabulary included."""
-        return self.mesh.tp_concat(self.lm_head(hidden_ND).float())
+        return self.mesh.tp_concat(self.lm_head(hidden_ND)).float()

@@ -82,9 +82,11 @@ class Share:
 
     @staticmethod
     def of(mesh: Mesh) -> "Share":
-        """The share of one rank of `mesh`. The vision tower is whole on every rank."""
+        """The share of one rank of `mesh`."""
         return Share(
-            text=Split(mesh.tp_rank, mesh.tp_size), experts=Split(mesh.ep_rank, mesh.ep_size)
+            text=Split(mesh.tp_rank, mesh.tp_size),
+            vision=Split(mesh.tower.tp_rank, mesh.tower.tp_size),
+            experts=Split(mesh.ep_rank, mesh.ep_size),
         )
 
 

@@ -4,8 +4,9 @@
     x = x + proj(attention(norm_1(x)));  x = x + mlp(norm_2(x))       depth times
     y = merger(downsample(norm_out(x), merge × merge patches at once))
 
-Attention is full inside one image or video step and never looks across. Every rank of a tp group
-holds the whole tower (12 heads do not split over 8 ranks), so there is nothing to exchange.
+Attention is full inside one image or video step and never looks across. The mesh given here is that
+of the tower: several ranks split its matrices, or one has all of it and the ranks of the decoder
+each encode other images.
 
 Letters: P patches of all images, C numbers in a patch row, D tower width, Y output width,
 B = P / merge² merge blocks, N heads, H head dim. Patch rows come in blocks of merge × merge.
@@ -22,24 +23,25 @@ from glimt.layers.linear import Linear, Mlp, parameter
 from glimt.layers.norm import LayerNorm, RmsNorm
 from glimt.layers.rope import Angles
 from glimt.models.config import VisionConfig
+from glimt.parallel.mesh import Mesh
 
 Grid = tuple[int, int]  # height and width in patches
 
 
 class Vision(nn.Module):
-    """The whole tower."""
+    """The tower, or this rank's part of it."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, mesh: Mesh) -> None:
         super().__init__()
         self.config = config
         width, eps = config.hidden_size, config.rms_norm_eps
         self.patch_embed = Linear(config.patch_dim, width, bias=True)
         self.norm_in = RmsNorm(width, eps)
         self.position_embedding = parameter(config.position_grid**2, width)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(VisionBlock(config, mesh) for _ in range(config.depth))
         self.norm_out = RmsNorm(width, eps)
         self.downsample = Linear(width * config.merge_size**2, config.out_hidden_size, bias=True)
-        self.merger = Merger(config.out_hidden_size, config.merger_intermediate_size)
+        self.merger = Merger(config.out_hidden_size, config.merger_intermediate_size, mesh)
 
     def forward(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
         """uint8 patches [P, 3, frames, side, side] and grid of each image -> [B, Y] of each."""
@@ -85,29 +87,33 @@ class Vision(nn.Module):
 class VisionBlock(nn.Module):
     """Attention and feed-forward, pre-norm, no biases."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, mesh: Mesh) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
+        self.mesh = mesh
         self.norm_1 = RmsNorm(width, eps)
         self.norm_2 = RmsNorm(width, eps)
-        self.attention = VisionAttention(width, config.num_heads)
-        self.mlp = Mlp(width, config.block_intermediate_size)
+        self.attention = VisionAttention(width, config.num_heads, mesh)
+        self.mlp = Mlp(width, mesh.tp_share(config.block_intermediate_size, "vision width"))
 
     def forward(self, x_PD: Tensor, angles: Angles, lengths: list[int]) -> Tensor:
         """[P, D] -> [P, D]; `lengths` are the patches of each image."""
-        x_PD = x_PD + self.attention(self.norm_1(x_PD), angles, lengths)
-        mlp_PD: Tensor = self.mlp(self.norm_2(x_PD))
-        return x_PD + mlp_PD
+        x_PD = x_PD + self.mesh.tp_sum(self.attention(self.norm_1(x_PD), angles, lengths))
+        return x_PD + self.mesh.tp_sum(self.mlp(self.norm_2(x_PD)))
 
 
 class VisionAttention(nn.Module):
-    """proj(softmax(q k^T / sqrt H) v) inside each image; qkv rows are q, k, v."""
+    """proj(softmax(q k^T / sqrt H) v) inside each image; qkv rows are q, k, v.
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    The result is this rank's part of the sum over the tower's tp axis.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, mesh: Mesh) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = Linear(hidden_size, 3 * hidden_size)
-        self.proj = Linear(hidden_size, hidden_size)
+        self.num_heads = mesh.tp_share(num_heads, "vision heads")
+        width = self.num_heads * (hidden_size // num_heads)
+        self.qkv = Linear(hidden_size, 3 * width)
+        self.proj = Linear(width, hidden_size)
 
     def forward(self, x_PD: Tensor, angles: Angles, lengths: list[int]) -> Tensor:
         """[P, D] -> [P, D]."""
@@ -123,15 +129,16 @@ class VisionAttention(nn.Module):
 class Merger(nn.Module):
     """down(silu(gate u) · up u) with u = gelu(norm(proj y)); the one norm with a bias."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, mesh: Mesh) -> None:
         super().__init__()
+        width = mesh.tp_share(intermediate_size, "merger width")
+        self.mesh = mesh
         self.proj = Linear(hidden_size, hidden_size)
         self.norm = LayerNorm(hidden_size, 1e-5)  # eps is no key of the config
-        self.gate_up = Linear(hidden_size, 2 * intermediate_size)
-        self.down = Linear(intermediate_size, hidden_size)
+        self.gate_up = Linear(hidden_size, 2 * width)
+        self.down = Linear(width, hidden_size)
 
     def forward(self, y_BY: Tensor) -> Tensor:
         """[B, Y] -> [B, Y]."""
         u_BY = functional.gelu(self.norm(self.proj(y_BY)))
-        out_BY: Tensor = self.down(kernels.silu_mul(self.gate_up(u_BY)))
-        return out_BY
+        return self.mesh.tp_sum(self.down(kernels.silu_mul(self.gate_up(u_BY))))

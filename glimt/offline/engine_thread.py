@@ -63,7 +63,7 @@ class EngineThread:
             engine.scheduler, engine.executor, self._mailbox, overlap=engine.overlap
         )
         self._on_death = on_death
-        self._close = engine.scheduler.close
+        self._close = engine.close
         self._thread = threading.Thread(target=self._run, name="glimt-engine", daemon=True)
         self._thread.start()
 

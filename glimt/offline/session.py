@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import msgspec
+
 from glimt.arena import SharedArena
 from glimt.builtin.defaults import with_defaults
 from glimt.config import Settings
@@ -38,6 +40,7 @@ from glimt.offline.prompts import Job, Language, read_language
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import resolve
 from glimt.processes.supervisor import Plan
+from glimt.processes.team import Loss
 from glimt.wire import Outputs
 
 Result = TypeVar("Result")
@@ -54,6 +57,7 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         """Resolve, load, start. Raises StartupError."""
+        self._is_started = False
         settings = with_defaults(settings)
         for note in check(settings):
             log.info("%s", note)
@@ -61,9 +65,11 @@ class Session:
         language = read_language(plan.server)
         self._arena = SharedArena.create(plan.arena_bytes, 0)
         try:
-            engine = build_engine(plan.engine, [self._arena], _log_phase)
+            start = msgspec.structs.replace(plan.engine, arena_fds=(self._arena.fd,))
+            engine = build_engine(start, [self._arena], _log_phase, self._on_loss)
             self.info = engine.info
             self._start(plan, language, engine)
+            self._is_started = True
         except BaseException:
             self._arena.close()
             raise
@@ -162,6 +168,12 @@ class Session:
     def _deliver(self, outputs: Outputs) -> None:
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._client.deliver, 0, outputs)
+
+    def _on_loss(self, loss: Loss) -> None:
+        """A rank is gone. The engine thread may wait for it for ever, so callers are told here."""
+        log.critical("%s", loss.reason)
+        if self._is_started:
+            self._on_engine_death()
 
     def _on_engine_death(self) -> None:
         with suppress(RuntimeError):

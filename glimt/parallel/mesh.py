@@ -9,14 +9,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import AllreduceOptions, BroadcastOptions, ProcessGroup, ReduceOp
 
 from glimt.errors import BadSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Sizes and own ranks of the axes; `tp_group` joins the ranks of the tp axis."""
+    """Sizes and own ranks of the axes; `tp_group` joins the ranks of the tp axis.
+
+    `host_group` joins the same ranks for what the host has to agree on (gloo, also beside GPUs).
+    `splits_tower`: the vision tower is split over tp like the decoder; else each rank has all of
+    it and the ranks encode different images.
+    """
 
     tp_size: int = 1
     tp_rank: int = 0
@@ -25,6 +30,8 @@ class Mesh:
     ep_size: int = 1
     ep_rank: int = 0
     tp_group: ProcessGroup | None = None
+    host_group: ProcessGroup | None = None
+    splits_tower: bool = False
 
     @staticmethod
     def single() -> "Mesh":
@@ -37,24 +44,65 @@ class Mesh:
         if self.tp_size > 1 and self.tp_group is None:
             raise BadSettings(f"{self.tp_size} tensor-parallel ranks and no group that joins them")
 
+    @property
+    def tower(self) -> "Mesh":
+        """The mesh as the vision tower sees it."""
+        return self if self.splits_tower else Mesh.single()
+
     def tp_share(self, size: int, what: str) -> int:
         """This rank's part of `size`. Raises BadSettings where it cannot be split evenly."""
         if size % self.tp_size:
             raise BadSettings(f"{what} ({size}) cannot be split over {self.tp_size} GPUs")
         return size // self.tp_size
 
+    # ------------------------------------------------------------------- on the device's stream
+
     def tp_sum(self, partial: Tensor) -> Tensor:
         """The sum over the tp axis of every rank's `partial`; reuses its memory."""
         if self.tp_group is None:
             return partial
         partial = partial.contiguous()
-        self.tp_group.allreduce([partial]).wait()
+        options = AllreduceOptions()
+        options.asyncOp = False  # on the current stream: nothing to wait for, and capturable
+        _finish(self.tp_group.allreduce([partial], options))
         return partial
 
     def tp_concat(self, part: Tensor) -> Tensor:
         """Every rank's `part`, joined along the last dim in the order of the ranks."""
         if self.tp_group is None:
             return part
-        parts = [torch.empty_like(part) for _ in range(self.tp_size)]
-        self.tp_group.allgather([parts], [part.contiguous()]).wait()
-        return torch.cat(parts, dim=-1)
+        part = part.contiguous()
+        parts = part.new_empty((self.tp_size * part.shape[0], *part.shape[1:]))
+        _finish(self.tp_group._allgather_base(parts, part))
+        return parts.view(self.tp_size, *part.shape).movedim(0, -2).flatten(-2)
+
+    def tp_broadcast(self, value: Tensor, source: int = 0) -> Tensor:
+        """Rank `source`'s `value` on every rank; the others give one of the same shape and type,
+        whose memory is reused.
+        """
+        if self.tp_group is None:
+            return value
+        value = value.contiguous()
+        options = BroadcastOptions()
+        options.rootRank = source
+        options.asyncOp = False
+        _finish(self.tp_group.broadcast([value], options))
+        return value
+
+    # ----------------------------------------------------------------------------- on the host
+
+    def tp_least(self, number: int) -> int:
+        """The smallest of the ranks' numbers, for limits that all must keep."""
+        if self.host_group is None:
+            return number
+        least = torch.tensor([number], dtype=torch.int64)
+        options = AllreduceOptions()
+        options.reduceOp = ReduceOp(ReduceOp.MIN)
+        self.host_group.allreduce([least], options).wait()
+        return int(least.item())
+
+
+def _finish(work: "torch.distributed.Work | None") -> None:
+    """Groups that work on the current stream give nothing to wait for."""
+    if work is not None:
+        work.wait()

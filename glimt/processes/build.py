@@ -18,13 +18,15 @@ from glimt.models.config import ModelConfig
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
 from glimt.models.glm4v import Glm4v
-from glimt.models.names import fp8_modules
+from glimt.models.names import Share, fp8_modules
 from glimt.models.weights import inspect, load
 from glimt.parallel.mesh import Mesh
 from glimt.processes.control import EngineStart
 from glimt.processes.machine import Machine
 from glimt.processes.profiling import Profiler
+from glimt.processes.ranks import ALONE, Place, describe_mesh, make_mesh
 from glimt.processes.sizes import StepSizes, longest_request, memory_sizes, step_sizes
+from glimt.processes.team import Loss, Team, TeamMachine
 from glimt.runner.build import ExecutorSizes, KvDtype, build_executor, kv_layout
 from glimt.runner.encoder import PixelSource
 from glimt.runner.graphs import Record, cuda_recorder
@@ -37,14 +39,32 @@ Report = Callable[[str, float, str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """One rank's executor, and what was resolved with the other ranks."""
+
+    executor: Machine
+    limits: SchedulerLimits
+    info: EngineInfo
+    vocabulary: Vocabulary
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """The two halves of an engine, and what it resolved."""
 
     scheduler: Scheduler
-    executor: Machine
+    executor: Machine | TeamMachine
     info: EngineInfo
     vocabulary: Vocabulary
     overlap: bool  # plan the next step while one runs; a CPU has nothing to overlap with
+    team: Team | None = None
+
+    def close(self) -> None:
+        """End its threads and its peers."""
+        self.scheduler.close()
+        if self.team is not None:
+            self.team.close()
 
 
 class _Phases:
@@ -64,10 +84,50 @@ class _Phases:
         self._report(name, self.seconds[name], ", ".join(detail))
 
 
-def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Report) -> Engine:
-    """Build everything on the device. Raises StartupError for what the user can mend."""
+def build_engine(
+    start: EngineStart,
+    arenas: Sequence[PixelSource],
+    report: Report,
+    on_loss: Callable[[Loss], None] = lambda loss: None,
+) -> Engine:
+    """Build everything on the device, and start the peers on theirs.
+
+    `on_loss` is called in a thread when a peer is lost; then steps raise ReplicaLost.
+    Raises StartupError for what the user can mend.
+    """
+    size = start.tensor_parallel_size
+    team = Team(start, on_loss) if size > 1 else None
+    try:
+        place = ALONE
+        if team is not None:
+            team.wait_present()
+            place = Place(0, size, team.meeting_point)
+        rank = build_rank(start, arenas, report, place)
+        if team is not None:
+            team.wait_ready()
+    except BaseException:
+        if team is not None:
+            team.close()
+        raise
+    return Engine(
+        scheduler=Scheduler(rank.limits, compiler=GrammarCompiler(rank.vocabulary)),
+        executor=rank.executor if team is None else TeamMachine(rank.executor, team),
+        info=rank.info,
+        vocabulary=rank.vocabulary,
+        overlap=start.overlap and rank.device.type != "cpu",
+        team=team,
+    )
+
+
+def build_rank(
+    start: EngineStart, arenas: Sequence[PixelSource], report: Report, place: Place
+) -> Rank:
+    """Build one rank. All ranks of a replica call this, and meet in it several times.
+
+    Raises StartupError for what the user can mend.
+    """
     phases = _Phases(report)
-    device = pick_device(start.device)
+    device = pick_device(start.device, place)
     with phases.phase("config") as detail:
         checkpoint = read_checkpoint(Path(start.model_path), overrides=start.hf_overrides)
         config = read_config(checkpoint.config, checkpoint.preprocessor_config)
@@ -75,28 +135,28 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
         longest = longest_request(start, config.text.max_position_embeddings)
         steps = step_sizes(start, device.type, longest)
         detail.append(f"{config.architecture}, {str(dtype).removeprefix('torch.')} on {device}")
+    with phases.phase("ranks") as detail:
+        mesh = make_mesh(start, config, place, device)
+        detail.append(describe_mesh(mesh, start))
     with phases.phase("vocabulary"):
         vocabulary = Vocabulary.read(checkpoint.tokenizer_path, config.text.vocab_size)
     with phases.phase("weights") as detail:
-        model, weights_format = load_weights(start, config, device, dtype)
+        model, weights_format = load_weights(start, config, device, dtype, mesh)
         detail.append(weights_format)
-    kv_dtype: KvDtype = "fp8" if start.kv_cache_dtype == "fp8" else "auto"
-    layout = kv_layout(model, steps.page_size, dtype, kv_dtype)
+    layout = kv_layout(model, steps.page_size, dtype, _kv_dtype(start))
     with phases.phase("memory") as detail:
         sizes = _fit(start, model, layout, steps, longest, device)
-        detail.append(
-            f"{sizes.num_pages} pages of {sizes.page_size} tokens, "
-            f"{sizes.num_pages * layout.page_bytes / 2**30:.2f} GiB"
-        )
+        num_gib = sizes.num_pages * layout.page_bytes / 2**30
+        detail.append(f"{sizes.num_pages} pages of {sizes.page_size} tokens, {num_gib:.2f} GiB")
     with phases.phase("executor"):
         executor = Machine(
             model,
             make=lambda model: build_executor(
                 model, layout, sizes, arenas, device, recorder(start, device)
             ),
-            load=lambda: load_weights(start, config, device, dtype)[0],
+            load=lambda: load_weights(start, config, device, dtype, mesh)[0],
             device=device,
-            profiler=Profiler(start.profiler),
+            profiler=Profiler(start.profiler, place.name),
         )
     with phases.phase("warm-up"):
         _warm_up(model, layout, sizes, steps, device)
@@ -111,14 +171,13 @@ def build_engine(start: EngineStart, arenas: Sequence[PixelSource], report: Repo
         max_image_tokens=limits.max_image_tokens,
         max_logprobs=start.max_logprobs,
         device=str(device),
+        tensor_parallel_size=place.size,
         dtype=str(dtype).removeprefix("torch."),
         kv_cache_dtype=str(layout.dtype).removeprefix("torch."),
         weights_format=weights_format,
         phases_s=phases.seconds,
     )
-    overlap = start.overlap and device.type != "cpu"
-    scheduler = Scheduler(limits, compiler=GrammarCompiler(vocabulary))
-    return Engine(scheduler, executor, info, vocabulary, overlap)
+    return Rank(executor, limits, info, vocabulary, device)
 
 
 def _limits(
@@ -138,16 +197,26 @@ def _limits(
     )
 
 
+def _kv_dtype(start: EngineStart) -> KvDtype:
+    return "fp8" if start.kv_cache_dtype == "fp8" else "auto"
+
+
 def _policy(name: str) -> SchedulingPolicy:
     return "priority" if name == "priority" else "fcfs"
 
 
-def pick_device(wish: str) -> torch.device:
-    """auto takes the first GPU if there is one. Raises BadSettings."""
+def pick_device(wish: str, place: Place = ALONE) -> torch.device:
+    """auto takes GPUs if there are any, the rank's one each. Raises BadSettings."""
     if wish == "cuda" and not torch.cuda.is_available():
         raise BadSettings("--device cuda: torch sees no GPU (driver, CUDA_VISIBLE_DEVICES?)")
     if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", 0)
+        if torch.cuda.device_count() < place.size:
+            raise BadSettings(
+                f"--tensor-parallel-size {place.size}: torch sees {torch.cuda.device_count()} GPUs "
+                "(CUDA_VISIBLE_DEVICES?); use a smaller number"
+            )
+        torch.cuda.set_device(place.rank)
+        return torch.device("cuda", place.rank)
     return torch.device("cpu")
 
 
@@ -165,20 +234,31 @@ def pick_dtype(wish: str, config: ModelConfig, device: torch.device) -> torch.dt
 
 
 def load_weights(
-    start: EngineStart, config: ModelConfig, device: torch.device, dtype: torch.dtype
+    start: EngineStart,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    mesh: Mesh = Mesh.single(),  # noqa: B008 (a frozen value)
 ) -> tuple[Glm4v, str]:
-    """The model with its weights, and their format. Raises BadCheckpoint."""
+    """This rank's part of the model with its weights, and their format. Raises BadCheckpoint, and
+    BadSettings where sizes cannot be split over the ranks.
+    """
     wants_fp8 = start.quantization == "fp8"
     if start.load_format == "dummy":
         fp8 = fp8_modules(config) if wants_fp8 or config.quantized else frozenset[str]()
         with torch.device("meta"):
-            model = Glm4v(config, Mesh.single(), fp8=fp8)
+            model = Glm4v(config, mesh, fp8=fp8)
         fill_dummy(model, device, dtype, start.seed)
         return model, "random, fp8" if fp8 else "random"
-    plan = inspect(Path(start.model_path), config, quantization="fp8" if wants_fp8 else None)
+    plan = inspect(
+        Path(start.model_path),
+        config,
+        quantization="fp8" if wants_fp8 else None,
+        share=Share.of(mesh),
+    )
     with torch.device("meta"):
-        model = Glm4v(config, Mesh.single(), fp8=plan.fp8)
-    load(model, plan, device, dtype)
+        model = Glm4v(config, mesh, fp8=plan.fp8)
+    load(model, plan, device, dtype, progress=mesh.tp_rank == 0)
     return model, plan.format
 
 
@@ -202,7 +282,8 @@ def _fit(
     def free_for_kv() -> int:
         tokens = steps.max_num_batched_tokens
         peak = peak_step_bytes(model, layout, sizes, tokens, device, recorder(start, device))
-        return kv_cache_bytes(measure_free(device), device, start.memory_utilization, peak)
+        mine = kv_cache_bytes(measure_free(device), device, start.memory_utilization, peak)
+        return model.mesh.tp_least(mine)
 
     memory = memory_sizes(start, steps, longest, layout.page_bytes, free_for_kv)
     return ExecutorSizes(

@@ -45,6 +45,9 @@ def child_environment() -> dict[str, str]:
     }
 
 
+SILENCE_LIMIT_S = 6.0  # of processes that speak once a second: they are stopped, or starved
+
+
 class Child:
     """One running child process and the supervisor's end of its control line."""
 
@@ -52,7 +55,9 @@ class Child:
         self.name = name
         self.start = start
         self.ready = False
-        self.progress_s = time.monotonic()  # of an engine: when its loop last made a turn
+        # Of engines and peers, which say once a second that they live: when they last did, and when
+        # their loop last made a turn.
+        self.heard_s = self.progress_s = time.monotonic()
         ours, theirs = pair()
         self.line: ControlLine[ToParent] = parent_line(ours)
         self._process = subprocess.Popen(
@@ -64,6 +69,20 @@ class Child:
         )
         theirs.close()
         self.line.send(start)
+
+    def lives(self, stalled_s: float) -> None:
+        """Note a sign of life, from a process whose loop has made no turn for so long."""
+        self.heard_s = time.monotonic()
+        self.progress_s = self.heard_s - stalled_s
+
+    def complaint(self, stall_limit_s: float) -> str | None:
+        """What is wrong with a process that is ready and should give signs of life; or None."""
+        now_s = time.monotonic()
+        if now_s - self.heard_s > SILENCE_LIMIT_S:
+            return f"gave no sign of life for {SILENCE_LIMIT_S:.0f} s"
+        if now_s - self.progress_s > stall_limit_s:
+            return f"made no progress for {now_s - self.progress_s:.0f} s"
+        return None
 
     @property
     def pid(self) -> int:

@@ -62,8 +62,21 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     max_logprobs: int
     image_max_tokens: int  # of the largest image the preprocessor lets through
     profiler: ProfilerSettings | None = None  # None: profiles cannot be recorded
+    tensor_parallel_size: int
+    expert_parallel: bool
+    encoder_tp_mode: Literal["weights", "data"]
+    folder: str  # private, for the sockets between ranks; "" = one that is made
     log_level: str
     log_json: bool
+
+
+class PeerStart(msgspec.Struct, frozen=True, kw_only=True, tag="peer_start"):
+    """From an engine process to one further rank of its replica."""
+
+    engine: EngineStart
+    rank: int
+    inbox: str  # address it binds for plans
+    meeting_point: str  # file at which the ranks find each other
 
 
 class CorsRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +193,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 ToChild = (
     EngineStart
+    | PeerStart
     | ServerStart
     | MediaWorkerStart
     | EngineUp

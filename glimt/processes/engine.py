@@ -16,7 +16,7 @@ import torch
 
 from glimt.arena import SharedArena
 from glimt.engine.loop import EngineLoop
-from glimt.errors import StartupError
+from glimt.errors import ReplicaLost, StartupError
 from glimt.log import set_up
 from glimt.processes.build import build_engine
 from glimt.processes.control import (
@@ -33,6 +33,7 @@ from glimt.processes.control import (
     child_line,
     watch,
 )
+from glimt.processes.team import Loss, end_process
 from glimt.transport import Inbox, Outbox
 from glimt.wire import Abort, EngineInbound, Outputs, Submit
 
@@ -91,22 +92,29 @@ class SocketMailbox:
 
 
 class Heartbeat:
-    """Tells the supervisor how long the loop has made no progress."""
+    """Tells the parent that this process lives, and how long its loop has made no progress."""
 
     def __init__(self, line: ControlLine[ToChild]) -> None:
         self._line = line
-        self._last_s = time.monotonic()
+        self._last_s: float | None = time.monotonic()
 
     def progress(self) -> None:
         """The loop made a turn."""
         self._last_s = time.monotonic()
+
+    def rest(self) -> None:
+        """The loop has nothing to do until `progress` is called."""
+        self._last_s = None
 
     def start(self) -> None:
         """Report from a thread for as long as the process lives."""
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def _run(self) -> None:
-        while self._line.send(Alive(time.monotonic() - self._last_s)):
+        while True:
+            last_s = self._last_s
+            if not self._line.send(Alive(0.0 if last_s is None else time.monotonic() - last_s)):
+                return
             time.sleep(ALIVE_INTERVAL_S)
 
 
@@ -117,7 +125,13 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
     def report(name: str, seconds: float, detail: str) -> None:
         line.send(Phase(name, seconds, detail))
 
-    engine = build_engine(start, arenas, report)
+    def on_loss(loss: Loss) -> None:
+        if loss.is_refusal:
+            line.send(Refused(loss.reason))
+            os._exit(2)
+        end_process(loss)
+
+    engine = build_engine(start, arenas, report, on_loss)
     mailbox = SocketMailbox(start, line)
     heartbeat = Heartbeat(line)
     loop = EngineLoop(
@@ -138,17 +152,22 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
     watch(line, on_message)
     heartbeat.start()
     line.send(Ready(engine.info))
-    loop.run()
+    try:
+        loop.run()
+    except ReplicaLost as error:
+        end_process(Loss(str(error)))
+    engine.close()
 
 
-def use_spare_cores() -> None:
-    """Compute on all cores but one, which is the server's and the media workers'.
+def use_spare_cores(num_ranks: int = 1) -> None:
+    """Compute on all cores but one, which is the server's and the media workers'; the ranks of a
+    replica share them.
 
     Threads that wait for each other at every operation stand still when one of them shares its
     core with another process: with one thread too many a decode step took ten times as long.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // num_ranks))
 
 
 def process_age_s() -> float:
@@ -167,7 +186,7 @@ def main() -> None:
     if not isinstance(start, EngineStart):
         sys.exit(1)
     set_up(start.log_level, as_json=start.log_json, name="engine")
-    use_spare_cores()
+    use_spare_cores(start.tensor_parallel_size)
     line.send(Phase("python and imports", process_age_s()))
     try:
         run(start, line)

@@ -194,6 +194,10 @@ def _engine_start(
         max_logprobs=server.max_logprobs,
         profiler=_profiler(cache.profiler_config),
         image_max_tokens=max(max_tokens(image), max_tokens(video)),
+        tensor_parallel_size=settings.parallel.tensor_parallel_size,
+        expert_parallel=settings.parallel.enable_expert_parallel,
+        encoder_tp_mode=settings.media.mm_encoder_tp_mode,
+        folder="",
         log_level=server.log_level,
         log_json=server.log_json,
     )

@@ -108,6 +108,7 @@ class Supervisor:
             inbox=self._address("engine-0"),
             server_inboxes=(f"ipc://{self._folder}/server-0",),
             arena_fds=(self._arena.fd,),
+            folder=str(self._folder),
         )
         self._adopt(Child("engine-0", "glimt.processes.engine", start, (self._arena.fd,)))
 
@@ -156,7 +157,7 @@ class Supervisor:
             case Ready(info):
                 self._on_ready(child, info)
             case Alive(stalled_s):
-                child.progress_s = time.monotonic() - stalled_s
+                child.lives(stalled_s)
             case ServerForgotten():
                 self._forgotten.set()
             case Refused(text):
@@ -169,15 +170,15 @@ class Supervisor:
             engine = self._children.get("engine-0")
             if engine is None or not engine.ready:
                 continue
-            stalled_s = time.monotonic() - engine.progress_s
-            if stalled_s > self._plan.engine_stall_limit_s:
-                self._say(f"{engine.name} made no progress for {stalled_s:.0f} s: ending it")
+            complaint = engine.complaint(self._plan.engine_stall_limit_s)
+            if complaint is not None:
+                self._say(f"{engine.name} {complaint}: ending it")
                 engine.ready = False
                 engine.kill()
 
     def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
-        child.progress_s = time.monotonic()
+        child.lives(0.0)
         if isinstance(child.start, EngineStart) and info is not None:
             self._engine_up = EngineUp(index=0, address=child.start.inbox, info=info)
             self._say(f"  {child.name:<9} resolved: {_resolved(info)}")
@@ -313,6 +314,7 @@ def _resolved(info: EngineInfo) -> str:
         f"{name}={getattr(info, name)}"
         for name in (
             "device",
+            "tensor_parallel_size",
             "dtype",
             "weights_format",
             "kv_cache_dtype",

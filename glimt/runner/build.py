@@ -72,6 +72,7 @@ def build_executor(
         merge_size=config.vision.merge_size,
         max_patches=sizes.max_patches,
         device=device,
+        mesh=model.mesh,
     )
     kv = layout.allocate(sizes.num_pages + (record is not None), device)
     graphs = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glimt.errors import StepFailed
+from glimt.parallel.mesh import Mesh
 from glimt.runner.staging import pin
 from glimt.wire import ErrorInfo, ImageSpan, PixelRef
 
@@ -31,12 +32,17 @@ class VisionTower(Protocol):
         """uint8 patches [P, 3, F, 14, 14] and grids (h, w) to embeddings [num_tokens, D]."""
         ...
 
+    def empty_embeddings(self, num_tokens: int) -> Tensor:
+        """Memory for one image's embeddings."""
+        ...
+
 
 class ImageEncoder:
     """Embeddings by `ImageSpan.content_hash`.
 
     `arenas` by number. Images are packed into passes of at most `max_patches` patches (one image
-    alone may have more), which bounds the tower's activation memory.
+    alone may have more), which bounds the tower's activation memory. Where every rank of `mesh` has
+    the whole tower, the images of a step are dealt out to the ranks.
     """
 
     def __init__(
@@ -48,8 +54,10 @@ class ImageEncoder:
         merge_size: int,
         max_patches: int,
         device: torch.device,
+        mesh: Mesh | None = None,
     ) -> None:
         self._tower = tower
+        self._mesh = mesh or Mesh.single()
         self._arenas = arenas
         self._patch_size = patch_size
         self._merge_size = merge_size
@@ -88,8 +96,7 @@ class ImageEncoder:
                 errors[key] = _UNREADABLE
             else:
                 ready.append((spans[0], patches))
-        for group in self._passes(ready):
-            self._run(group)
+        self._run_all(ready)
         return errors
 
     def part(self, key: bytes, low: int, high: int) -> Tensor:
@@ -106,15 +113,30 @@ class ImageEncoder:
         return None
 
     def _patches(self, span: ImageSpan) -> Tensor:
-        """uint8 [P, 3, F, patch, patch] on the device. Raises ValueError if bytes do not fit."""
+        """uint8 [P, 3, F, patch, patch] on the host. Raises ValueError if bytes do not fit."""
         merged_h, rest_h = divmod(span.grid_h, self._merge_size)
         merged_w, rest_w = divmod(span.grid_w, self._merge_size)
         if rest_h or rest_w or merged_h * merged_w != span.num_tokens:
             raise ValueError(f"{span.num_tokens} tokens for {span.grid_h} x {span.grid_w} patches")
         view = self._arenas[span.pixels.arena].view(span.pixels)
         shape = (span.grid_h * span.grid_w, 3, span.num_frames, self._patch_size, self._patch_size)
-        pixels = torch.frombuffer(view, dtype=torch.uint8).view(shape)
-        return pin(pixels, self._device)
+        return torch.frombuffer(view, dtype=torch.uint8).view(shape)
+
+    def _run_all(self, images: list[tuple[ImageSpan, Tensor]]) -> None:
+        mesh = self._mesh
+        if mesh.tp_size == 1 or mesh.splits_tower:
+            for group in self._passes(images):
+                self._run(group)
+            return
+        owners = deal([len(patches) for _, patches in images], mesh.tp_size)
+        mine = [image for image, owner in zip(images, owners, strict=True) if owner == mesh.tp_rank]
+        for group in self._passes(mine):
+            self._run(group)
+        for (span, _), owner in zip(images, owners, strict=True):
+            own_TD = self._embeddings.get(span.content_hash)
+            if own_TD is None:
+                own_TD = self._tower.empty_embeddings(span.num_tokens)
+            self._embeddings[span.content_hash] = mesh.tp_broadcast(own_TD, owner)
 
     def _passes(
         self, images: list[tuple[ImageSpan, Tensor]]
@@ -132,7 +154,18 @@ class ImageEncoder:
 
     def _run(self, group: list[tuple[ImageSpan, Tensor]]) -> None:
         embeddings = self._tower.encode_images(
-            [patches for _, patches in group], [(span.grid_h, span.grid_w) for span, _ in group]
+            [pin(patches, self._device) for _, patches in group],
+            [(span.grid_h, span.grid_w) for span, _ in group],
         )
         for (span, _), embedding_TD in zip(group, embeddings, strict=True):
             self._embeddings[span.content_hash] = embedding_TD
+
+
+def deal(sizes: Sequence[int], num_ranks: int) -> list[int]:
+    """The rank of each image, by its patches: the largest first, each to who has the least."""
+    loads = [0] * num_ranks
+    owners = [0] * len(sizes)
+    for image in sorted(range(len(sizes)), key=lambda image: -sizes[image]):
+        owners[image] = loads.index(min(loads))
+        loads[owners[image]] += sizes[image]
+    return owners

@@ -165,6 +165,8 @@ class ModelExecutor:
         tokens_RL = self._rows.tokens_RL
         outputs = [draw(logits_NV, tokens_RL, inputs) for inputs in draws]
         token_N = torch.cat([output.token_N for output in outputs])
+        # Rank 0 has the last word: rounding may differ between devices, histories may not.
+        token_N = self._model.mesh.tp_broadcast(token_N)
         tokens_RL.view(-1)[drawn_place_N] = token_N.int()
         return [tensor for output in outputs for tensor in _tensors(output)]
 

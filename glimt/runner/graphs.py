@@ -163,6 +163,8 @@ class DecodeGraphs:
         try:
             work()
         except torch.OutOfMemoryError:
+            if self._model.mesh.tp_size > 1:
+                raise  # the other ranks go on with sums that this one would not add to
             logger.warning("no memory for a decode step of (rows, context) %s as a graph", key)
             self._replays[key] = None
             return False
@@ -248,6 +250,7 @@ class DecodeGraphs:
             outputs = draw(place.logits_BV, tokens_RL, inputs)
             place.drawn_2B[0, part] = outputs.token_N
             place.drawn_2B[1, part] = outputs.status_N
+        self._model.mesh.tp_broadcast(place.drawn_2B[0])  # as in ModelExecutor
         tokens_RL.view(-1)[tensors["drawn_place_N"]] = place.drawn_2B[0].int()
 
 

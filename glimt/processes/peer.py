@@ -1,0 +1,137 @@
+"""Main of a peer: one further rank of a replica, which carries out the plans of its engine.
+
+It decides nothing and knows no requests, only plans. It builds the same parts as the engine process
+in the same order, because each of them computes together with the other ranks.
+"""
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from glimt.arena import SharedArena
+from glimt.engine.plan import TokenMasks
+from glimt.errors import StartupError
+from glimt.log import set_up
+from glimt.processes.build import build_rank
+from glimt.processes.control import (
+    ControlLine,
+    PeerStart,
+    Phase,
+    Ready,
+    Refused,
+    Stop,
+    ToChild,
+    child_line,
+    watch,
+)
+from glimt.processes.engine import Heartbeat, use_spare_cores
+from glimt.processes.machine import Machine
+from glimt.processes.plan_message import OrderMessage, PlanMessage, ToPeer, unpack
+from glimt.processes.ranks import Place
+from glimt.runner.launched import CrashedStep
+from glimt.transport import Inbox
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+NO_MASKS = TokenMasks((), np.zeros((0, 0), np.int32))
+
+
+def run(start: PeerStart, line: ControlLine[ToChild]) -> None:
+    """Build this rank and follow its engine's plans. Raises StartupError."""
+    arenas = [SharedArena(fd, index) for index, fd in enumerate(start.engine.arena_fds)]
+    watch(line, _on_message)
+
+    def report(name: str, seconds: float, detail: str) -> None:
+        line.send(Phase(name, seconds, detail))
+
+    place = Place(start.rank, start.engine.tensor_parallel_size, Path(start.meeting_point))
+    built = build_rank(start.engine, arenas, report, place)
+    messages: Inbox[ToPeer] = Inbox(start.inbox, ToPeer)
+    heartbeat = Heartbeat(line)
+    heartbeat.start()
+    line.send(Ready())
+    follow(built.executor, messages, heartbeat)
+
+
+def follow(machine: Machine, messages: Inbox[ToPeer], heartbeat: Heartbeat) -> None:
+    """Do all that rank 0 does, for ever. Raises what a step or an order raised, and ValueError if a
+    message is missing: without it this rank would compute something else than the others.
+    """
+    number = 0
+    while True:
+        heartbeat.rest()
+        for message in messages.receive(None):
+            number += 1
+            if message.number != number:
+                raise ValueError(f"message {message.number} came where {number} was expected")
+            if isinstance(message, PlanMessage):
+                heartbeat.progress()
+                launch(machine, message)
+                heartbeat.rest()
+            else:
+                obey(machine, message)
+
+
+def launch(machine: Machine, message: PlanMessage) -> None:
+    """Carry a plan out, and draw at once: masks are rank 0's business, and so is what was drawn."""
+    step = machine.launch(unpack(message))
+    if isinstance(step, CrashedStep):
+        raise step.error
+    if message.waits_for_masks:
+        step.draw(NO_MASKS)
+
+
+def obey(machine: Machine, order: OrderMessage) -> None:
+    """Do what rank 0 has done by order of an operator."""
+    match order.kind:
+        case "sleep":
+            machine.sleep(order.level)
+        case "wake":
+            machine.wake()
+        case "start_profile":
+            machine.start_profile()
+        case "stop_profile":
+            machine.stop_profile()()
+
+
+def _on_message(message: object) -> None:
+    if isinstance(message, Stop):
+        os._exit(0)  # nothing is lost, and groups of ranks take long to take apart
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with its parent, even when it is stopped."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main() -> None:
+    """Entry point of `python -m glimt.processes.peer`."""
+    end_with_parent()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--control-fd", type=int, required=True)
+    line = child_line(parser.parse_args().control_fd)
+    start = line.receive()
+    if not isinstance(start, PeerStart):
+        sys.exit(1)
+    engine = start.engine
+    set_up(engine.log_level, as_json=engine.log_json, name=f"peer-{start.rank}")
+    use_spare_cores(engine.tensor_parallel_size)
+    try:
+        run(start, line)
+    except StartupError as error:
+        line.send(Refused(str(error)))
+        os._exit(2)
+    except Exception:
+        log.exception("this rank cannot go on")
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

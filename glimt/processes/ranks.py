@@ -1,0 +1,63 @@
+"""A process's place in its replica, and the mesh that follows from it and the user's wishes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from glimt.models.config import ModelConfig, VisionConfig
+from glimt.parallel.group import join
+from glimt.parallel.mesh import Mesh
+from glimt.processes.control import EngineStart
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of the replica's ranks this is; `meeting_point` is a file if there are several."""
+
+    rank: int = 0
+    size: int = 1
+    meeting_point: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """For files that each rank writes."""
+        return "engine" if self.size == 1 else f"engine-rank-{self.rank}"
+
+
+ALONE = Place()
+
+
+def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: torch.device) -> Mesh:
+    """Meet the other ranks. A dense model has no experts to spread."""
+    if place.meeting_point is None:
+        return Mesh.single()
+    spreads = start.expert_parallel and config.text.moe is not None
+    groups = join(place.meeting_point, place.rank, place.size, device)
+    return Mesh(
+        tp_size=place.size,
+        tp_rank=place.rank,
+        ep_size=place.size if spreads else 1,
+        ep_rank=place.rank if spreads else 0,
+        tp_group=groups.device,
+        host_group=groups.host,
+        splits_tower=start.encoder_tp_mode == "weights" and _divides(config.vision, place.size),
+    )
+
+
+def _divides(vision: VisionConfig, size: int) -> bool:
+    """Whether the tower's heads and widths can be split (12 heads cannot, over 8 GPUs)."""
+    parts = (vision.num_heads, vision.block_intermediate_size, vision.merger_intermediate_size)
+    return all(part % size == 0 for part in parts)
+
+
+def describe_mesh(mesh: Mesh, start: EngineStart) -> str:
+    """What the wishes became, for people."""
+    if mesh.tp_size == 1:
+        return "one"
+    backend = mesh.tp_group.name() if mesh.tp_group is not None else "none"
+    tower = "split" if mesh.splits_tower else "whole on each, images dealt out"
+    if not mesh.splits_tower and start.encoder_tp_mode == "weights":
+        tower += " (its heads or widths do not divide)"
+    experts = "whole experts each" if mesh.ep_size > 1 else "every matrix split"
+    return f"{mesh.tp_size} over {backend}, {experts}, vision tower {tower}"

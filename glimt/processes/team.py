@@ -1,0 +1,257 @@
+"""The peers of a replica: started by its engine process, watched by it, given its plans.
+
+    engine process (rank 0)  ───── ToPeer ────▶  peer 1 … peer N - 1        ZeroMQ
+       scheduler, executor   ◀══ tensors ═════▶  executor                   NCCL or gloo
+
+A replica lives and dies as one: a step needs all its ranks, so the loss of one is the loss of the
+replica. Peers end with their engine (the control line, and the kernel for those that are stopped),
+so whoever starts an engine anew starts the whole replica anew.
+"""
+
+import logging
+import os
+import selectors
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from glimt.engine.plan import InFlight, StepPlan, StepResult, TokenMasks
+from glimt.errors import BadSettings, ReplicaLost
+from glimt.processes.children import Child, exit_text
+from glimt.processes.control import Alive, EngineStart, PeerStart, Phase, Ready, Refused, Stop
+from glimt.processes.machine import Machine
+from glimt.processes.plan_message import OrderMessage, ToPeer, pack
+from glimt.runner.launched import CrashedStep
+from glimt.transport import Fanout
+
+log = logging.getLogger(__name__)
+
+STEP_LIMIT_S = 120.0  # a peer that is so long in one step hangs
+STOP_LIMIT_S = 5.0
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why a replica is lost. `is_refusal`: a peer cannot start for a reason the user can mend."""
+
+    reason: str
+    is_refusal: bool = False
+
+
+class Team:
+    """All peers of one replica. `on_loss` is called once, in a thread, with all peers killed."""
+
+    def __init__(self, start: EngineStart, on_loss: Callable[[Loss], None]) -> None:
+        """Start them; they meet this process at `meeting_point`."""
+        self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=start.folder or None))
+        self.meeting_point = self._folder / "meeting-point"
+        self._on_loss = on_loss
+        self._loss: Loss | None = None
+        self._is_closing = False
+        self._all_present = threading.Event()  # they have read the same files and found no fault
+        self._all_ready = threading.Event()
+        self._num_present = 0
+        ranks = range(1, start.tensor_parallel_size)
+        addresses = [f"ipc://{self._folder}/peer-{rank}" for rank in ranks]
+        self._peers = [
+            Child(
+                f"peer-{rank}",
+                "glimt.processes.peer",
+                PeerStart(
+                    engine=msgspec.structs.replace(start, server_inboxes=()),
+                    rank=rank,
+                    inbox=address,
+                    meeting_point=str(self.meeting_point),
+                ),
+                start.arena_fds,
+            )
+            for rank, address in zip(ranks, addresses, strict=True)
+        ]
+        self._fanout = Fanout(addresses)
+        self._num_sent = 0
+        self._watcher = threading.Thread(target=self._watch, name="peers", daemon=True)
+        self._watcher.start()
+
+    def send(self, plan: StepPlan) -> None:
+        """Hand a plan to all peers. Raises ReplicaLost."""
+        self._num_sent += 1
+        self._send(pack(self._num_sent, plan))
+
+    def order(self, kind: str, level: int = 0) -> None:
+        """Hand an order to all peers. Raises ReplicaLost."""
+        self._num_sent += 1
+        self._send(OrderMessage(self._num_sent, kind, level))
+
+    def _send(self, message: ToPeer) -> None:
+        self.check()
+        if not self._fanout.send(message):
+            raise ReplicaLost("a peer reads no plans any more")
+
+    def check(self) -> None:
+        """Raises ReplicaLost if a peer is gone, BadSettings if one refused to start."""
+        if self._loss is not None:
+            raise (BadSettings if self._loss.is_refusal else ReplicaLost)(self._loss.reason)
+
+    def wait_present(self) -> None:
+        """Until all peers are about to meet the others. Raises what `check` raises."""
+        self._all_present.wait()
+        self.check()
+
+    def wait_ready(self) -> None:
+        """Until all peers take plans. Raises what `check` raises."""
+        self._all_ready.wait()
+        self.check()
+
+    def close(self) -> None:
+        """End the peers. Doing it again does nothing."""
+        self._is_closing = True
+        for peer in self._peers:
+            peer.line.send(Stop())
+        if threading.current_thread() is not self._watcher:
+            self._watcher.join()
+        deadline_s = time.monotonic() + STOP_LIMIT_S
+        while self._peers:
+            self._peers.pop().reap(max(0.0, deadline_s - time.monotonic()))
+        self._fanout.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # --------------------------------------------------------------------------------- watching
+
+    def _watch(self) -> None:
+        peers = tuple(self._peers)
+        with selectors.DefaultSelector() as selector:
+            for peer in peers:
+                selector.register(peer.line.fileno(), selectors.EVENT_READ, peer)
+            while self._loss is None and not self._is_closing:
+                for key, _ in selector.select(_LOOK_S):
+                    self._read(key.data)
+                for peer in peers:
+                    complaint = peer.complaint(STEP_LIMIT_S) if peer.ready else None
+                    if complaint is not None:
+                        self._lose(Loss(f"{peer.name} of this replica {complaint}"), peer)
+
+    def _read(self, peer: Child) -> None:
+        message = peer.line.receive()
+        match message:
+            case None:
+                self._lose(Loss(f"{peer.name} of this replica ended"), peer)
+            case Refused(text):
+                self._lose(Loss(text, is_refusal=True), peer)
+            case Phase(name, seconds, detail):
+                log.debug("%s: %s took %.2f s  %s", peer.name, name, seconds, detail)
+                self._num_present += name == "config"
+                if self._num_present == len(self._peers):
+                    self._all_present.set()
+            case Ready():
+                peer.ready = True
+                peer.lives(0.0)
+                if all(other.ready for other in self._peers):
+                    self._all_ready.set()
+            case Alive(stalled_s):
+                peer.lives(stalled_s)
+
+    def _lose(self, loss: Loss, guilty: Child) -> None:
+        """Nothing can be computed any more; ranks that wait for each other must not go on so."""
+        if self._loss is not None or self._is_closing:
+            return
+        for peer in self._peers:
+            peer.kill()
+        if not loss.is_refusal:
+            loss = Loss(f"{loss.reason} ({exit_text(guilty.reap())})")
+        self._loss = loss
+        self._all_present.set()
+        self._all_ready.set()
+        self._on_loss(loss)
+
+
+class TeamMachine:
+    """`Executor` and `Machine` of several ranks: what rank 0 is told to do the peers do as well.
+
+    Where a step of one rank alone fails, the rest of the engine goes on; here the ranks may have
+    parted in the middle of it, so the replica is given up (ReplicaLost).
+    """
+
+    def __init__(self, own: Machine, team: Team) -> None:
+        self._own = own
+        self._team = team
+
+    def launch(self, plan: StepPlan) -> InFlight:
+        """See `glimt.engine.plan.Executor`."""
+        if self._own.sleep_level:
+            return self._own.launch(plan)
+        self._team.send(plan)
+        step = self._own.launch(plan)
+        if isinstance(step, CrashedStep):
+            raise ReplicaLost(f"step {plan.step} failed on rank 0") from step.error
+        return _TeamStep(step)
+
+    @property
+    def sleep_level(self) -> int:
+        """See `glimt.engine.orders.Machine`, and so for what follows."""
+        return self._own.sleep_level
+
+    @property
+    def is_profiling(self) -> bool:
+        """Of rank 0; the others do as it does."""
+        return self._own.is_profiling
+
+    def sleep(self, level: int) -> None:
+        """All ranks go to sleep."""
+        self._own.sleep(level)
+        self._team.order("sleep", level)
+
+    def wake(self) -> None:
+        """All ranks wake up. A peer that cannot takes the replica along."""
+        self._own.wake()
+        self._team.order("wake")
+
+    def start_profile(self) -> str:
+        """Each rank records itself."""
+        folder = self._own.start_profile()
+        self._team.order("start_profile")
+        return folder
+
+    def stop_profile(self) -> Callable[[], str]:
+        """Each rank writes a file of its own."""
+        write = self._own.stop_profile()
+        self._team.order("stop_profile")
+        return write
+
+
+class _TeamStep:
+    """A launched step of several ranks."""
+
+    def __init__(self, own: InFlight) -> None:
+        self._own = own
+
+    @property
+    def plan(self) -> StepPlan:
+        """What was launched."""
+        return self._own.plan
+
+    def draw(self, masks: TokenMasks) -> None:
+        """See `InFlight`."""
+        self._own.draw(masks)
+
+    def result(self) -> StepResult:
+        """Wait for the step. Raises ReplicaLost if it failed."""
+        try:
+            return self._own.result()
+        except Exception as error:
+            raise ReplicaLost(f"step {self.plan.step} failed on rank 0") from error
+
+
+def end_process(loss: Loss) -> None:
+    """What an engine process does about a loss: it ends, and is started anew with all its peers.
+
+    At once: its main thread may wait for the lost rank inside a collective for ever.
+    """
+    log.critical("%s; this replica ends and is started again", loss.reason)
+    os._exit(1)
