@@ -18,6 +18,7 @@ imports operations from here and never knows which of the two it gets.
     route             experts and their weights for each token
     grouped_experts   weighted sum of a token's experts
     fp8_grouped_experts   the same with FP8 weights
+    fp8_moe           the same, plus an FP8 expert that every token has
     write_kv          store keys and values of new tokens in their pages
     turn_and_write_kv rope of queries and keys, and write_kv, at once
     paged_attention   causal attention of new tokens over the pages of their rows
@@ -36,14 +37,15 @@ from glimt.kernels.choice import (
     silu_mul,
     silu_mul_quantize,
 )
-from glimt.kernels.experts import fp8_grouped_experts, grouped_experts
+from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
 from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope, rope_angles
 from glimt.kernels.reference_attention import segment_attention, write_kv
-from glimt.kernels.reference_experts import route
+from glimt.kernels.reference_experts import Fp8Mlp, route
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
 
 __all__ = [
     "QuantizedRows",
+    "Fp8Mlp",
     "linear",
     "rms_norm",
     "add_rms_norm",
@@ -59,6 +61,7 @@ __all__ = [
     "route",
     "grouped_experts",
     "fp8_grouped_experts",
+    "fp8_moe",
     "write_kv",
     "turn_and_write_kv",
     "paged_attention",

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from glimt.kernels import reference
 from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.reference_experts import Fp8Mlp
 
 try:
     if torch.version.cuda is None:
         raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_linear, triton_rows, triton_support
+    from glimt.kernels import triton_experts, triton_linear, triton_rows, triton_support
 except ImportError:
-    triton_linear = triton_rows = triton_support = None  # type: ignore[assignment]
+    triton_experts = triton_linear = triton_rows = triton_support = None  # type: ignore[assignment]
 
 
 def quantize_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +69,28 @@ def fp8_linear(
         y_TO: Tensor = triton_linear.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
         return y_TO
     return reference.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
+
+
+def fp8_few_experts(
+    rows: QuantizedRows,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    routed: Fp8Mlp,
+    shared: Fp8Mlp | None = None,
+) -> Tensor | None:
+    """`reference_experts.fp8_moe`, or without a shared expert `fp8_grouped_experts`, of few tokens.
+
+    None where that is not for a kernel: many tokens, a shared expert of another width.
+    """
+    if triton_experts is None or experts_TK.shape[0] > triton_experts.MAX_TOKENS:
+        return None
+    if shared is not None and shared.down.shape != routed.down.shape[1:]:
+        return None
+    dense = has_twin(*rows, weights_TK, experts_TK, *routed, *(shared or ()))
+    if not dense or routed.down.shape[1] % 16 or routed.down.shape[2] % 16:
+        return None
+    y_TD: Tensor = triton_experts.fp8_experts(rows, weights_TK, experts_TK, routed, shared)
+    return y_TD
 
 
 def has_twin(x: Tensor, *others: Tensor | None) -> bool:

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import reference_experts
-from glimt.kernels.choice import quantize_rows, silu_mul, silu_mul_quantize
+from glimt.kernels.choice import (
+    fp8_few_experts,
+    fp8_linear,
+    quantize_rows,
+    silu_mul,
+    silu_mul_quantize,
+)
 from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.reference_experts import Fp8Mlp
 
 
 def grouped_experts(
@@ -44,6 +51,10 @@ def fp8_grouped_experts(
             down_EDI,
             down_scale_ED,
         )
+    routed = Fp8Mlp(gate_up_EFD, gate_up_scale_EF, down_EDI, down_scale_ED)
+    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed)
+    if few_TD is not None:
+        return few_TD
     order, ends_E = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
     token = order // experts_TK.shape[1]
     gate_up = torch._scaled_grouped_mm(
@@ -66,6 +77,23 @@ def fp8_grouped_experts(
         use_fast_accum=True,
     )
     return _combine(y_MD, weights_TK, order, ends_E)
+
+
+def fp8_moe(
+    x: Tensor | QuantizedRows,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    routed: Fp8Mlp,
+    shared: Fp8Mlp,
+) -> Tensor:
+    """See `reference_experts.fp8_moe`."""
+    rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
+    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed, shared)
+    if few_TD is not None:
+        return few_TD
+    gate_up_TF = fp8_linear(rows, shared.gate_up, shared.gate_up_scale)
+    shared_TD = fp8_linear(silu_mul_quantize(gate_up_TF), shared.down, shared.down_scale)
+    return fp8_grouped_experts(rows, weights_TK, experts_TK, *routed) + shared_TD
 
 
 def _grouped(

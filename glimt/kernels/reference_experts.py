@@ -4,11 +4,21 @@ Letters: T tokens, D width, I expert width, E experts, K experts of a token.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from glimt.kernels.reference import QuantizedRows, linear, silu_mul, silu_mul_quantize
+from glimt.kernels.reference import QuantizedRows, fp8_linear, linear, silu_mul, silu_mul_quantize
+
+
+class Fp8Mlp(NamedTuple):
+    """The e4m3 weights and float32 scales of one feed-forward, or of E experts' ([E, ...])."""
+
+    gate_up: Tensor  # [F, D]
+    gate_up_scale: Tensor  # [F]
+    down: Tensor  # [D, I]
+    down_scale: Tensor  # [D]
 
 
 def route(
@@ -98,6 +108,20 @@ def fp8_grouped_experts(
         down_MD = (down_MD * scale_M1 * down_scale_ED[expert]).to(x_TD.dtype)
         y_TD.index_add_(0, token_M, down_MD.float() * weight_M1)
     return y_TD.to(x_TD.dtype)
+
+
+def fp8_moe(
+    x: Tensor | QuantizedRows,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    routed: Fp8Mlp,
+    shared: Fp8Mlp,
+) -> Tensor:
+    """`fp8_grouped_experts` of the routed experts plus the shared one's feed-forward."""
+    rows = QuantizedRows.of(x)
+    gate_up_TF = fp8_linear(rows, shared.gate_up, shared.gate_up_scale)
+    shared_TD = fp8_linear(silu_mul_quantize(gate_up_TF), shared.down, shared.down_scale)
+    return fp8_grouped_experts(rows, weights_TK, experts_TK, *routed) + shared_TD
 
 
 def _by_expert(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
-from glimt.kernels.triton_support import Example, dot, to_bf16
+from glimt.kernels.triton_support import Example, stream, to_bf16
 
 MAX_ROWS = 64  # above, torch's GEMM is as fast
 _SUM_BLOCK = 512
@@ -42,29 +42,21 @@ def linear_kernel(
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
-    steps: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts)
     is_output = output < num_outputs
     is_token = token < num_tokens
-    column = part * (steps * block_i) + tl.arange(0, block_i)
-    weights = weight_ptr + output.to(tl.int64)[:, None] * num_inputs + column[None, :]
-    tokens = q_ptr + token[None, :] * num_inputs + column[:, None]
-    total = tl.zeros([block_o, block_t], tl.float32)
-    for step in range(steps):
-        if num_inputs % (block_i * parts) == 0:
-            weight_mask = is_output[:, None]
-            token_mask = is_token[None, :]
-        else:
-            is_input = column + step * block_i < num_inputs
-            weight_mask = is_output[:, None] & is_input[None, :]
-            token_mask = is_token[None, :] & is_input[:, None]
-        if num_outputs % block_o == 0 and num_inputs % (block_i * parts) == 0:
-            w = tl.load(weights, eviction_policy="evict_first")
-        else:
-            w = tl.load(weights, mask=weight_mask, other=0.0, eviction_policy="evict_first")
-        x = tl.load(tokens, mask=token_mask, other=0.0)
-        total = dot(w, x, total)
-        weights += block_i
-        tokens += block_i
+    total = stream(
+        weight_ptr,
+        q_ptr,
+        output,
+        token,
+        is_output,
+        is_token,
+        None,
+        num_inputs,
+        block_i,
+        part,
+        parts,
+    )
     place = token[None, :].to(tl.int64) * num_outputs + output[:, None]
     mask = is_output[:, None] & is_token[None, :]
     if parts > 1:

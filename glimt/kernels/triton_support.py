@@ -69,6 +69,49 @@ def dot(a, b, total):
 
 
 @triton.jit
+def stream(
+    weight_ptr,
+    x_ptr,
+    output,
+    row,
+    is_output,
+    is_row,
+    inverse,
+    num_inputs: tl.constexpr,
+    block_i: tl.constexpr,
+    part=0,
+    parts: tl.constexpr = 1,
+):
+    """W x^T in float32 [outputs, rows], or one of several `parts` of its sum over the inputs.
+
+    `output` and `row` number the rows of the two matrices, which both are num_inputs wide. Weights
+    are read once, so they are the first to leave the cache. With `inverse` scales of its rows, x is
+    bfloat16 and becomes e4m3 here.
+    """
+    steps: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts)
+    column = part * (steps * block_i) + tl.arange(0, block_i)
+    w_at = weight_ptr + output.to(tl.int64)[:, None] * num_inputs + column[None, :]
+    x_at = x_ptr + row.to(tl.int64)[None, :] * num_inputs + column[:, None]
+    total = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
+    for step in range(steps):
+        if num_inputs % (block_i * parts) == 0:
+            w_mask = is_output[:, None]
+            x_mask = is_row[None, :]
+        else:
+            is_input = column + step * block_i < num_inputs
+            w_mask = is_output[:, None] & is_input[None, :]
+            x_mask = is_row[None, :] & is_input[:, None]
+        w = tl.load(w_at, mask=w_mask, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_at, mask=x_mask, other=0.0)
+        if inverse is not None:
+            x = to_fp8(x.to(tl.float32) * inverse[None, :])
+        total = dot(w, x, total)
+        w_at += block_i
+        x_at += block_i
+    return total
+
+
+@triton.jit
 def _touch_kernel(out):
     tl.store(out + tl.program_id(0), 1.0)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt import kernels
-from glimt.kernels import QuantizedRows
+from glimt.kernels import Fp8Mlp, QuantizedRows
 
 FP8 = torch.float8_e4m3fn
 
@@ -59,6 +59,13 @@ class Mlp(nn.Module):
         super().__init__()
         self.gate_up = Linear(hidden_size, 2 * intermediate_size, fp8="gate_up" in fp8)
         self.down = Linear(intermediate_size, hidden_size, fp8="down" in fp8)
+
+    def fp8(self) -> Fp8Mlp | None:
+        """All of it, if both matrices are FP8."""
+        first, second = self.gate_up, self.down
+        if first.weight_scale is None or second.weight_scale is None:
+            return None
+        return Fp8Mlp(first.weight, first.weight_scale, second.weight, second.weight_scale)
 
     def forward(self, x_TD: Tensor | QuantizedRows) -> Tensor:
         """[T, D] -> [T, D]."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt import kernels
-from glimt.kernels import QuantizedRows
+from glimt.kernels import Fp8Mlp, QuantizedRows
 from glimt.layers.linear import FP8, Mlp, below, parameter
 from glimt.parallel.mesh import Mesh
 
@@ -79,22 +79,32 @@ class Experts(nn.Module):
         self.gate_up_scale = parameter(count, 2 * width, dtype=scale) if fp8 else None
         self.down_scale = parameter(count, hidden_size, dtype=scale) if fp8 else None
 
-    def forward(self, x: Tensor | QuantizedRows, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """[T, D]: each token's weighted sum over those of its experts that are here."""
+    def fp8(self) -> Fp8Mlp | None:
+        """All of it, if it is FP8."""
+        if self.gate_up_scale is None or self.down_scale is None:
+            return None
+        return Fp8Mlp(self.gate_up, self.gate_up_scale, self.down, self.down_scale)
+
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        weights_TK: Tensor,
+        experts_TK: Tensor,
+        shared: Fp8Mlp | None = None,
+    ) -> Tensor:
+        """[T, D]: each token's weighted sum over those of its experts that are here.
+
+        An FP8 expert `shared` by all tokens may be added to FP8 experts.
+        """
         if self.first_expert:
             experts_TK = experts_TK - self.first_expert
-        if self.gate_up_scale is None or self.down_scale is None:
-            x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
-            return kernels.grouped_experts(x_TD, weights_TK, experts_TK, self.gate_up, self.down)
-        return kernels.fp8_grouped_experts(
-            x,
-            weights_TK,
-            experts_TK,
-            self.gate_up,
-            self.gate_up_scale,
-            self.down,
-            self.down_scale,
-        )
+        fp8 = self.fp8()
+        if fp8 is not None:
+            if shared is not None:
+                return kernels.fp8_moe(x, weights_TK, experts_TK, fp8, shared)
+            return kernels.fp8_grouped_experts(x, weights_TK, experts_TK, *fp8)
+        x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
+        return kernels.grouped_experts(x_TD, weights_TK, experts_TK, self.gate_up, self.down)
 
 
 class Moe(nn.Module):
@@ -125,6 +135,10 @@ class Moe(nn.Module):
     def forward(self, x: Tensor | QuantizedRows) -> Tensor:
         """[T, D] -> [T, D]. Nothing is exchanged: every rank sees every token of the group."""
         weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
+        shared = self.shared.fp8()
+        if shared is not None and self.experts.fp8() is not None:
+            y_TD: Tensor = self.experts(x, weights_TK, experts_TK, shared)
+            return y_TD
         routed_TD: Tensor = self.experts(x, weights_TK, experts_TK)
         shared_TD: Tensor = self.shared(x)
         return routed_TD + shared_TD

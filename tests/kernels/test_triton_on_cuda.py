@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from glimt import kernels
-from glimt.kernels import choice, reference
+from glimt.kernels import Fp8Mlp, choice, reference, reference_experts
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -114,6 +114,68 @@ def test_a_graph_replays_the_same() -> None:
     with torch.cuda.graph(graph):
         out = layer()
     for _ in range(3):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, expected)
+
+
+def mlps(num_experts: int, width: int, hidden: int) -> Fp8Mlp:
+    """Experts whose FP8 values are random bytes without NaN, in the range of trained ones."""
+    generator = torch.Generator("cuda").manual_seed(width)
+
+    def draw(*shape: int) -> Tensor:
+        values = torch.randint(0, 256, shape, generator=generator, device="cuda").to(torch.uint8)
+        values = torch.where((values & 0x7F) == 0x7F, 0, values)
+        return values.view(torch.float8_e4m3fn)
+
+    def scales(*shape: int) -> Tensor:
+        drawn = torch.rand(shape, generator=generator, device="cuda")
+        return (drawn + 0.5) / (100 * hidden**0.5)
+
+    return Fp8Mlp(
+        draw(num_experts, 2 * width, hidden),
+        scales(num_experts, 2 * width),
+        draw(num_experts, hidden, width),
+        scales(num_experts, hidden),
+    )
+
+
+def choices(num_tokens: int, num_experts: int, *, skewed: bool) -> tuple[Tensor, Tensor]:
+    """(weights, experts) of tokens with eight experts each; skewed: all the same eight."""
+    generator = torch.Generator("cuda").manual_seed(num_tokens)
+    drawn = torch.rand(num_tokens, num_experts, generator=generator, device="cuda")
+    experts = drawn.topk(8).indices
+    if skewed:
+        experts = experts[:1].expand_as(experts).contiguous()
+    weights = torch.rand(num_tokens, 8, generator=generator, device="cuda")
+    return weights / weights.sum(-1, keepdim=True), experts
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 16, 17, 64, 65, 200, 256, 257])
+@pytest.mark.parametrize(
+    ("width", "skewed", "shift"), [(1408, False, 0), (1408, True, 0), (352, False, 64)]
+)
+def test_few_tokens_experts(num_tokens: int, width: int, skewed: bool, shift: int) -> None:
+    routed = mlps(32 if shift else 128, width, 4096)
+    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, width, 4096)))
+    weights, experts = choices(num_tokens, 128, skewed=skewed)
+    x, experts = randn(num_tokens, 4096, seed=1), experts - shift
+    expected = reference_experts.fp8_grouped_experts(x, weights, experts, *routed)
+    near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.02)
+    expected = reference_experts.fp8_moe(x, weights, experts, routed, shared)
+    near(kernels.fp8_moe(x, weights, experts, routed, shared), expected, 0.02)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16])
+def test_experts_repeat_themselves_exactly_in_a_graph(num_tokens: int) -> None:
+    routed = mlps(128, 1408, 4096)
+    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, 1408, 4096)))
+    x, (weights, experts) = randn(num_tokens, 4096), choices(num_tokens, 128, skewed=False)
+    expected = kernels.fp8_moe(x, weights, experts, routed, shared)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.fp8_moe(x, weights, experts, routed, shared)
+    for _ in range(20):
         out.fill_(torch.nan)
         graph.replay()
         assert torch.equal(out, expected)

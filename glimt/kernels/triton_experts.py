@@ -1,0 +1,361 @@
+"""The FP8 experts' feed-forward for few tokens: each expert's weights are read once.
+
+Work is cut into tiles of (token, expert) pairs (`triton_plan.py`). `gate_up_kernel` gives a pair's
+inner row with its largest values, `down_kernel` quantises it by these and gives the pair's output
+row, and `combine_kernel` adds a token's rows, weighted.
+
+Letters: T tokens, K experts of a token, P pairs (T · K, then T of the shared expert), D width,
+I expert width, F = 2I, E experts, N tiles, B pairs of a tile, C column tiles of an inner row.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.reference_experts import Fp8Mlp
+from glimt.kernels.tiles import down_tile, gate_up_tile
+from glimt.kernels.triton_plan import Tiles, locate, plan
+from glimt.kernels.triton_support import Example, row_scale, stream, to_bf16
+
+MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
+_COMBINE_BLOCK = 512
+
+
+@triton.jit
+def _activate(gate_up):
+    """silu(gate) · up of float32 rows, gates first, rounded like the definition's."""
+    halves = tl.reshape(to_bf16(gate_up), [2, gate_up.shape[0] // 2, gate_up.shape[1]])
+    gate, up = tl.split(tl.permute(halves.to(tl.float32), (1, 2, 0)))
+    silu = to_bf16(gate / (1.0 + tl.exp(-gate))).to(tl.float32)
+    return to_bf16(silu * up)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
+def gate_up_kernel(
+    q_ptr,
+    scale_ptr,
+    tile_expert_ptr,
+    tile_pair_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    shared_weight_ptr,
+    shared_scale_ptr,
+    inner_ptr,
+    largest_ptr,
+    num_tokens,
+    shared_tiles,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    num_inputs: tl.constexpr,
+    width: tl.constexpr,
+    block_t: tl.constexpr,
+    block_o: tl.constexpr,
+    block_i: tl.constexpr,
+):
+    """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
+    expert, pair = locate(
+        shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
+    )
+    if expert < 0:
+        return
+    if expert == num_experts:
+        weights = shared_weight_ptr
+        weight_scales = shared_scale_ptr
+        token = pair - num_tokens * per_token
+    else:
+        weights = weight_ptr + expert * (2 * width * num_inputs)
+        weight_scales = weight_scale_ptr + expert * (2 * width)
+        token = pair // per_token
+    is_pair = pair >= 0
+
+    row = tl.arange(0, 2 * block_o)  # gates, then the ups beside them
+    column = tl.program_id(0) * block_o + row % block_o
+    output = column + (row // block_o) * width
+    is_output = column < width
+    total = stream(weights, q_ptr, output, token, is_output, is_pair, None, num_inputs, block_i)
+    scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
+    weight_scale = tl.load(weight_scales + output, mask=is_output, other=0.0)
+    inner = _activate(total * scale[None, :] * weight_scale[:, None])
+    column = tl.program_id(0) * block_o + tl.arange(0, block_o)
+    place = pair.to(tl.int64)[None, :] * width + column[:, None]
+    tl.store(inner_ptr + place, inner, mask=is_pair[None, :] & (column < width)[:, None])
+    largest = tl.max(tl.abs(inner.to(tl.float32)), axis=0)
+    tl.store(largest_ptr + pair * tl.num_programs(0) + tl.program_id(0), largest, mask=is_pair)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
+def down_kernel(
+    inner_ptr,
+    largest_ptr,
+    tile_expert_ptr,
+    tile_pair_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    shared_weight_ptr,
+    shared_scale_ptr,
+    out_ptr,
+    num_tokens,
+    shared_tiles,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    num_outputs: tl.constexpr,
+    width: tl.constexpr,
+    column_tiles: tl.constexpr,
+    block_c: tl.constexpr,
+    block_t: tl.constexpr,
+    block_o: tl.constexpr,
+    block_i: tl.constexpr,
+):
+    """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way."""
+    expert, pair = locate(
+        shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
+    )
+    if expert < 0:
+        return
+    if expert == num_experts:
+        weights = shared_weight_ptr
+        weight_scales = shared_scale_ptr
+    else:
+        weights = weight_ptr + expert * (num_outputs * width)
+        weight_scales = weight_scale_ptr + expert * num_outputs
+    is_pair = pair >= 0
+
+    part = tl.arange(0, block_c)
+    is_part = is_pair[:, None] & (part < column_tiles)[None, :]
+    largest = tl.load(
+        largest_ptr + pair[:, None] * column_tiles + part[None, :], mask=is_part, other=0.0
+    )
+    scale = row_scale(tl.max(largest, axis=1))
+    inverse = tl.div_rn(1.0, scale)
+
+    output = tl.program_id(0) * block_o + tl.arange(0, block_o)
+    is_output = output < num_outputs
+    total = stream(weights, inner_ptr, output, pair, is_output, is_pair, inverse, width, block_i)
+    weight_scale = tl.load(weight_scales + output, mask=is_output, other=0.0)
+    total = total * scale[None, :] * weight_scale[:, None]
+    place = pair.to(tl.int64)[None, :] * num_outputs + output[:, None]
+    tl.store(out_ptr + place, to_bf16(total), mask=is_pair[None, :] & is_output[:, None])
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def combine_kernel(
+    part_ptr,
+    weight_ptr,
+    expert_ptr,
+    out_ptr,
+    num_tokens,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    num_outputs: tl.constexpr,
+    has_shared: tl.constexpr,
+    block: tl.constexpr,
+):
+    """The weighted sum of a token's rows, and the shared expert's row, in float32."""
+    token = tl.program_id(1).to(tl.int64)
+    output = tl.program_id(0) * block + tl.arange(0, block)
+    inside = output < num_outputs
+    total = tl.zeros([block], tl.float32)
+    for k in tl.static_range(per_token):
+        pair = token * per_token + k
+        expert = tl.load(expert_ptr + pair)
+        is_here = (expert >= 0) & (expert < num_experts)
+        part = tl.load(part_ptr + pair * num_outputs + output, mask=inside & is_here, other=0.0)
+        total += part.to(tl.float32) * tl.load(weight_ptr + pair)
+    if has_shared:
+        row = num_tokens * per_token + token
+        part = tl.load(part_ptr + row * num_outputs + output, mask=inside, other=0.0)
+        total += part.to(tl.float32)
+    tl.store(out_ptr + token * num_outputs + output, to_bf16(total), mask=inside)
+
+
+def fp8_experts(
+    rows: QuantizedRows,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    routed: Fp8Mlp,
+    shared: Fp8Mlp | None = None,
+) -> Tensor:
+    """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert."""
+    num_tokens, per_token = experts_TK.shape
+    num_experts, num_outputs, _ = routed.down.shape
+    y_TD = torch.empty_like(rows.x_TI)
+    if not num_tokens:
+        return y_TD
+    tiles = plan(experts_TK, num_experts, shared is not None)
+    num_pairs = num_tokens * (per_token + (shared is not None))
+    inner_PI, largest_PC = gate_up(rows, per_token, tiles, routed, shared, num_pairs)
+    part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, routed, shared)
+    combine_kernel[(triton.cdiv(num_outputs, _COMBINE_BLOCK), num_tokens)](
+        part_PD,
+        weights_TK,
+        experts_TK,
+        y_TD,
+        num_tokens,
+        num_experts,
+        per_token,
+        num_outputs,
+        has_shared=shared is not None,
+        block=_COMBINE_BLOCK,
+        num_warps=4,
+    )
+    return y_TD
+
+
+def gate_up(
+    rows: QuantizedRows,
+    per_token: int,
+    tiles: Tiles,
+    routed: Fp8Mlp,
+    shared: Fp8Mlp | None,
+    num_pairs: int,
+) -> tuple[Tensor, Tensor]:
+    """(inner rows bfloat16 [P, I], largest magnitudes float32 [P, C]); only pairs here are set."""
+    num_tokens, num_inputs = rows.q_TI.shape
+    num_experts, _, width = routed.down.shape
+    tile = gate_up_tile(width, num_inputs, num_tokens)
+    column_tiles = triton.cdiv(width, tile.block_o)
+    inner_PI = rows.x_TI.new_empty(num_pairs, width)
+    largest_PC = inner_PI.new_empty((num_pairs, column_tiles), dtype=torch.float32)
+    also = shared or routed
+    gate_up_kernel[(column_tiles, tiles.num_shared + tiles.num_routed)](
+        rows.q_TI,
+        rows.scale_T1,
+        tiles.expert_N,
+        tiles.pair_NB,
+        routed.gate_up,
+        routed.gate_up_scale,
+        also.gate_up,
+        also.gate_up_scale,
+        inner_PI,
+        largest_PC,
+        num_tokens,
+        tiles.num_shared,
+        num_experts,
+        per_token,
+        num_inputs,
+        width,
+        tiles.block_t,
+        tile.block_o,
+        tile.block_i,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return inner_PI, largest_PC
+
+
+def down(
+    inner_PI: Tensor,
+    largest_PC: Tensor,
+    num_tokens: int,
+    per_token: int,
+    tiles: Tiles,
+    routed: Fp8Mlp,
+    shared: Fp8Mlp | None,
+) -> Tensor:
+    """Output rows bfloat16 [P, D], not yet weighted; only those of pairs here are set."""
+    num_experts, num_outputs, width = routed.down.shape
+    tile = down_tile(num_outputs, width, num_tokens)
+    part_PD = inner_PI.new_empty(inner_PI.shape[0], num_outputs)
+    also = shared or routed
+    grid = (triton.cdiv(num_outputs, tile.block_o), tiles.num_shared + tiles.num_routed)
+    down_kernel[grid](
+        inner_PI,
+        largest_PC,
+        tiles.expert_N,
+        tiles.pair_NB,
+        routed.down,
+        routed.down_scale,
+        also.down,
+        also.down_scale,
+        part_PD,
+        num_tokens,
+        tiles.num_shared,
+        num_experts,
+        per_token,
+        num_outputs,
+        width,
+        largest_PC.shape[1],
+        triton.next_power_of_2(largest_PC.shape[1]),
+        tiles.block_t,
+        tile.block_o,
+        tile.block_i,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return part_PD
+
+
+_TILE_TYPES = {
+    "tile_expert_ptr": "*i32",
+    "tile_pair_ptr": "*i32",
+    "weight_ptr": "*fp8e4nv",
+    "weight_scale_ptr": "*fp32",
+    "shared_weight_ptr": "*fp8e4nv",
+    "shared_scale_ptr": "*fp32",
+    "num_tokens": "i32",
+    "shared_tiles": "i32",
+}
+
+
+def _examples(num_tokens: int) -> list[Example]:
+    first, second = gate_up_tile(1408, 4096, num_tokens), down_tile(4096, 1408, num_tokens)
+    column_tiles = triton.cdiv(1408, first.block_o)
+    shape = {
+        "num_experts": 128,
+        "per_token": 8,
+        "width": 1408,
+        "block_t": 16 if num_tokens <= 64 else 32,
+    }
+    return [
+        Example(
+            gate_up_kernel,
+            {
+                **_TILE_TYPES,
+                "q_ptr": "*fp8e4nv",
+                "scale_ptr": "*fp32",
+                "inner_ptr": "*bf16",
+                "largest_ptr": "*fp32",
+            },
+            {**shape, "num_inputs": 4096, "block_o": first.block_o, "block_i": first.block_i},
+            {"num_warps": first.warps, "num_stages": first.stages},
+        ),
+        Example(
+            down_kernel,
+            {**_TILE_TYPES, "inner_ptr": "*bf16", "largest_ptr": "*fp32", "out_ptr": "*bf16"},
+            {
+                **shape,
+                "num_outputs": 4096,
+                "column_tiles": column_tiles,
+                "block_c": triton.next_power_of_2(column_tiles),
+                "block_o": second.block_o,
+                "block_i": second.block_i,
+            },
+            {"num_warps": second.warps, "num_stages": second.stages},
+        ),
+    ]
+
+
+EXAMPLES = [
+    *_examples(16),
+    *_examples(128),
+    Example(
+        combine_kernel,
+        {
+            "part_ptr": "*bf16",
+            "weight_ptr": "*fp32",
+            "expert_ptr": "*i64",
+            "out_ptr": "*bf16",
+            "num_tokens": "i32",
+        },
+        {
+            "num_experts": 128,
+            "per_token": 8,
+            "num_outputs": 4096,
+            "has_shared": True,
+            "block": _COMBINE_BLOCK,
+        },
+        {"num_warps": 4},
+    ),
+]
