@@ -307,6 +307,8 @@ class SearchOptions:
     """Highest rate of the search."""
     search_precision: float = 0.05
     """The search ends when its bounds differ by less than this fraction."""
+    search_whole_runs: bool = False
+    """Run every probe of the search to its end; otherwise it stops when its verdict is clear."""
 
 
 @dataclass(frozen=True, kw_only=True)

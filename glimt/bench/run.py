@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from glimt.bench.events import EventLog, RunEnd
 from glimt.bench.load.bodies import BodyMaker
 from glimt.bench.load.plan import Plan
 from glimt.bench.load.prepare import Workload, prepare
+from glimt.bench.load.runner import Early
 from glimt.bench.load.session import Observed, Session
 from glimt.bench.options import Options
 from glimt.bench.provenance import provenance
@@ -38,12 +40,12 @@ class Bench:
         self._tokens = self._find_tokens()
         self._provenance = provenance()
 
-    def run(self, options: Options, repeat: int = 0) -> EventLog:
+    def run(self, options: Options, repeat: int = 0, early: Early | None = None) -> EventLog:
         """One run of `options`, which may differ from the first in load and data.
 
-        Each repeat has a seed of its own, for prompts and arrivals.
+        Each repeat has a seed of its own, for prompts and arrivals. `early` may end it.
         """
-        plan = self._plan(options, options.load.seed + repeat)
+        plan = replace(self._plan(options, options.load.seed + repeat), early=early)
         session = Session(plan)
         total = None if options.load.duration else plan.workload.num_requests
         if options.output.disable_tqdm:

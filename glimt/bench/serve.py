@@ -3,6 +3,7 @@
 What evaluates a run is imported after it.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from glimt.bench.run import Bench
 from glimt.bench.search import Sweep, highest, keeps, with_rate
 
 if TYPE_CHECKING:
+    from glimt.bench.early import EarlyStop
     from glimt.bench.events import EventLog
     from glimt.bench.outputs import Run
 
@@ -58,28 +60,35 @@ class _Command:
             self._before = outputs.compared_with(options)
         self._bench = Bench(options, say)
         self._question = settings.question(options)
+        self._objectives = self._question.objectives
         self._runs: list[Run] = []
 
-    def run(self, options: Options) -> "list[Run]":
-        """All repeats of one load, each shown when it is done."""
-        made = []
+    def run(self, options: Options) -> None:
+        """All repeats of one load."""
         for repeat in range(options.load.repeats):
-            log = self._bench.run(options, repeat)
-            from glimt.bench import outputs
+            self._run(options, repeat)
 
-            (run,) = outputs.evaluate([log], self._question)
-            outputs.show(options, run, self._say, self._tell)
-            made.append(run)
-        self._runs += made
-        return made
+    def _run(self, options: Options, repeat: int, early: "EarlyStop | None" = None) -> "Run":
+        """One run, shown when it is done; `early` may end it."""
+        log = self._bench.run(options, repeat, early)
+        from glimt.bench import outputs
+
+        (run,) = outputs.evaluate([log], self._question)
+        outputs.show(options, run, self._say, self._tell)
+        self._runs.append(run)
+        return run
 
     def find_max_rate(self) -> int:
         """Search, with every run of it in what is written."""
         search = self._options.search
 
         def does(rate: float) -> bool:
-            runs = self.run(with_rate(self._options, rate))
-            kept = all(keeps(run.summary, self._question.objectives) for run in runs)
+            """Whether all repeats keep the objectives; after one that does not, no more are run."""
+            options = with_rate(self._options, rate)
+            kept = all(
+                keeps(self._run(options, repeat, self._early(rate)).summary, self._objectives)
+                for repeat in range(options.load.repeats)
+            )
             self._say(f"{rate:.3g} requests/s: objectives {'kept' if kept else 'missed'}")
             return kept
 
@@ -88,8 +97,22 @@ class _Command:
         if found is None:
             self._tell(f"Not even {search.search_low:g} requests/s keep the objectives.")
             return 1
+        if any(
+            run.summary.client.doubts for run in self._runs if run.log.start.request_rate == found
+        ):
+            self._say("note: at that rate the client did not keep up; see NOT TRUSTWORTHY above")
         self._tell(f"Highest rate that keeps the objectives: {found:.3g} requests/s")
         return status
+
+    def _early(self, rate: float) -> "EarlyStop | None":
+        """What ends a probe of the search when its verdict is clear; None: nothing does."""
+        load = self._options.load
+        if self._options.search.search_whole_runs or load.workers > 1:
+            return None
+        from glimt.bench.early import EarlyStop
+
+        count = load.num_prompts if load.duration is None else math.ceil(rate * load.duration)
+        return EarlyStop(self._objectives, count * self._options.data.turns)
 
     def finish(self, *, varied: str | None = None) -> int:
         """Write everything; the exit status."""

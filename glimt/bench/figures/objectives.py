@@ -12,6 +12,7 @@ from glimt.errors import BadSettings
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
+ATTAINMENT = 0.99  # the share of requests that must meet an objective of requests, in a search
 METRICS = ("ttft", "ttfo", "tpot", "e2el")
 _RUN_WIDE = re.compile(r"(?:p(\d+(?:\.\d+)?)|mean|median)_(\w+)")
 

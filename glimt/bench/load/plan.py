@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from glimt.bench.load.prepare import Workload
+from glimt.bench.load.runner import Early
 from glimt.bench.load.schedule import Arrivals
 from glimt.bench.load.timing import Timing
 from glimt.bench.options import Options
@@ -20,6 +21,7 @@ class Plan:
     probe_body: bytes
     arrivals: Arrivals
     seed: int
+    early: Early | None = None
 
     @property
     def timing(self) -> Timing:

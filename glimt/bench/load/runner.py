@@ -25,6 +25,7 @@ _KEPT_BYTES = 512 << 20
 _RECENT = 64
 
 Pace = Literal["schedule", "gate"]
+Clear = Literal["kept", "missed"]
 
 
 class LaterTurn(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +60,18 @@ class Bodies(Protocol):
         """One of them."""
 
 
+class Early(Protocol):
+    """Follows a run whose verdict may be clear before its end (see `bench/early.py`)."""
+
+    why: str
+
+    def add(self, event: RequestEvent) -> None:
+        """A request that is over."""
+
+    def look(self, now_ns: int, waiting: Iterable[tuple[int, bool]]) -> Clear | None:
+        """The verdict; `waiting` has the starts of open requests, and whether they have begun."""
+
+
 class Counters:
     """What the live display shows: plain numbers, read by another thread."""
 
@@ -73,11 +86,13 @@ class Counters:
 
 
 class Recorder:
-    """Keeps exchanges until they are read, which is after the run unless they become too many."""
+    """Keeps exchanges until they are read, which is after the run unless they become too many, or
+    `early` wants to know of each."""
 
-    def __init__(self, backend: Backend, *, keep_texts: bool) -> None:
+    def __init__(self, backend: Backend, *, keep_texts: bool, early: Early | None = None) -> None:
         self._dialect = DIALECTS[backend]
         self._keep_texts = keep_texts
+        self._early = early
         self._kept: list[tuple[Circumstances, Exchange]] = []
         self._kept_bytes = 0
         self._read: list[tuple[Circumstances, Exchange, Answer]] = []
@@ -85,7 +100,7 @@ class Recorder:
     def add(self, what: Circumstances, exchange: Exchange) -> None:
         """An exchange that is over."""
         size = sum(len(read) for _, read in exchange.reads)
-        if self._kept_bytes + size > _KEPT_BYTES:
+        if self._early is not None or self._kept_bytes + size > _KEPT_BYTES:
             self.read(what, exchange)
         else:
             self._kept_bytes += size
@@ -97,6 +112,8 @@ class Recorder:
         exchange.failure, exchange.error = judge(exchange, answer)
         exchange.num_reads, exchange.reads = len(exchange.reads), []
         self._read.append((what, exchange, answer))
+        if self._early is not None and what.phase == "run":
+            self._early.add(describe(what, exchange, answer, zero_ns=0, keep_texts=False))
         return answer
 
     def events(self, zero_ns: int) -> list[RequestEvent]:
@@ -136,6 +153,7 @@ class Runner:
         self._backend = backend
         self._worker = worker
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[int, Exchange] = {}
         self.counters = Counters()
 
     async def dispatch(
@@ -172,6 +190,10 @@ class Runner:
         while self._tasks:
             await asyncio.gather(*self._tasks)
 
+    def waiting(self) -> list[tuple[int, bool]]:
+        """Of each open request: when it started, and whether anything of its answer has come."""
+        return [(each.start_ns, bool(each.reads)) for each in self._open.values() if each.start_ns]
+
     async def cancel(self) -> None:
         """End everything that was started; what it brought so far is kept."""
         for task in self._tasks:
@@ -203,6 +225,7 @@ class Runner:
         counters, exchange = self.counters, Exchange()
         counters.started += 1
         counters.in_flight += 1
+        self._open[what.index] = exchange
         try:
             head = b"%b%d\r\n" % (self._head, what.index)
             await self._client.send(head, body, exchange)
@@ -211,6 +234,7 @@ class Runner:
             raise
         finally:
             counters.in_flight -= 1
+            del self._open[what.index]
             self._gate.release()
         self._count(exchange)
         return exchange, what

@@ -19,7 +19,7 @@ from glimt.bench.load.pacing import Pacer, watch_health
 from glimt.bench.load.plan import Plan
 from glimt.bench.load.power import Gpus
 from glimt.bench.load.quiet import no_garbage_collection
-from glimt.bench.load.runner import Counters, Job, Pace, Recorder, Runner
+from glimt.bench.load.runner import Counters, Early, Job, Pace, Recorder, Runner
 from glimt.bench.load.schedule import endless_times
 from glimt.bench.load.scrape import parse_metrics
 from glimt.bench.load.worker import Results
@@ -28,6 +28,7 @@ from glimt.errors import BadSettings
 _READY_PAUSE_S = 1.0
 _SCRAPE_S = 1.0
 _GPU_S = 0.2
+_LOOK_S = 0.1  # between looks at whether the verdict is clear
 _HEAD_START_NS = 50_000_000  # from the word to several processes until the run starts
 
 
@@ -66,7 +67,9 @@ class Session:
         limit, workers = self._plan.options.load.max_concurrency, self._plan.options.load.workers
         await self._wait_until_ready()
         recorder = Recorder(
-            self._plan.options.target.backend, keep_texts=self._plan.options.output.keeps_texts
+            self._plan.options.target.backend,
+            keep_texts=self._plan.options.output.keeps_texts,
+            early=self._plan.early,
         )
         gate = LocalGate(limit) if limit else OpenGate()
         warm = self._runner(self._plan.warmups.store, recorder, gate)
@@ -86,21 +89,49 @@ class Session:
 
     async def _alone(self, warm: Runner, runner: Runner, recorder: Recorder) -> None:
         """The load from this process. When cancelled, what came so far is kept."""
-        timing = self._plan.timing
         try:
             await self._warm_up(warm)
             self._zero_ns = clock_ns()
-            await runner.dispatch(
-                timing.timed_jobs(self._plan.workload.jobs),
-                self._zero_ns,
-                pace=timing.pace,
-                stop_ns=timing.stop_ns(self._zero_ns),
-            )
+            if self._plan.early is None:
+                await self._dispatch(runner)
+            else:
+                await self._until_clear(runner, self._plan.early)
             await runner.drain()
         except asyncio.CancelledError:
             self._note_interrupted()
             await warm.cancel()
             await runner.cancel()
+
+    async def _dispatch(self, runner: Runner) -> None:
+        timing = self._plan.timing
+        await runner.dispatch(
+            timing.timed_jobs(self._plan.workload.jobs),
+            self._zero_ns,
+            pace=timing.pace,
+            stop_ns=timing.stop_ns(self._zero_ns),
+        )
+
+    async def _until_clear(self, runner: Runner, early: Early) -> None:
+        """Dispatch, and wait for the answers, as long as the verdict is not clear.
+
+        If it is kept, no more requests leave, and the caller waits for those that are open; if it
+        is missed, these are given up, so that the server is free for the next run.
+        """
+        dispatching = asyncio.create_task(self._dispatch(runner))
+        try:
+            while not (dispatching.done() and runner.counters.in_flight == 0):
+                await asyncio.sleep(_LOOK_S)
+                if (verdict := early.look(clock_ns(), runner.waiting())) is not None:
+                    self._observed.notes.append(f"stopped early: {early.why}")
+                    dispatching.cancel()
+                    if verdict == "missed":
+                        await runner.cancel()
+                    break
+        finally:
+            dispatching.cancel()
+        results = await asyncio.gather(dispatching, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
 
     async def _shared(self, warm: Runner, recorder: Recorder) -> None:
         """The load from several processes; warm-ups are this one's."""
