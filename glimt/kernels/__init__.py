@@ -27,7 +27,12 @@ imports operations from here and never knows which of the two it gets.
     resample_positions  the vision tower's position table for another patch grid
 """
 
-from glimt.kernels.attention import paged_attention, turn_and_write_kv
+from glimt.kernels.attention import (
+    paged_attention,
+    rope,
+    segment_attention,
+    turn_and_write_kv,
+)
 from glimt.kernels.choice import (
     add_rms_norm,
     add_rms_norm_quantize,
@@ -38,8 +43,8 @@ from glimt.kernels.choice import (
     silu_mul_quantize,
 )
 from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
-from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope, rope_angles
-from glimt.kernels.reference_attention import segment_attention, write_kv
+from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope_angles
+from glimt.kernels.reference_attention import write_kv
 from glimt.kernels.reference_experts import Fp8Mlp, route
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
 

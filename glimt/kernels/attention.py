@@ -1,12 +1,16 @@
-"""Attention and the writing of its keys and values: the Triton twins where they run.
+"""Attention, rotary embedding, and the writing of keys and values: the twins where they run.
 
 That is on CUDA in bfloat16, where Triton works; elsewhere the definitions.
 """
 
+import functools
+import itertools
+
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
-from glimt.kernels import reference_attention
+from glimt.kernels import reference, reference_attention
 
 try:
     if torch.version.cuda is None:
@@ -14,6 +18,13 @@ try:
     from glimt.kernels import triton_attention, triton_rope, triton_support
 except ImportError:
     triton_attention = triton_rope = triton_support = None  # type: ignore[assignment]
+
+
+def rope(x_TNH: Tensor, cos_TJ: Tensor, sin_TJ: Tensor, *, interleaved: bool) -> Tensor:
+    """See `reference.rope`."""
+    chosen = triton_rope if _has_twin(x_TNH) else reference
+    turned_TNH: Tensor = chosen.rope(x_TNH, cos_TJ, sin_TJ, interleaved=interleaved)
+    return turned_TNH
 
 
 def turn_and_write_kv(
@@ -58,6 +69,23 @@ def paged_attention(
         scale_P2GS=scale_P2GS,
     )
     return out_TNH
+
+
+def segment_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, lengths: list[int]) -> Tensor:
+    """See `reference_attention.segment_attention`; here torch's flash attention is the twin."""
+    if not (q_TNH.is_cuda and q_TNH.dtype == torch.bfloat16 and q_TNH.shape[2] % 8 == 0):
+        return reference_attention.segment_attention(q_TNH, k_TNH, v_TNH, lengths)
+    starts_S1 = _starts(tuple(lengths), q_TNH.device)
+    longest = max(lengths)
+    out = varlen.varlen_attn(q_TNH, k_TNH, v_TNH, starts_S1, starts_S1, longest, longest)
+    return out if isinstance(out, Tensor) else out[0]
+
+
+@functools.lru_cache(maxsize=4)  # all blocks of the tower ask for the same
+def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where segments begin, int32 [S + 1]; sent without waiting for the device."""
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return starts.pin_memory().to(device, non_blocking=True)
 
 
 def _has_twin(x: Tensor) -> bool:

@@ -20,13 +20,19 @@ def normalize_pixels(
 
     (u8 - 255 mean) / (255 std). A still has F = 1; its frame is repeated `num_frames` times.
     """
-    device = patches.device
-    shift = 255.0 * torch.tensor(mean, dtype=torch.float32, device=device)
-    scale = 255.0 * torch.tensor(std, dtype=torch.float32, device=device)
-    pixels = (patches.float() - shift.view(1, -1, 1, 1, 1)) / scale.view(1, -1, 1, 1, 1)
+    shift, scale = (255.0 * _channels(values, patches.device) for values in (mean, std))
+    pixels = (patches.float() - shift) / scale
     if patches.shape[2] != num_frames:
         pixels = pixels.expand(-1, -1, num_frames, -1, -1)
     return pixels.flatten(1)
+
+
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each channel, float32 [1, 3, 1, 1, 1]; sent without waiting for the device."""
+    numbers = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
 
 
 def patch_coordinates(

@@ -1,6 +1,7 @@
 """Rotary embedding and the write to the KV cache as one kernel: each head is read once.
 
-Twin of `reference_attention.turn_and_write_kv`. Letters as there; J rotary pairs of a head.
+Twins of `reference_attention.turn_and_write_kv` and `reference.rope`. Letters as there; J rotary
+pairs of a head.
 """
 
 from typing import NamedTuple
@@ -39,8 +40,30 @@ def turn_and_write_kv(
     """
     if not all(t.is_contiguous() for t in (heads_TNH, cos_TJ, sin_TJ, kv_P2GSH)):
         raise ValueError("heads, angles and cache must be contiguous in memory")
-    num_tokens, num_heads, head_dim = heads_TNH.shape
     num_groups, page_size = kv_P2GSH.shape[2:4]
+    cache = (slots_T, kv_P2GSH, scale_P2GS)
+    return _turn(heads_TNH, cos_TJ, sin_TJ, cache, num_groups, page_size, interleaved, tiles)
+
+
+def rope(x_TNH: Tensor, cos_TJ: Tensor, sin_TJ: Tensor, *, interleaved: bool) -> Tensor:
+    """See `reference.rope`. Raises ValueError unless each token's heads are contiguous."""
+    if x_TNH.stride()[1:] != (x_TNH.shape[2], 1):
+        raise ValueError("the heads of a token must be contiguous in memory")
+    return _turn(x_TNH, cos_TJ, sin_TJ, (None, None, None), 0, 1, interleaved, CONFIGS[0])
+
+
+def _turn(
+    heads_TNH: Tensor,
+    cos_TJ: Tensor,
+    sin_TJ: Tensor,
+    cache: tuple[Tensor | None, Tensor | None, Tensor | None],
+    num_groups: int,
+    page_size: int,
+    interleaved: bool,
+    tiles: Tiles,
+) -> Tensor:
+    """`turn_and_write_kv` to `cache`: slots, pages, scales; with no groups, only turn."""
+    num_tokens, num_heads, head_dim = heads_TNH.shape
     num_pairs, num_queries = cos_TJ.shape[1], num_heads - 2 * num_groups
     q_TNH = heads_TNH.new_empty((num_tokens, num_queries, head_dim))
     if num_tokens == 0:
@@ -49,10 +72,9 @@ def turn_and_write_kv(
         heads_TNH,
         cos_TJ,
         sin_TJ,
-        slots_T,
         q_TNH,
-        kv_P2GSH,
-        scale_P2GS,
+        *cache,
+        heads_TNH.stride(0),
         num_queries,
         num_groups,
         head_dim,
@@ -72,10 +94,11 @@ def _turn_and_write_kernel(
     heads_ptr,
     cos_ptr,
     sin_ptr,
-    slots_ptr,
     q_ptr,
+    slots_ptr,
     kv_ptr,
     scale_ptr,
+    token_stride,
     QUERIES: tl.constexpr,
     GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -93,7 +116,7 @@ def _turn_and_write_kernel(
     first_J = pair_J * 2 if INTERLEAVED else pair_J
     second_J = first_J + (1 if INTERLEAVED else PAIRS)
     rest_C = 2 * PAIRS + tl.arange(0, BLOCK_C)
-    heads_ptr += token * ((QUERIES + 2 * GROUPS) * HEAD_DIM)
+    heads_ptr += token * token_stride
     there_N, is_pair_J = head_N < QUERIES + 2 * GROUPS, pair_J < PAIRS
     a_NJ = _load(heads_ptr, head_N, first_J, there_N, is_pair_J, HEAD_DIM)
     b_NJ = _load(heads_ptr, head_N, second_J, there_N, is_pair_J, HEAD_DIM)
@@ -111,20 +134,21 @@ def _turn_and_write_kernel(
     _store(q_ptr, turned_a_NJ, head_N * HEAD_DIM, first_J, is_query_N, is_pair_J)
     _store(q_ptr, turned_b_NJ, head_N * HEAD_DIM, second_J, is_query_N, is_pair_J)
     _store(q_ptr, rest_NC, head_N * HEAD_DIM, rest_C, is_query_N, rest_C < HEAD_DIM)
-    slot = tl.load(slots_ptr + token)
-    # A page holds all heads' slots of keys, then of values: head QUERIES + g is the g-th of these.
-    place_N = (slot // PAGE * (2 * GROUPS) + head_N - QUERIES) * PAGE + slot % PAGE
-    is_kv_N = there_N & (head_N >= QUERIES)
-    if scale_ptr is not None:
-        largest_N = tl.max(tl.maximum(tl.abs(turned_a_NJ), tl.abs(turned_b_NJ)), 1)
-        scale_N = row_scale(tl.maximum(largest_N, tl.max(tl.abs(rest_NC), 1)))
-        tl.store(scale_ptr + place_N, scale_N, mask=is_kv_N)
-        inverse_N1 = tl.div_rn(1.0, scale_N)[:, None]
-        turned_a_NJ, turned_b_NJ = turned_a_NJ * inverse_N1, turned_b_NJ * inverse_N1
-        rest_NC *= inverse_N1
-    _store(kv_ptr, turned_a_NJ, place_N * HEAD_DIM, first_J, is_kv_N, is_pair_J)
-    _store(kv_ptr, turned_b_NJ, place_N * HEAD_DIM, second_J, is_kv_N, is_pair_J)
-    _store(kv_ptr, rest_NC, place_N * HEAD_DIM, rest_C, is_kv_N, rest_C < HEAD_DIM)
+    if GROUPS > 0:
+        slot = tl.load(slots_ptr + token)
+        # A page holds all heads' slots of keys, then of values; head QUERIES is the first of them.
+        place_N = (slot // PAGE * (2 * GROUPS) + head_N - QUERIES) * PAGE + slot % PAGE
+        is_kv_N = there_N & (head_N >= QUERIES)
+        if scale_ptr is not None:
+            largest_N = tl.max(tl.maximum(tl.abs(turned_a_NJ), tl.abs(turned_b_NJ)), 1)
+            scale_N = row_scale(tl.maximum(largest_N, tl.max(tl.abs(rest_NC), 1)))
+            tl.store(scale_ptr + place_N, scale_N, mask=is_kv_N)
+            inverse_N1 = tl.div_rn(1.0, scale_N)[:, None]
+            turned_a_NJ, turned_b_NJ = turned_a_NJ * inverse_N1, turned_b_NJ * inverse_N1
+            rest_NC *= inverse_N1
+        _store(kv_ptr, turned_a_NJ, place_N * HEAD_DIM, first_J, is_kv_N, is_pair_J)
+        _store(kv_ptr, turned_b_NJ, place_N * HEAD_DIM, second_J, is_kv_N, is_pair_J)
+        _store(kv_ptr, rest_NC, place_N * HEAD_DIM, rest_C, is_kv_N, rest_C < HEAD_DIM)
 
 
 @triton.jit

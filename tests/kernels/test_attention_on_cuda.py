@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glimt import kernels
-from glimt.kernels import reference_attention
+from glimt.kernels import reference, reference_attention
 from tests.support.paged_rows import Heads, PagedRows, paged_rows
 
 pytestmark = [
@@ -110,3 +110,42 @@ def test_turn_and_write_kv(heads: Heads, num_tokens: int, fp8: bool, interleaved
         values, got_values = cache * scale[..., None], got_cache * got_scale[..., None]
         assert float((values - got_values).abs().max() / values.abs().max()) < 0.07
         assert float((values - got_values).norm() / values.norm()) < 0.01
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_of_the_vision_tower(interleaved: bool) -> None:
+    x = torch.randn(1369, 36, 128, device="cuda").bfloat16()[:, :24]
+    angles = torch.randn(1369, 64, device="cuda") * 50
+    got = kernels.rope(x, angles.cos(), angles.sin(), interleaved=interleaved)
+    expected = reference.rope(x, angles.cos(), angles.sin(), interleaved=interleaved)
+    torch.testing.assert_close(got, expected, atol=1e-2, rtol=1e-2)  # one rounding, the other way
+
+
+@pytest.mark.parametrize("head_dim", [128, 32])
+@pytest.mark.parametrize("lengths", [[16], [5476, 64, 1, 1024], [256] * 20])
+def test_segments_are_attended_without_waiting(lengths: list[int], head_dim: int) -> None:
+    heads = torch.randn(sum(lengths), 36, head_dim, device="cuda").bfloat16()
+    q, k, v = heads.chunk(3, dim=1)
+    kernels.segment_attention(q, k, v, lengths[::-1])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = kernels.segment_attention(q, k, v, lengths)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    exact = reference_attention.segment_attention(q.float(), k.float(), v.float(), lengths)
+    error = (got.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert float(error.max()) < 0.05
+    assert float(error.mean()) < 0.005
+
+
+def test_pixels_are_normed_without_waiting() -> None:
+    patches = torch.randint(0, 256, (64, 3, 1, 14, 14), dtype=torch.uint8)
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    expected = kernels.normalize_pixels(patches, 2, mean, std)
+    on_gpu = patches.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = kernels.normalize_pixels(on_gpu, 2, mean, std)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=1e-5)

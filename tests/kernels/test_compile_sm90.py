@@ -103,6 +103,14 @@ def test_heads_are_turned_in_wide_loads_and_stores(fp8: bool) -> None:
     assert turn.count("LDG.E.U16") == turn.count("STG.E.U16") == turn.count("STG.E.U8") == 0
 
 
+def test_the_heads_of_the_vision_tower_are_turned_in_wide_loads_and_stores() -> None:
+    heads, angles = meta(ROWS, 36, 128)[:, :24], meta(ROWS, 64, dtype=torch.float32)
+    (turn,) = binaries(lambda: triton_rope.rope(heads, angles, angles, interleaved=False))
+    assert turn.stack_bytes == 0
+    assert turn.count("LDG.E.128") >= 2
+    assert turn.count("STG.E.128") >= 2
+
+
 @pytest.mark.parametrize("num_tokens", [1, also(64)])
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), [(4096, 12288), also(14336, 4096)])
 def test_fp8_products_of_few_rows_use_the_fp8_tensor_cores(

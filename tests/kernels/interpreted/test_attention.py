@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glimt.kernels import reference_attention, triton_attention, triton_rope
+from glimt.kernels import reference, reference_attention, triton_attention, triton_rope
 from tests.support.paged_rows import Heads, paged_rows
 
 DECODING = [(5, 1), (300, 1), (1, 1), (129, 1)]
@@ -97,8 +97,20 @@ def test_queries_are_turned_and_keys_and_values_are_in_their_slots(
         torch.testing.assert_close(got, expected, atol=0, rtol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("num_heads", "num_pairs"), [(24, 16), (3, 5)])
+def test_heads_of_a_wider_row_are_turned(num_heads: int, num_pairs: int, interleaved: bool) -> None:
+    x = torch.randn(5, num_heads + 4, 32)[:, :num_heads]
+    cos, sin = torch.randn(2, 5, num_pairs)
+    got = triton_rope.rope(x, cos, sin, interleaved=interleaved)
+    expected = reference.rope(x, cos, sin, interleaved=interleaved)
+    torch.testing.assert_close(got, expected, atol=0, rtol=0)
+
+
 def test_heads_with_gaps_are_refused() -> None:
     x, angles = torch.zeros(2, 8, 64)[..., :32], torch.zeros(2, 8)
     cache, _ = cache_and_scale(Heads(4, 2, 32), 4, torch.float32)
     with pytest.raises(ValueError, match="contiguous"):
         triton_rope.turn_and_write_kv(x, angles, angles, cache, torch.arange(2), interleaved=False)
+    with pytest.raises(ValueError, match="contiguous"):
+        triton_rope.rope(x, angles, angles, interleaved=False)
