@@ -1,0 +1,233 @@
+"""What lies in deploy/: well-formed by each format's tools, and true to this version of Glimt."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from glimt.api.route import Access
+from glimt.api.routes import ROUTES
+from glimt.cli import app
+from glimt.config import (
+    CacheSettings,
+    MediaSettings,
+    ModelSettings,
+    ParallelSettings,
+    ServerSettings,
+    Settings,
+)
+from glimt.config_check import check
+from glimt.errors import BadSettings
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+COMPOSE = DEPLOY / "compose/compose.yaml"
+# What the LeaderWorkerSet controller puts into every pod.
+INJECTED = {
+    "$(LWS_GROUP_SIZE)": "2",
+    "$(LWS_WORKER_INDEX)": "0",
+    "$(LWS_LEADER_ADDRESS)": "glimt-0.glimt",
+}
+GROUPS = {
+    "models": ModelSettings,
+    "cache": CacheSettings,
+    "media": MediaSettings,
+    "parallel": ParallelSettings,
+    "server": ServerSettings,
+}
+
+
+def name(file: Path) -> str:
+    return file.stem
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(file.read_text()) if document]
+
+
+def pods(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every pod template inside, also of kinds that Kubernetes itself does not know."""
+
+    def search(path: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        if isinstance(value, dict):
+            if "containers" in value.get("spec", {}):
+                yield path, value
+                return
+            for key, below in value.items():
+                yield from search(f"{path}.{key}", below)
+        elif isinstance(value, list):
+            for index, below in enumerate(value):
+                yield from search(f"{path}[{index}]", below)
+
+    yield from search(document["kind"], document.get("spec", {}))
+
+
+def glimt_commands() -> Iterator[tuple[str, list[str]]]:
+    """Every command line of Glimt in deploy/, as (where, words after `glimt`)."""
+    for file in MANIFESTS:
+        for document in documents(file):
+            for path, pod in pods(document):
+                for container in pod["spec"]["containers"]:
+                    if "args" in container:
+                        yield f"{file.name} {path}", container["args"]
+            if "entrypoint" in document.get("spec", {}):
+                yield f"{file.name} entrypoint", shlex.split(document["spec"]["entrypoint"])[1:]
+    service = yaml.safe_load(COMPOSE.read_text())["services"]["glimt"]
+    yield COMPOSE.name, [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in service["command"]]
+
+
+COMMANDS = dict(glimt_commands())
+
+
+def parsed(words: list[str]) -> Settings:
+    words = [INJECTED.get(word, word) for word in words]
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    found = {group: bound.arguments.get(group, make()) for group, make in GROUPS.items()}
+    return Settings(model=bound.arguments["model"], **found)
+
+
+def test_yaml_is_as_yamllint_wants_it() -> None:
+    words = [sys.executable, "-m", "yamllint", "--strict", "-c", str(DEPLOY / ".yamllint.yaml")]
+    found = subprocess.run([*words, str(DEPLOY)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_dockerfile_is_as_hadolint_wants_it() -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    words = [str(hadolint), "--failure-threshold", "style", str(DEPLOY / "Dockerfile")]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_dockerfile_copies_what_is_there_and_not_ignored() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    allowed = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+    copied = [word for line in re.findall(r"^COPY ([^-].*)$", text, re.M) for word in line.split()]
+    sources = [word for word in copied if word not in (".", "./", "glimt")] + ["glimt"]
+    assert {"constraints.txt", "pyproject.toml", "glimt"} <= set(sources)
+    for source in sources:
+        assert (DEPLOY.parent / source).exists()
+        assert f"!{source}" in allowed
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=name)
+def test_manifests_fit_the_schemas_of_kubernetes(file: Path) -> None:
+    """Of kinds that controllers add, every pod template inside."""
+    version = kubernetes_validate.latest_version()
+    num_checked = 0
+    for document in documents(file):
+        if document["apiVersion"].partition("/")[0] in ("v1", "apps"):
+            kubernetes_validate.validate(document, version, strict=True)
+            num_checked += 1
+        for path, pod in pods(document):
+            template = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "pod", **pod.get("metadata", {})},
+                "spec": pod["spec"],
+            }
+            assert path
+            kubernetes_validate.validate(template, version, strict=True)
+            num_checked += 1
+    assert num_checked >= 2
+
+
+def test_a_mistyped_field_would_be_found() -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"container": []}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=name)
+def test_services_reach_the_pod_that_answers(file: Path) -> None:
+    found = documents(file)
+    templates = [pod for document in found for _, pod in pods(document)]
+    (service,) = [document for document in found if document["kind"] == "Service"]
+    wanted = service["spec"]["selector"].items()
+    (chosen,) = [pod for pod in templates if wanted <= pod["metadata"]["labels"].items()]
+    (port,) = service["spec"]["ports"]
+    ports = [p for c in chosen["spec"]["containers"] for p in c.get("ports", [])]
+    assert port["targetPort"] in [p["name"] for p in ports]
+    for pod in templates:
+        volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+        for container in pod["spec"]["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+@pytest.mark.parametrize("where", COMMANDS)
+def test_commands_have_flags_that_exist_and_start_or_are_refused_for_several_gpus(
+    where: str,
+) -> None:
+    several = any(word.startswith(("--tensor", "--data", "--nnodes")) for word in COMMANDS[where])
+    for problem in refused(parsed(COMMANDS[where])):
+        assert several, problem
+        assert re.match(
+            r"--(tensor|data)-parallel|--distributed-executor|--nnodes|--master|--headless", problem
+        ), problem
+
+
+def refused(settings: Settings) -> tuple[str, ...]:
+    try:
+        check(settings)
+    except BadSettings as error:
+        return error.problems
+    return ()
+
+
+def test_there_are_commands_for_one_gpu_and_for_several_machines() -> None:
+    assert len(COMMANDS) == 5
+    assert sum("--nnodes" in words for words in COMMANDS.values()) == 2
+
+
+def test_probes_ask_routes_that_are_open() -> None:
+    open_paths = {route.path for route in ROUTES if route.access is Access.OPEN}
+    asked = {
+        container[probe]["httpGet"]["path"]
+        for file in MANIFESTS
+        for document in documents(file)
+        for _, pod in pods(document)
+        for container in pod["spec"]["containers"]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+        if probe in container
+    }
+    text = (DEPLOY / "Dockerfile").read_text()
+    asked |= {f"/{path}" for path in re.findall(r"127\.0\.0\.1:8000/(\w+)", text)}
+    assert asked == {"/readyz", "/livez"}
+    assert asked <= open_paths
+
+
+def test_pods_and_containers_outlive_the_servers_own_patience() -> None:
+    patience_s = ServerSettings().shutdown_timeout
+    for file in MANIFESTS:
+        for document in documents(file):
+            for path, pod in pods(document):
+                assert pod["spec"]["terminationGracePeriodSeconds"] > patience_s, path
+    service = yaml.safe_load(COMPOSE.read_text())["services"]["glimt"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > patience_s
+
+
+def test_compose_mounts_files_that_exist_and_prometheus_has_the_key() -> None:
+    compose = yaml.safe_load(COMPOSE.read_text())
+    for service in compose["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            if source.startswith("."):
+                assert (COMPOSE.parent / source).resolve().exists(), source
+            else:
+                assert source in compose["volumes"]
+        assert set(service.get("secrets", [])) <= set(compose["secrets"])
+    (job,) = yaml.safe_load((COMPOSE.parent / "prometheus.yaml").read_text())["scrape_configs"]
+    assert job["metrics_path"] in {route.path for route in ROUTES}
+    assert job["authorization"]["credentials_file"].endswith(
+        compose["services"]["prometheus"]["secrets"][0]
+    )
+    dashboard = json.loads((DEPLOY / "grafana/glimt.json").read_text())
+    assert dashboard["title"] == "Glimt"
