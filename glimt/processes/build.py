@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -143,6 +144,7 @@ def build_rank(
     with phases.phase("weights") as detail:
         model, weights_format = load_weights(start, config, device, dtype, mesh)
         detail.append(weights_format)
+    record = partial(recorder, start, device)
     layout = kv_layout(model, steps.page_size, dtype, _kv_dtype(start))
     with phases.phase("memory") as detail:
         sizes = _fit(start, model, layout, steps, longest, device)
@@ -151,15 +153,15 @@ def build_rank(
     with phases.phase("executor"):
         executor = Machine(
             model,
-            make=lambda model: build_executor(
-                model, layout, sizes, arenas, device, recorder(start, device)
-            ),
+            make=lambda model: build_executor(model, layout, sizes, arenas, device, record()),
             load=lambda: load_weights(start, config, device, dtype, mesh)[0],
             device=device,
             profiler=Profiler(start.profiler, place.name),
         )
     with phases.phase("warm-up"):
         _warm_up(model, layout, sizes, steps, device)
+    with phases.phase("graphs"):
+        executor.record_graphs()
     limits = _limits(start, config, steps, sizes)
     info = EngineInfo(
         max_model_len=sizes.max_model_len,

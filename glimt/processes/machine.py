@@ -56,6 +56,11 @@ class Machine:
             return CrashedStep(plan, EngineAsleep("the engine sleeps"))
         return self._executor.launch(plan)
 
+    def record_graphs(self) -> None:
+        """See `ModelExecutor`. After a sleep, graphs are recorded as they are needed."""
+        if self._executor is not None:
+            self._executor.record_graphs()
+
     @property
     def sleep_level(self) -> int:
         """0 = awake."""

@@ -51,6 +51,12 @@ class ModelExecutor:
         self._graphs = graphs
         self._return_path = ReturnPath(device)
 
+    @torch.inference_mode()
+    def record_graphs(self) -> None:
+        """Record the graphs that most steps will want, if there are any; takes seconds."""
+        if self._graphs is not None:
+            self._graphs.record_all()
+
     def launch(self, plan: StepPlan) -> LaunchedStep | CrashedStep:
         """Start a step; returns without waiting for the device (on a CPU: when it is done).
 

@@ -9,14 +9,15 @@ as usual.
 Padding costs next to nothing: it repeats the row with the shortest context, so it chooses no
 expert that is not read anyway. Its keys go to a spare slot and its token to a spare place.
 
-Graphs are recorded when they are first needed, after one run as usual, which compiles what must
-be compiled and gives that step's result. Recording is a function that is given: with one that
-records nothing, all of this runs on a CPU.
+Those of short contexts are recorded at the start, which also compiles what a number of rows needs;
+others when they are first needed, after a run as usual, which gives that step's result.
+Recording is a function that is given: with one that records nothing, all this runs on a CPU.
 """
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -39,9 +40,9 @@ Work = Callable[[], None]
 Record = Callable[[Work], Work]
 """Takes what has just been done once, gives what does it again."""
 
-_ROW_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+_ROW_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 _ROWS_APART = 64  # sizes beyond the last one
-_LEAST_CONTEXT = 1024  # tokens; longer contexts are rounded up to a power of two
+_CONTEXTS = (2048, 8192, 32768)  # tokens, then the longest; kernels read true lengths themselves
 _CANDIDATES = (64, 1024)  # what top_k is rounded up to, below the whole vocabulary
 _STEP_ARRAYS = (
     "row_R",
@@ -126,6 +127,13 @@ class DecodeGraphs:
         self._places: dict[int, _Place] = {}
         self._replays: dict[Hashable, Work | None] = {}
 
+    def record_all(self) -> None:
+        """Record the logits of each number of rows, largest first: smaller ones fit its memory."""
+        context = self._context_size(1)
+        for size in reversed(self._sizes):
+            place = self._places.get(size) or self._make_place(size)  # of rows that do nothing
+            self._run((size, context), partial(self._compute_logits, place, context))
+
     def launch(self, gathered: Gathered) -> DecodingPass | None:
         """Compute the logits of a step that `is_decoding`; None if it must run without graphs."""
         num_rows = len(gathered.row_N)
@@ -136,11 +144,11 @@ class DecodeGraphs:
         self._rows.send_pages()
         place.inputs.fill(self._padded(gathered, draws, size))
         context = self._context_size(gathered.max_context_len)
-        if not self._run((size, context), lambda: self._compute_logits(place, context)):
+        if not self._run((size, context), partial(self._compute_logits, place, context)):
             return None
 
         def draw_now() -> list[Tensor]:
-            self._run((size, kind), lambda: self._draw(place, kind or DrawKind()))
+            self._run((size, kind), partial(self._draw, place, kind or DrawKind()))
             token_N, status_N = place.drawn_2B[:, :num_rows].clone()  # the next step overwrites it
             return [token_N, status_N]
 
@@ -209,8 +217,8 @@ class DecodeGraphs:
         return arrays | {name: draws.get(name, neutral[name])[index_B] for name in neutral}
 
     def _context_size(self, max_context_len: int) -> int:
-        size = max(_LEAST_CONTEXT, 1 << (max_context_len - 1).bit_length())
-        return min(size, self._rows.max_pages * self._rows.page_size)
+        longest = self._rows.max_pages * self._rows.page_size
+        return next((size for size in _CONTEXTS if max_context_len <= size < longest), longest)
 
     def _draw_arrays(self, gathered: Gathered) -> dict[str, Array]:
         row_N = gathered.row_N

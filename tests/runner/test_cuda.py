@@ -199,6 +199,24 @@ def test_a_replayed_step_never_waits_for_the_device(gpu: torch.device) -> None:
     assert all(step.result().token_ids for step in steps)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_a_prompt_with_an_image_never_waits_for_the_device(gpu: torch.device) -> None:
+    album = Album()
+    asks = [make_ask(album, "tbt", seed) for seed in range(3)]
+    executor = make_executor(dummy_model(gpu, None, fp8=True), album, page_size=16)
+    steps = []
+    try:
+        for row, ask in enumerate(asks):
+            pages = tuple(range(4 * row, 4 * row + 4))
+            work = (RowWork(row, 0, len(ask.token_ids), samples=True),)
+            new = (new_row(ask, row, pages),)
+            steps.append(executor.launch(StepPlan(row, new_rows=new, encode=ask.images, work=work)))
+            torch.cuda.set_sync_debug_mode("error")  # the first one compiles
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(step.result().token_ids for step in steps)
+
+
 def again(work: Work) -> Work:
     """Records nothing."""
     return work

@@ -170,3 +170,14 @@ def test_candidates_are_rounded_up_so_that_few_graphs_serve_all() -> None:
 
     assert [kind(k) for k in (1, 64, 65, 1024, 1025, 4999)] == [64, 64, 1024, 1024, 5000, 5000]
     assert kind(5000, 0.9) == 5000
+
+
+def test_graphs_recorded_at_the_start_serve_the_steps_that_come() -> None:
+    recorder = Recorder()
+    asks = [make_ask(ALBUM, "tt", seed) for seed in range(3)]
+    executor = make_executor(tiny_model("glm4v_moe"), ALBUM, record=recorder)
+    executor.record_graphs()
+    at_start = recorder.recorded
+    assert at_start == len(row_sizes(8))
+    assert decode(executor, asks) == decode(make_executor(tiny_model("glm4v_moe"), ALBUM), asks)
+    assert recorder.recorded == at_start + 1  # the draw
