@@ -39,13 +39,14 @@ from glimt.kernels.choice import (
     fp8_linear,
     quantize_rows,
     rms_norm,
+    route,
     silu_mul,
     silu_mul_quantize,
 )
 from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
 from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope_angles
 from glimt.kernels.reference_attention import write_kv
-from glimt.kernels.reference_experts import Fp8Mlp, route
+from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
 
 __all__ = [

@@ -8,16 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glimt.kernels import reference
+from glimt.kernels import reference, reference_experts
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 
 try:
     if torch.version.cuda is None:
         raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_experts, triton_linear, triton_rows, triton_support
+    from glimt.kernels import (
+        triton_experts,
+        triton_linear,
+        triton_router,
+        triton_rows,
+        triton_support,
+    )
 except ImportError:
-    triton_experts = triton_linear = triton_rows = triton_support = None  # type: ignore[assignment]
+    triton_experts = triton_linear = triton_router = None  # type: ignore[assignment]
+    triton_rows = triton_support = None  # type: ignore[assignment]
 
 
 def quantize_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +76,45 @@ def fp8_linear(
         y_TO: Tensor = triton_linear.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
         return y_TO
     return reference.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
+
+
+def route(
+    x_TD: Tensor,
+    weight_ED: Tensor,
+    bias_E: Tensor,
+    *,
+    num_experts_per_token: int,
+    num_groups: int,
+    num_groups_per_token: int,
+    norm_topk_prob: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `reference_experts.route`."""
+    is_plain = num_groups == 1 and x_TD.shape[1] % 16 == 0 and weight_ED.dtype == x_TD.dtype
+    if (
+        is_plain
+        and has_twin(x_TD, weight_ED, bias_E)
+        and len(weight_ED) <= triton_router.MAX_EXPERTS
+    ):
+        routed: tuple[Tensor, Tensor] = triton_router.route(
+            x_TD,
+            weight_ED,
+            bias_E,
+            num_experts_per_token=num_experts_per_token,
+            norm_topk_prob=norm_topk_prob,
+            scale=scale,
+        )
+        return routed
+    return reference_experts.route(
+        x_TD,
+        weight_ED,
+        bias_E,
+        num_experts_per_token=num_experts_per_token,
+        num_groups=num_groups,
+        num_groups_per_token=num_groups_per_token,
+        norm_topk_prob=norm_topk_prob,
+        scale=scale,
+    )
 
 
 def fp8_few_experts(

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
-from glimt.kernels.tiles import down_tile, gate_up_tile
+from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
 from glimt.kernels.triton_plan import Tiles, locate, plan
-from glimt.kernels.triton_support import Example, row_scale, stream, to_bf16
+from glimt.kernels.triton_support import row_scale, stream, to_bf16
 
 MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
 _COMBINE_BLOCK = 512
@@ -176,17 +176,24 @@ def fp8_experts(
     experts_TK: Tensor,
     routed: Fp8Mlp,
     shared: Fp8Mlp | None = None,
+    gate_up_by: ExpertTile | None = None,
+    down_by: ExpertTile | None = None,
 ) -> Tensor:
-    """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert."""
+    """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert.
+
+    The tiles are the table's unless they are given.
+    """
     num_tokens, per_token = experts_TK.shape
-    num_experts, num_outputs, _ = routed.down.shape
+    num_experts, num_outputs, width = routed.down.shape
+    gate_up_by = gate_up_by or gate_up_tile(width, num_outputs, num_tokens)
+    down_by = down_by or down_tile(num_outputs, width, num_tokens)
     y_TD = torch.empty_like(rows.x_TI)
     if not num_tokens:
         return y_TD
     tiles = plan(experts_TK, num_experts, shared is not None)
     num_pairs = num_tokens * (per_token + (shared is not None))
-    inner_PI, largest_PC = gate_up(rows, per_token, tiles, routed, shared, num_pairs)
-    part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, routed, shared)
+    inner_PI, largest_PC = gate_up(rows, per_token, tiles, gate_up_by, routed, shared, num_pairs)
+    part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
     combine_kernel[(triton.cdiv(num_outputs, _COMBINE_BLOCK), num_tokens)](
         part_PD,
         weights_TK,
@@ -207,6 +214,7 @@ def gate_up(
     rows: QuantizedRows,
     per_token: int,
     tiles: Tiles,
+    tile: ExpertTile,
     routed: Fp8Mlp,
     shared: Fp8Mlp | None,
     num_pairs: int,
@@ -214,7 +222,6 @@ def gate_up(
     """(inner rows bfloat16 [P, I], largest magnitudes float32 [P, C]); only pairs here are set."""
     num_tokens, num_inputs = rows.q_TI.shape
     num_experts, _, width = routed.down.shape
-    tile = gate_up_tile(width, num_inputs, num_tokens)
     column_tiles = triton.cdiv(width, tile.block_o)
     inner_PI = rows.x_TI.new_empty(num_pairs, width)
     largest_PC = inner_PI.new_empty((num_pairs, column_tiles), dtype=torch.float32)
@@ -251,12 +258,12 @@ def down(
     num_tokens: int,
     per_token: int,
     tiles: Tiles,
+    tile: ExpertTile,
     routed: Fp8Mlp,
     shared: Fp8Mlp | None,
 ) -> Tensor:
     """Output rows bfloat16 [P, D], not yet weighted; only those of pairs here are set."""
     num_experts, num_outputs, width = routed.down.shape
-    tile = down_tile(num_outputs, width, num_tokens)
     part_PD = inner_PI.new_empty(inner_PI.shape[0], num_outputs)
     also = shared or routed
     grid = (triton.cdiv(num_outputs, tile.block_o), tiles.num_shared + tiles.num_routed)
@@ -285,77 +292,3 @@ def down(
         num_stages=tile.stages,
     )
     return part_PD
-
-
-_TILE_TYPES = {
-    "tile_expert_ptr": "*i32",
-    "tile_pair_ptr": "*i32",
-    "weight_ptr": "*fp8e4nv",
-    "weight_scale_ptr": "*fp32",
-    "shared_weight_ptr": "*fp8e4nv",
-    "shared_scale_ptr": "*fp32",
-    "num_tokens": "i32",
-    "shared_tiles": "i32",
-}
-
-
-def _examples(num_tokens: int) -> list[Example]:
-    first, second = gate_up_tile(1408, 4096, num_tokens), down_tile(4096, 1408, num_tokens)
-    column_tiles = triton.cdiv(1408, first.block_o)
-    shape = {
-        "num_experts": 128,
-        "per_token": 8,
-        "width": 1408,
-        "block_t": 16 if num_tokens <= 64 else 32,
-    }
-    return [
-        Example(
-            gate_up_kernel,
-            {
-                **_TILE_TYPES,
-                "q_ptr": "*fp8e4nv",
-                "scale_ptr": "*fp32",
-                "inner_ptr": "*bf16",
-                "largest_ptr": "*fp32",
-            },
-            {**shape, "num_inputs": 4096, "block_o": first.block_o, "block_i": first.block_i},
-            {"num_warps": first.warps, "num_stages": first.stages},
-        ),
-        Example(
-            down_kernel,
-            {**_TILE_TYPES, "inner_ptr": "*bf16", "largest_ptr": "*fp32", "out_ptr": "*bf16"},
-            {
-                **shape,
-                "num_outputs": 4096,
-                "column_tiles": column_tiles,
-                "block_c": triton.next_power_of_2(column_tiles),
-                "block_o": second.block_o,
-                "block_i": second.block_i,
-            },
-            {"num_warps": second.warps, "num_stages": second.stages},
-        ),
-    ]
-
-
-EXAMPLES = [
-    *_examples(16),
-    *_examples(128),
-    Example(
-        combine_kernel,
-        {
-            "part_ptr": "*bf16",
-            "weight_ptr": "*fp32",
-            "expert_ptr": "*i64",
-            "out_ptr": "*bf16",
-            "num_tokens": "i32",
-        },
-        {
-            "num_experts": 128,
-            "per_token": 8,
-            "num_outputs": 4096,
-            "has_shared": True,
-            "block": _COMBINE_BLOCK,
-        },
-        {"num_warps": 4},
-    ),
-]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
-from glimt.kernels.triton_support import Example, stream, to_bf16
+from glimt.kernels.triton_support import stream, to_bf16
 
 MAX_ROWS = 64  # above, torch's GEMM is as fast
 _SUM_BLOCK = 512
@@ -152,50 +152,3 @@ def fp8_linear(
             num_warps=4,
         )
     return y_TO
-
-
-def _example(num_outputs: int, num_inputs: int, block_t: int) -> Example:
-    tile = linear_tile(num_outputs, num_inputs, block_t)
-    return Example(
-        linear_kernel,
-        {
-            "q_ptr": "*fp8e4nv",
-            "scale_ptr": "*fp32",
-            "weight_ptr": "*fp8e4nv",
-            "weight_scale_ptr": "*fp32",
-            "bias_ptr": "*bf16",
-            "out_ptr": "*bf16" if tile.parts == 1 else "*fp32",
-            "num_tokens": "i32",
-        },
-        {
-            "num_inputs": num_inputs,
-            "num_outputs": num_outputs,
-            "block_t": block_t,
-            "block_o": tile.block_o,
-            "block_i": tile.block_i,
-            "parts": tile.parts,
-            "has_bias": True,
-        },
-        {"num_warps": tile.warps, "num_stages": tile.stages},
-    )
-
-
-EXAMPLES = [
-    *(_example(14336, 4096, block_t) for block_t in (16, 32, 64)),
-    *(_example(4096, 12288, block_t) for block_t in (16, 64)),
-    _example(21888, 4096, 16),
-    _example(4096, 10944, 16),
-    Example(
-        add_parts_kernel,
-        {
-            "part_ptr": "*fp32",
-            "scale_ptr": "*fp32",
-            "weight_scale_ptr": "*fp32",
-            "bias_ptr": "*bf16",
-            "out_ptr": "*bf16",
-            "num_tokens": "i32",
-        },
-        {"num_outputs": 4096, "parts": 4, "has_bias": False, "block": _SUM_BLOCK},
-        {"num_warps": 4},
-    ),
-]

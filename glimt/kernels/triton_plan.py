@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import Example
-
 _MAX_UNGROUPED_TOKENS = 4
 
 
@@ -118,25 +116,3 @@ def plan(experts_TK: Tensor, num_experts: int, has_shared: bool) -> Tiles:
     )
     shared = triton.cdiv(num_tokens, block_t) if has_shared else 0
     return Tiles(expert_N, pair_NB, block_t, max_tiles, shared)
-
-
-EXAMPLES = [
-    Example(
-        plan_kernel,
-        {
-            "expert_ptr": "*i64",
-            "tile_expert_ptr": "*i32",
-            "tile_pair_ptr": "*i32",
-            "num_pairs": "i32",
-        },
-        {
-            "num_experts": 128,
-            "bins": 256,
-            "block_p": 512,
-            "block_t": 16,
-            "max_tiles": 160,
-            "block_n": 256,
-        },
-        {"num_warps": 4},
-    ),
-]

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
-from glimt.kernels.triton_support import Example, row_scale, to_bf16, to_fp8
+from glimt.kernels.triton_support import row_scale, to_bf16, to_fp8
 
 MAX_WIDTH = 32768  # a row lies in the registers of one program
 
@@ -182,39 +182,3 @@ def _shape(width: int) -> tuple[int, int]:
     """(elements of the block, warps): about 16 elements in each thread."""
     block = max(16, triton.next_power_of_2(width))
     return block, min(16, max(1, block // 512))
-
-
-EXAMPLES = [
-    Example(
-        quantize_kernel,
-        {"x_ptr": "*bf16", "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
-        {"width": 12288, "block": 16384},
-        {"num_warps": 16},
-    ),
-    Example(
-        rms_norm_kernel,
-        {
-            "x_ptr": "*bf16",
-            "delta_ptr": "*bf16",
-            "weight_ptr": "*bf16",
-            "normed_ptr": "*bf16",
-            "sum_ptr": "*bf16",
-            "q_ptr": "*fp8e4nv",
-            "scale_ptr": "*fp32",
-            "eps": "fp32",
-        },
-        {"width": 4096, "block": 4096, "adds": True, "quantizes": True},
-        {"num_warps": 8},
-    ),
-    Example(
-        silu_mul_kernel,
-        {
-            "gate_up_ptr": "*bf16",
-            "out_ptr": "*bf16",
-            "q_ptr": "*fp8e4nv",
-            "scale_ptr": "*fp32",
-        },
-        {"width": 10944, "block": 16384, "quantizes": True},
-        {"num_warps": 16},
-    ),
-]

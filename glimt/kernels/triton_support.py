@@ -7,7 +7,6 @@ of two), so under it the helpers here round by themselves; a GPU rounds to neare
 
 import functools
 import logging
-from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,15 +16,6 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-
-class Example(NamedTuple):
-    """One specialisation of a kernel, for compiling it where there is no GPU."""
-
-    kernel: Any
-    types: dict[str, str]  # of the arguments that are not constants; pointers are 16-byte aligned
-    constants: dict[str, Any]
-    options: dict[str, Any]  # num_warps, num_stages
 
 
 _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for

@@ -18,11 +18,14 @@ from glimt.kernels import (  # noqa: E402
     triton_attention,
     triton_chunks,
     triton_decoding,
+    triton_experts,
     triton_linear,
     triton_rope,
+    triton_router,
     triton_rows,
 )
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
+from glimt.kernels.reference_experts import Fp8Mlp  # noqa: E402
 from tests.support.hopper import Binary, binaries, caught_launches  # noqa: E402
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels are interpreted")
@@ -129,6 +132,49 @@ def test_fp8_products_of_few_rows_use_the_fp8_tensor_cores(
     assert product.count("HMMA") == product.count("HGMMA") == 0
     assert product.count("LDGSTS.E.BYPASS.128") > 0
     assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
+
+
+@pytest.mark.parametrize("num_tokens", [1, also(16), also(128)])
+def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int) -> None:
+    def mlp(*count: int) -> Fp8Mlp:
+        values, scale = torch.float8_e4m3fn, torch.float32
+        return Fp8Mlp(
+            meta(*count, 2816, 4096, dtype=values),
+            meta(*count, 2816, dtype=scale),
+            meta(*count, 4096, 1408, dtype=values),
+            meta(*count, 4096, dtype=scale),
+        )
+
+    rows = QuantizedRows(
+        meta(num_tokens, 4096),
+        meta(num_tokens, 4096, dtype=torch.float8_e4m3fn),
+        meta(num_tokens, 1, dtype=torch.float32),
+    )
+    weights, experts = meta(num_tokens, 8, dtype=torch.float32), meta(num_tokens, 8)
+    found = binaries(
+        lambda: triton_experts.fp8_experts(rows, weights, experts.long(), mlp(128), mlp())
+    )
+    products = [binary for binary in found if binary.name in ("gate_up_kernel", "down_kernel")]
+    assert len(products) == 2
+    for product in products:
+        assert product.stack_bytes == 0
+        assert product.count("QGMMA") > 0
+        assert product.count("HMMA") == product.count("HGMMA") == 0
+        assert product.count("LDGSTS.E.BYPASS.128") > 0
+        assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
+        assert product.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
+
+
+def test_the_router_reads_its_matrix_in_wide_loads() -> None:
+    rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
+    bias = meta(128, dtype=torch.float32)
+    logits, select = binaries(
+        lambda: triton_router.route(meta(1, 4096), meta(128, 4096), bias, **rule)
+    )
+    assert logits.stack_bytes == select.stack_bytes == 0
+    assert logits.count("LDG.E.128") > 0  # one step for each program, so nothing to run ahead of
+    assert logits.count("LDG.E.U16") == 0
+    assert select.count("BAR.SYNC") == 0  # one warp needs no barrier
 
 
 def test_rows_are_normed_and_quantised_in_wide_loads() -> None:

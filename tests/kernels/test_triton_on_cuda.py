@@ -179,3 +179,29 @@ def test_experts_repeat_themselves_exactly_in_a_graph(num_tokens: int) -> None:
         out.fill_(torch.nan)
         graph.replay()
         assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 16, 17, 64, 300, 2000])
+def test_the_router(num_tokens: int) -> None:
+    x, weight = randn(num_tokens, 4096), randn(128, 4096, seed=1) / 64
+    bias = randn(128, seed=2).float() / 10
+    rule = {
+        "num_experts_per_token": 8,
+        "num_groups": 1,
+        "num_groups_per_token": 1,
+        "norm_topk_prob": True,
+        "scale": 1.5,
+    }
+    dense = []
+    for weights, experts in (
+        kernels.route(x, weight, bias, **rule),
+        reference_experts.route(x, weight, bias, **rule),
+    ):
+        assert experts.dtype == torch.int64
+        empty = torch.zeros(num_tokens, 128, device="cuda")
+        dense.append(empty.scatter_(1, experts, weights))
+    got, expected = dense
+    # a score that nearly ties may be chosen instead; its weight is then nearly the same
+    as_chosen = ((got > 0) == (expected > 0)).all(1)
+    assert as_chosen.float().mean() > 0.99
+    torch.testing.assert_close(got[as_chosen], expected[as_chosen], rtol=1e-4, atol=1e-6)

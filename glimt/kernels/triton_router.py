@@ -1,0 +1,160 @@
+"""The router in Triton: scores split over the inputs, then a token's best experts in one warp.
+
+The twin of `reference_experts.route` for one group. Products of bfloat16 are exact in float32, so
+this is the definition's float32 up to the order of the sum. Of equal scores the first expert wins.
+
+Letters: T tokens, K experts of a token, D width, E experts, S parts of the sum.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from glimt.kernels.triton_support import stream
+
+MAX_EXPERTS = 1024
+_BLOCK_E = 16
+_BLOCK_D = 256
+_MAX_PARTS = 16
+_PROGRAMS = 128  # about one for each processor
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def logits_kernel(
+    x_ptr,
+    weight_ptr,
+    logit_ptr,
+    num_tokens,
+    num_inputs: tl.constexpr,
+    num_experts: tl.constexpr,
+    block_t: tl.constexpr,
+    block_e: tl.constexpr,
+    block_d: tl.constexpr,
+    parts: tl.constexpr,
+):
+    """One part of the logits of a tile of experts and tokens."""
+    expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
+    token = tl.program_id(1) * block_t + tl.arange(0, block_t)
+    part = tl.program_id(2)
+    is_expert = expert < num_experts
+    is_token = token < num_tokens
+    total = stream(
+        weight_ptr,
+        x_ptr,
+        expert,
+        token,
+        is_expert,
+        is_token,
+        None,
+        num_inputs,
+        block_d,
+        part,
+        parts,
+    )
+    row = (part.to(tl.int64) * num_tokens + token)[None, :]
+    mask = is_expert[:, None] & is_token[None, :]
+    tl.store(logit_ptr + row * num_experts + expert[:, None], total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def select_kernel(
+    logit_ptr,
+    bias_ptr,
+    weight_ptr,
+    expert_ptr,
+    num_tokens,
+    scale,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    block_e: tl.constexpr,
+    block_k: tl.constexpr,
+    parts: tl.constexpr,
+    normalizes: tl.constexpr,
+):
+    """The experts of one token and their weights."""
+    token = tl.program_id(0).to(tl.int64)
+    expert = tl.arange(0, block_e)
+    inside = expert < num_experts
+    logit = tl.zeros([block_e], tl.float32)
+    at = logit_ptr + token * num_experts + expert
+    for _ in tl.static_range(parts):
+        logit += tl.load(at, mask=inside, other=0.0)
+        at += num_tokens * num_experts
+    score = 1.0 / (1.0 + tl.exp(-logit))
+    bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
+    biased = tl.where(inside, score + bias, float("-inf"))
+    place = tl.arange(0, block_k)
+    chosen = tl.zeros([block_k], tl.int32)
+    weights = tl.zeros([block_k], tl.float32)
+    for k in tl.static_range(per_token):
+        best = tl.max(biased, axis=0)
+        index = tl.min(tl.where(biased == best, expert, num_experts), axis=0)
+        weight = tl.sum(tl.where(expert == index, score, 0.0), axis=0)
+        biased = tl.where(expert == index, float("-inf"), biased)
+        chosen = tl.where(place == k, index, chosen)
+        weights = tl.where(place == k, weight, weights)
+    if normalizes:
+        weights = weights / (tl.sum(weights, axis=0) + 1e-20)
+    out = token * per_token + place
+    tl.store(weight_ptr + out, weights * scale, mask=place < per_token)
+    tl.store(expert_ptr + out, chosen.to(tl.int64), mask=place < per_token)
+
+
+def route(
+    x_TD: Tensor,
+    weight_ED: Tensor,
+    bias_E: Tensor,
+    *,
+    num_experts_per_token: int,
+    norm_topk_prob: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `reference_experts.route`."""
+    num_tokens, (num_experts, num_inputs) = x_TD.shape[0], weight_ED.shape
+    weights_TK = bias_E.new_empty(num_tokens, num_experts_per_token)
+    experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
+    if not num_tokens:
+        return weights_TK, experts_TK
+    block_t = min(64, max(16, triton.next_power_of_2(num_tokens)))
+    tiles = (triton.cdiv(num_experts, _BLOCK_E), triton.cdiv(num_tokens, block_t))
+    parts = _num_parts(tiles[0] * tiles[1], num_inputs)
+    logits_STE = bias_E.new_empty(parts, num_tokens, num_experts)
+    logits_kernel[(*tiles, parts)](
+        x_TD,
+        weight_ED,
+        logits_STE,
+        num_tokens,
+        num_inputs,
+        num_experts,
+        block_t,
+        _BLOCK_E,
+        _BLOCK_D,
+        parts,
+        num_warps=4,
+        num_stages=3,
+    )
+    select_kernel[(num_tokens,)](
+        logits_STE,
+        bias_E,
+        weights_TK,
+        experts_TK,
+        num_tokens,
+        scale,
+        num_experts,
+        num_experts_per_token,
+        triton.next_power_of_2(num_experts),
+        triton.next_power_of_2(num_experts_per_token),
+        parts,
+        normalizes=norm_topk_prob,
+        num_warps=1,
+    )
+    return weights_TK, experts_TK
+
+
+def _num_parts(tiles: int, num_inputs: int) -> int:
+    """So many parts that every processor has one, each of at least one step."""
+    parts = 1
+    while parts < _MAX_PARTS and tiles * parts < _PROGRAMS and num_inputs > _BLOCK_D * parts:
+        parts *= 2
+    return parts

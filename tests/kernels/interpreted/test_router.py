@@ -1,0 +1,52 @@
+"""The router."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from glimt.kernels import reference_experts, triton_router
+
+
+def routed(
+    x: Tensor, weight: Tensor, bias: Tensor, per_token: int, normalizes: bool
+) -> tuple[Tensor, Tensor]:
+    return triton_router.route(
+        x, weight, bias, num_experts_per_token=per_token, norm_topk_prob=normalizes, scale=2.5
+    )
+
+
+def dense(weights: Tensor, experts: Tensor, num_experts: int) -> Tensor:
+    """[T, E]: in which order experts are given does not matter."""
+    return torch.zeros(len(weights), num_experts).scatter_(1, experts, weights)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, 17])
+@pytest.mark.parametrize(("num_experts", "per_token", "width"), [(8, 3, 64), (24, 5, 352)])
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_experts_and_weights_are_those_defined(
+    num_tokens: int, num_experts: int, per_token: int, width: int, normalizes: bool
+) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    x = torch.randn(num_tokens, width, generator=generator).bfloat16()
+    weight = torch.randn(num_experts, width, generator=generator).bfloat16() / width**0.5
+    bias = torch.randn(num_experts, generator=generator) / 4
+    got = routed(x, weight, bias, per_token, normalizes)
+    expected = reference_experts.route(
+        x,
+        weight,
+        bias,
+        num_experts_per_token=per_token,
+        num_groups=1,
+        num_groups_per_token=1,
+        norm_topk_prob=normalizes,
+        scale=2.5,
+    )
+    assert [t.dtype for t in got] == [t.dtype for t in expected]
+    torch.testing.assert_close(dense(*got, num_experts), dense(*expected, num_experts))
+
+
+def test_of_equal_scores_the_first_experts_are_taken() -> None:
+    x, weight = torch.ones(2, 64).bfloat16(), torch.zeros(10, 64).bfloat16()
+    weights, experts = routed(x, weight, torch.zeros(10), 3, True)
+    assert experts.tolist() == [[0, 1, 2]] * 2
+    torch.testing.assert_close(weights, torch.full((2, 3), 2.5 / 3))
