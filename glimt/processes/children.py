@@ -33,7 +33,17 @@ PASSED_VARIABLES = (
     "MKL_NUM_THREADS",
     "COLUMNS",
 )
-PASSED_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "TORCH_", "PYTORCH_", "TRITON_", "GLOO_", "COV_")
+PASSED_PREFIXES = (
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "NVSHMEM_",
+    "TORCH_",
+    "PYTORCH_",
+    "TRITON_",
+    "GLOO_",
+    "COV_",
+)
 
 
 def child_environment() -> dict[str, str]:

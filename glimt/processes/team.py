@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,24 +61,24 @@ class Team:
         self._num_present = 0
         ranks = range(1, start.tensor_parallel_size)
         addresses = [f"ipc://{self._folder}/peer-{rank}" for rank in ranks]
-        self._peers = [
-            Child(
-                f"peer-{rank}",
-                "glimt.processes.peer",
-                PeerStart(
-                    engine=msgspec.structs.replace(start, server_inboxes=()),
-                    rank=rank,
-                    inbox=address,
-                    meeting_point=str(self.meeting_point),
-                ),
-                start.arena_fds,
+        self._fanout = Fanout(addresses)
+        self._num_sent = 0
+        self._peers: list[Child] = []
+        starts = [
+            PeerStart(
+                engine=msgspec.structs.replace(start, server_inboxes=()),
+                rank=rank,
+                inbox=address,
+                meeting_point=str(self.meeting_point),
             )
             for rank, address in zip(ranks, addresses, strict=True)
         ]
-        self._fanout = Fanout(addresses)
-        self._num_sent = 0
-        self._watcher = threading.Thread(target=self._watch, name="peers", daemon=True)
+        started: Future[None] = Future()
+        self._watcher = threading.Thread(
+            target=self._run, args=(starts, started), name="peers", daemon=True
+        )
         self._watcher.start()
+        started.result()
 
     def send(self, plan: StepPlan) -> None:
         """Hand a plan to all peers. Raises ReplicaLost."""
@@ -124,8 +125,22 @@ class Team:
 
     # --------------------------------------------------------------------------------- watching
 
-    def _watch(self) -> None:
-        peers = tuple(self._peers)
+    def _run(self, starts: list[PeerStart], started: "Future[None]") -> None:
+        """Start the peers in this thread, which lives as long as they; the kernel ends them with
+        it, and so with the process.
+        """
+        try:
+            for start in starts:
+                fds = start.engine.arena_fds
+                name = f"peer-{start.rank}"
+                self._peers.append(Child(name, "glimt.processes.peer", start, fds))
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        self._watch(tuple(self._peers))
+
+    def _watch(self, peers: tuple[Child, ...]) -> None:
         with selectors.DefaultSelector() as selector:
             for peer in peers:
                 selector.register(peer.line.fileno(), selectors.EVENT_READ, peer)
