@@ -85,6 +85,7 @@ def build(options: argparse.Namespace) -> Engine:
             parallel=ParallelSettings(
                 tensor_parallel_size=options.tensor_parallel_size,
                 enable_expert_parallel=options.enable_expert_parallel,
+                disable_custom_all_reduce=options.disable_custom_all_reduce,
             ),
         )
         plan = make_plan(settings, read_checkpoint(path, overrides=sizes))
@@ -267,6 +268,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
     parser.add_argument("--enable-expert-parallel", "-ep", action="store_true")
+    parser.add_argument("--disable-custom-all-reduce", action="store_true")
     parser.add_argument("--mm-encoder-tp-mode", choices=["weights", "data"], default="weights")
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
+from glimt.parallel.one_kernel import OneKernelSum, make_one_kernel_sum
+
 dist: Any = distributed  # torch's type stubs know half of it
 
 # The last resort against a rank that neither works nor dies; whoever watches the processes notices
@@ -25,10 +27,15 @@ class Groups:
 
     device: ProcessGroup
     host: ProcessGroup
+    small_sums: OneKernelSum | None = None
 
 
-def join(meeting_point: Path, rank: int, size: int, device: torch.device) -> Groups:
+def join(
+    meeting_point: Path, rank: int, size: int, device: torch.device, *, only_nccl: bool = False
+) -> Groups:
     """Meet the other ranks of this machine at a file that no group used before.
+
+    `only_nccl`: sums on GPUs are NCCL's, whatever their size.
 
     All ranks must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
     """
@@ -37,7 +44,14 @@ def join(meeting_point: Path, rank: int, size: int, device: torch.device) -> Gro
     host = gloo(dist.PrefixStore("host", store), rank, size)
     if device.type != "cuda":
         return Groups(host, host)
-    return Groups(_nccl(dist.PrefixStore("device", store), rank, size, device), host)
+    nccl = _nccl(dist.PrefixStore("device", store), rank, size, device)
+    if only_nccl:
+        return Groups(nccl, host)
+    memory = dist.PrefixStore("memory", store)
+    small_sums = make_one_kernel_sum(f"tp{size}", nccl, memory, rank, size, device)
+    num_can = torch.tensor([int(small_sums is not None)])
+    host.allreduce([num_can]).wait()
+    return Groups(nccl, host, small_sums if num_can.item() == size else None)
 
 
 def gloo(store: Any, rank: int, size: int) -> ProcessGroup:

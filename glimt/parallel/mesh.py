@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import AllreduceOptions, BroadcastOptions, ProcessGroup, ReduceOp
 
 from glimt.errors import BadSettings
+from glimt.parallel.one_kernel import OneKernelSum
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Mesh:
 
     `host_group` joins the same ranks for what the host has to agree on (gloo, also beside GPUs).
     `splits_tower`: the vision tower is split over tp like the decoder; else each rank has all of
-    it and the ranks encode different images.
+    it and the ranks encode different images. `small_sums`: what sums small tensors, if not NCCL.
     """
 
     tp_size: int = 1
@@ -32,6 +33,7 @@ class Mesh:
     tp_group: ProcessGroup | None = None
     host_group: ProcessGroup | None = None
     splits_tower: bool = False
+    small_sums: OneKernelSum | None = None
 
     @staticmethod
     def single() -> "Mesh":
@@ -58,10 +60,14 @@ class Mesh:
     # ------------------------------------------------------------------- on the device's stream
 
     def tp_sum(self, partial: Tensor) -> Tensor:
-        """The sum over the tp axis of every rank's `partial`; reuses its memory."""
+        """The sum over the tp axis of every rank's `partial`; may reuse its memory."""
         if self.tp_group is None:
             return partial
         partial = partial.contiguous()
+        if self.small_sums is not None:
+            total = self.small_sums.sum(partial)
+            if total is not None:
+                return total
         options = AllreduceOptions()
         options.asyncOp = False  # on the current stream: nothing to wait for, and capturable
         _finish(self.tp_group.allreduce([partial], options))

@@ -65,6 +65,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     tensor_parallel_size: int
     expert_parallel: bool
     encoder_tp_mode: Literal["weights", "data"]
+    disable_custom_all_reduce: bool
     folder: str  # private, for the sockets between ranks; "" = one that is made
     log_level: str
     log_json: bool

@@ -197,6 +197,7 @@ def _engine_start(
         tensor_parallel_size=settings.parallel.tensor_parallel_size,
         expert_parallel=settings.parallel.enable_expert_parallel,
         encoder_tp_mode=settings.media.mm_encoder_tp_mode,
+        disable_custom_all_reduce=settings.parallel.disable_custom_all_reduce,
         folder="",
         log_level=server.log_level,
         log_json=server.log_json,

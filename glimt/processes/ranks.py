@@ -33,7 +33,13 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
     if place.meeting_point is None:
         return Mesh.single()
     spreads = start.expert_parallel and config.text.moe is not None
-    groups = join(place.meeting_point, place.rank, place.size, device)
+    groups = join(
+        place.meeting_point,
+        place.rank,
+        place.size,
+        device,
+        only_nccl=start.disable_custom_all_reduce,
+    )
     return Mesh(
         tp_size=place.size,
         tp_rank=place.rank,
@@ -41,6 +47,7 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
         ep_rank=place.rank if spreads else 0,
         tp_group=groups.device,
         host_group=groups.host,
+        small_sums=groups.small_sums,
         splits_tower=start.encoder_tp_mode == "weights" and _divides(config.vision, place.size),
     )
 
@@ -60,4 +67,6 @@ def describe_mesh(mesh: Mesh, start: EngineStart) -> str:
     if not mesh.splits_tower and start.encoder_tp_mode == "weights":
         tower += " (its heads or widths do not divide)"
     experts = "whole experts each" if mesh.ep_size > 1 else "every matrix split"
+    if mesh.small_sums is not None:
+        backend += " and one-kernel sums"
     return f"{mesh.tp_size} over {backend}, {experts}, vision tower {tower}"
