@@ -131,7 +131,6 @@ def test_seeds_reach_the_half_that_draws_them(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("groups", "flag"),
     [
-        ({"models": ModelSettings(enforce_eager=True)}, "--enforce-eager"),
         ({"parallel": ParallelSettings(disable_custom_all_reduce=True)}, "--disable-custom"),
         ({"parallel": ParallelSettings(enable_expert_parallel=True)}, "--enable-expert-parallel"),
         ({"models": ModelSettings(trust_remote_code=True)}, "--trust-remote-code"),
