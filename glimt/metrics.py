@@ -104,6 +104,9 @@ class Metrics:
             "vllm:generation_tokens", "Tokens generated", self._who, self.registry
         )
         self.rejections = self._counter("vllm:admission_rejections", "Requests answered with 429")
+        self.corrupted = self._counter(
+            "vllm:corrupted_requests", "Requests that ended because the model gave NaN for them"
+        )
         self._finished = self._by_label(
             Counter, "vllm:request_success", "Finished generations", "finished_reason"
         )

@@ -41,7 +41,7 @@ from glimt.api.messages import (
 )
 from glimt.api.paths import Paths
 from glimt.api.schema import ChatRequest
-from glimt.api.tools import FunctionChoice, FunctionSpec, Tool, ToolChoice
+from glimt.api.tools import FunctionChoice, Tool, ToolChoice
 from glimt.errors import InvalidRequest, Unsupported
 
 
@@ -180,13 +180,7 @@ def _tools(tools: list[MessagesTool] | None, paths: Paths) -> list[Tool]:
             )
         paths.origins[f"{path}.function"] = path
         paths.origins[f"{path}.function.parameters"] = f"{path}.input_schema"
-        function = FunctionSpec(
-            name=tool.name,
-            description=tool.description,
-            parameters=tool.input_schema,
-            strict=tool.strict,
-        )
-        made.append(Tool(type="function", function=function))
+        made.append(Tool.of(tool.name, tool.description, tool.input_schema, tool.strict))
     return made
 
 

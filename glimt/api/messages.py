@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from glimt.api.fields import NO_EFFECT, Label
+from glimt.api.fields import NO_EFFECT, Label, NoEffect
 from glimt.errors import InvalidRequest, Unsupported
 from glimt.frontend.argument_types import parse
 from glimt.frontend.prompt import Conversation, MediaSource
@@ -47,10 +47,18 @@ class RefusalPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     refusal: str
 
 
-class ImagePart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
-    """An image."""
+class ThinkingPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="thinking"):
+    """Thoughts of an earlier answer; joined to its `reasoning`."""
 
-    image_url: MediaAddress | str
+    thinking: str
+    signature: Label = None
+
+
+class ImagePart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="image_url"):
+    """An image. `uuid` is not needed: what is equal is known by its content."""
+
+    image_url: MediaAddress | str | None = None  # null, the image of an earlier uuid, is refused
+    uuid: NoEffect = None
 
 
 class InputImagePart(
@@ -58,18 +66,63 @@ class InputImagePart(
 ):
     """An image, under its newer name."""
 
-    image_url: MediaAddress | str
+    image_url: MediaAddress | str | None = None
+    uuid: NoEffect = None
 
 
 class VideoPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="video_url"):
     """A video."""
 
-    video_url: MediaAddress | str
+    video_url: MediaAddress | str | None = None
+    uuid: NoEffect = None
 
 
+class InputAudioPart(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="input_audio"
+):
+    """Sound; refused."""
+
+    input_audio: Any = None
+
+
+class AudioUrlPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audio_url"):
+    """Sound; refused."""
+
+    audio_url: Any = None
+
+
+class FilePart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="file"):
+    """A file; refused."""
+
+    file: Any = None
+
+
+class ImageEmbedsPart(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="image_embeds"
+):
+    """Embeddings made elsewhere; refused."""
+
+    image_embeds: Any = None
+
+
+MediumPart = ImagePart | InputImagePart | VideoPart
+RefusedPart = InputAudioPart | AudioUrlPart | FilePart | ImageEmbedsPart
 Part = (
-    TextPart | InputTextPart | OutputTextPart | RefusalPart | ImagePart | InputImagePart | VideoPart
+    TextPart
+    | InputTextPart
+    | OutputTextPart
+    | RefusalPart
+    | ThinkingPart
+    | MediumPart
+    | RefusedPart
 )
+
+_REASONS: Mapping[type, str] = {
+    InputAudioPart: "this model hears nothing: only text, images and videos can be sent",
+    AudioUrlPart: "this model hears nothing: only text, images and videos can be sent",
+    FilePart: "files are not read; send text, or each page as an image",
+    ImageEmbedsPart: "embeddings are not taken; send the image",
+}
 
 
 class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,17 +272,25 @@ def _plain_message(message: Message, path: str, media: list[MediaSource]) -> dic
     if message.content is None and message.role != "assistant":
         raise InvalidRequest(f"{path}.content is missing", param=f"{path}.content")
     content: str | list[dict[str, Any]]
+    thoughts = [message.reasoning or message.reasoning_content or ""]
     if isinstance(message.content, list):
-        content = [
-            _plain_part(part, f"{path}.content[{index}]", media)
-            for index, part in enumerate(message.content)
-        ]
+        content = []
+        for index, part in enumerate(message.content):
+            where = f"{path}.content[{index}]"
+            if not isinstance(part, ThinkingPart):
+                content.append(_plain_part(part, where, media))
+            elif message.role == "assistant":
+                thoughts.append(part.thinking)
+            else:
+                raise InvalidRequest(
+                    f"{where}: only the assistant's thoughts are known", param=where
+                )
     else:
         content = message.content or message.refusal or ""
     role = "system" if message.role == "developer" else message.role
     plain: dict[str, Any] = {"role": role, "content": content}
     # The family's templates read the older name.
-    if reasoning := message.reasoning or message.reasoning_content:
+    if reasoning := "\n".join(filter(None, thoughts)):
         plain["reasoning_content"] = reasoning
     if message.tool_calls:
         plain["tool_calls"] = _plain_calls(message, path)
@@ -237,14 +298,20 @@ def _plain_message(message: Message, path: str, media: list[MediaSource]) -> dic
 
 
 def _plain_part(part: Part, path: str, media: list[MediaSource]) -> dict[str, Any]:
+    if (reason := _REASONS.get(type(part))) is not None:
+        raise Unsupported(f"{path}: {reason}", param=f"{path}.type")
     if isinstance(part, TextPart | InputTextPart | OutputTextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, RefusalPart):
         return {"type": "text", "text": part.refusal}
-    if isinstance(part, VideoPart):
-        kind, field, address = "video", "video_url", part.video_url
-    else:
-        kind, field, address = "image", "image_url", part.image_url
+    kind, field = ("video", "video_url") if isinstance(part, VideoPart) else ("image", "image_url")
+    address: MediaAddress | str | None = getattr(part, field)
+    if address is None:
+        raise Unsupported(
+            f"{path}.{field} is missing: an earlier image is not found by its uuid; send it again, "
+            "it is not decoded twice",
+            param=f"{path}.{field}",
+        )
     url = address if isinstance(address, str) else address.url
     media.append(MediaSource(kind=kind, url=url, param=f"{path}.{field}"))
     return {"type": kind}

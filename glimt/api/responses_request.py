@@ -31,7 +31,7 @@ from glimt.api.responses_schema import (
     ResponsesTool,
 )
 from glimt.api.schema import ChatRequest
-from glimt.api.tools import FunctionChoice, FunctionSpec, Tool, ToolChoice
+from glimt.api.tools import FunctionChoice, Tool, ToolChoice
 from glimt.errors import InvalidRequest, Unsupported
 
 # The fields that a chat request has under the same names.
@@ -120,13 +120,7 @@ def _tools(tools: list[ResponsesTool], paths: Paths) -> list[Tool]:
         if tool.name is None:
             raise InvalidRequest(f"{path}.name is missing", param=f"{path}.name")
         paths.origins[f"{path}.function"] = path
-        function = FunctionSpec(
-            name=tool.name,
-            description=tool.description,
-            parameters=tool.parameters,
-            strict=tool.strict,
-        )
-        made.append(Tool(type="function", function=function))
+        made.append(Tool.of(tool.name, tool.description, tool.parameters, tool.strict))
     return made
 
 

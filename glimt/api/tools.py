@@ -50,6 +50,20 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["function"]
     function: FunctionSpec
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        description: str | None,
+        parameters: dict[str, Any] | None,
+        strict: bool | None,
+    ) -> "Tool":
+        """From the words that every API has for a function."""
+        function = FunctionSpec(
+            name=name, description=description, parameters=parameters, strict=strict
+        )
+        return cls(type="function", function=function)
+
 
 class FunctionChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The name of a function."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from glimt.errors import EngineDied, GlimtError, Overloaded
+from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
 from glimt.frontend.generation import Generation, error_of
 from glimt.frontend.prompt import IntArray, Prompt
 from glimt.metrics import Metrics
@@ -144,6 +144,8 @@ class EngineClient:
             engine.outstanding_tokens -= request.outstanding_tokens
             self._pace.count()
             self._note_idle()
+            if output.error is not None and output.error.code == NumericalError.code:
+                self._metrics.corrupted.inc()
         request.generation.put(request.choice, output)
 
     # ------------------------------------------------------------------------------ state

@@ -162,10 +162,23 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
         (f"J34 {name}", {name: {"a": 1}}, name)
         for name in ("prompt_embeds", "kv_transfer_params", "custom_logit_processor", "lora_path")
     ],
+    *[
+        (
+            f"J34 {kind}",
+            {"messages": [{"role": "user", "content": [{"type": kind}]}]},
+            "messages[0].content[0].type",
+        )
+        for kind in ("image_embeds", "input_audio", "audio_url", "file")
+    ],
     (
-        "J34 image_embeds",
-        {"messages": [{"role": "user", "content": [{"type": "image_embeds"}]}]},
-        None,
+        "an image of an earlier uuid",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "uuid": "a"}]}]},
+        "messages[0].content[0].image_url",
+    ),
+    (
+        "thoughts of a user",
+        {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "a"}]}]},
+        "messages[0].content[0]",
     ),
     ("J35 budget", {"thinking_token_budget": -1}, "thinking_token_budget"),
     ("J35 effort", {"reasoning_effort": "ultra"}, "reasoning_effort"),
@@ -314,6 +327,23 @@ async def test_what_may_be_asked_is_answered(name: str) -> None:
     reply = await serving.chat(**GOOD_FIELDS[name])
     assert reply.status == 200, reply.body
     assert reply.json()["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+async def test_thoughts_among_the_parts_are_those_of_the_answer() -> None:
+    thought = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "So."}]
+    ask = {"role": "user", "content": "Look."}
+    told = []
+    for answer in ({"content": thought}, {"content": "So.", "reasoning": "hm"}):
+        call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        acted = {"role": "assistant", "tool_calls": [call], **answer}
+        serving = Serving()
+        result = {"role": "tool", "tool_call_id": "c", "content": "a cat"}
+        assert (await serving.chat(messages=[ask, acted, result])).status == 200
+        told.append(
+            tokenizer().decode(memoryview(serving.engine.submits[0].token_ids).cast("i").tolist())
+        )
+    assert told[0] == told[1]
+    assert "<think>hm</think>" in told[0]
 
 
 async def test_an_unknown_model_is_a_404() -> None:

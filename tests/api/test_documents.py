@@ -95,7 +95,8 @@ NAMES = re.findall(
     gpu_prefix_cache_hits_total gpu_prefix_cache_queries_total gpu_prefix_cache_hit_rate
     time_per_output_token_seconds_bucket num_requests_swapped cpu_cache_usage_perc
     num_requests_waiting_by_reason engine_sleep_state prompt_tokens_by_source_total
-    external_prefix_cache_queries_total external_prefix_cache_hits_total admission_rejections_total
+    external_prefix_cache_queries_total external_prefix_cache_hits_total
+    admission_rejections_total corrupted_requests_total
     """,
 )
 

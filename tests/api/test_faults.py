@@ -10,7 +10,7 @@ import pytest
 from glimt.api.state import HttpLimits
 from glimt.errors import BadMedia, MediaFetchFailed
 from tests.support.fake_engine import Running
-from tests.support.http_half import INFO, Reply, Serving, chat_body, spoken
+from tests.support.http_half import INFO, MODEL, Reply, Serving, chat_body, spoken
 
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": "data:a"}]}]
 
@@ -169,6 +169,8 @@ async def test_a_failed_step_is_a_500_that_is_not_repeated(code: str) -> None:
     reply: Reply = task.result()
     assert (reply.status, reply.error["code"]) == (500, code)
     assert reply.headers["x-should-retry"] == "false"
+    counted = f'vllm:corrupted_requests_total{{engine="0",model_name="{MODEL}"}} '
+    assert counted + ("1.0" if code == "numerical_error" else "0.0") in metrics(serving)
 
 
 async def test_excess_is_a_429_that_says_when_to_come_back() -> None:
