@@ -24,7 +24,7 @@ import torch
 from benchmarks.kernels.cases import Case, Inputs, all_cases
 from benchmarks.kernels.measure import error_of, input_sets, microseconds
 from benchmarks.kernels.shapes import shape_of
-from benchmarks.kernels.tune import tune
+from benchmarks.kernels.tune import all_jobs, compile_all, compile_part, tune
 
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 2048]
 QUICK_ROWS = [1, 16, 64, 2048]
@@ -46,6 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tflops", type=float, default=1330.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tune", type=Path, metavar="FILE", help="write the table of tiles there")
+    parser.add_argument("--compilers", type=int, default=12, help="processes, of --tune")
+    parser.add_argument("--compile-part", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -100,8 +102,13 @@ def main() -> int:
     print(f"torch {torch.__version__} on {where}")
     with torch.inference_mode():
         if options.tune:
-            table = tune(options.models, options.rows, device, options.quick)
-            options.tune.write_text(json.dumps({"device": where, **table}, indent=1) + "\n")
+            jobs = [*all_jobs(options.models, options.rows, options.only, device, options.quick)]
+            if options.compile_part is not None:
+                compile_part(jobs, options.compile_part, options.compilers)
+                return 0
+            compile_all(sys.argv[1:], options.compilers)
+            table = {"device": where, **tune(jobs, device)}
+            options.tune.write_text(json.dumps(table, indent=1) + "\n")
             return 0
         print(
             f"{'model':8} {'operation':22} {'of':34} {'rows':>5} {'us':>9} {'GB/s':>7} "

@@ -38,6 +38,7 @@ class Case:
     flops: int
     tolerance: float = 0.01  # of the outputs' size, as a whole
     own_bytes: int = 0  # of what each set of inputs has for itself
+    check: Callable[..., Any] | None = None  # gives what `define` gives, where `run` gives less
 
 
 class Inputs:
@@ -181,6 +182,7 @@ def _moe_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
         own_bytes=item * hidden * experts,
     )  # fmt: skip
     weights: list[Tensor] = []
+    shared: list[Tensor] = []
 
     def moe(n: int) -> tuple[Any, ...]:
         if not weights:  # every set of inputs has other experts of the same weights
@@ -191,12 +193,25 @@ def _moe_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
         shares = torch.full((rows, chosen), 1 / chosen, device=inputs.device)
         return inputs.randn(n, rows, hidden), shares, ids, *weights
 
+    def whole(n: int) -> tuple[Any, ...]:
+        x, shares, ids, *_ = moe(n)
+        if not shared:
+            shared.extend(inputs.fp8(3, 2 * width, hidden))
+            shared.extend(inputs.fp8(4, hidden, width))
+        return x, shares, ids, kernels.Fp8Mlp(*weights), kernels.Fp8Mlp(*shared)
+
     touched = experts * (1 - (1 - chosen / experts) ** rows)
-    num_bytes = int(touched * 3 * width * hidden) + 2 * item * rows * hidden
+    own = int(touched * 3 * width * hidden)
+    activations, flops = 2 * item * rows * hidden, 6 * rows * width * hidden
     yield Case(
         "fp8_grouped_experts", f"{experts} of {width}", rows, moe, kernels.fp8_grouped_experts,
-        lambda x, *a: reference_experts.fp8_grouped_experts(x.float(), *a), num_bytes,
-        6 * rows * chosen * width * hidden, 0.02, own_bytes=int(touched * 3 * width * hidden),
+        lambda x, *a: reference_experts.fp8_grouped_experts(x.float(), *a), own + activations,
+        chosen * flops, 0.02, own_bytes=own,
+    )  # fmt: skip
+    yield Case(
+        "fp8_moe", f"{experts} of {width}, and a shared one", rows, whole, kernels.fp8_moe,
+        lambda x, *a: reference_experts.fp8_moe(x.float(), *a),
+        own + 3 * width * hidden + activations, (chosen + 1) * flops, 0.02, own_bytes=own,
     )  # fmt: skip
 
 
@@ -230,6 +245,7 @@ def _attention_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
             ),
             _attend, num_bytes, 4 * rows * context * heads * dim, 0.02, own_bytes=num_bytes,
         )  # fmt: skip
+    yield from _rope_cases(shape, rows, inputs)
     if rows < 256:
         return
 
@@ -259,6 +275,46 @@ def _attention_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
         4 * rows * shape.vision_width * item, 4 * rows * rows * shape.vision_width, 0.02,
         own_bytes=3 * rows * shape.vision_width * item,
     )  # fmt: skip
+
+
+def _rope_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
+    heads, groups, dim = shape.heads, shape.kv_heads, shape.head_dim
+    for kind in ("", " e4m3"):
+
+        def make(n: int, kind: str = kind) -> tuple[Any, ...]:
+            pages = -(-rows // PAGE)
+            kv, scale = _cache(inputs, n, pages, groups, dim, kind)
+            angles = inputs.randn(n, rows, dim // 4).float()
+            slots = torch.randperm(pages * PAGE, device=inputs.device)[:rows]
+            vectors = inputs.randn(n, rows, heads + 2 * groups, dim)
+            return vectors, angles.cos(), angles.sin(), kv, slots, scale
+
+        def define(x: Tensor, cos: Tensor, sin: Tensor, kv: Tensor, *a: Any) -> list[Tensor]:
+            slots, scale = a
+            copies = kv.clone(), None if scale is None else scale.clone()
+            wide = (x.float(), cos, sin, copies[0], slots, copies[1])
+            q = reference_attention.turn_and_write_kv(*wide, interleaved=True)
+            return [q, _stored(*copies)]
+
+        def run(*given: Any) -> list[Tensor]:
+            q = kernels.turn_and_write_kv(*given, interleaved=True)
+            return [q, _stored(given[3], given[5])]
+
+        def turn(*given: Any) -> Tensor:
+            return kernels.turn_and_write_kv(*given, interleaved=True)
+
+        size = rows * (2 * heads + 3 * groups) * dim * inputs.dtype.itemsize
+        yield Case(
+            "turn_and_write_kv", f"{heads}/{groups} heads{kind}", rows, make, turn, define, size,
+            0, 0.03, own_bytes=size, check=run,
+        )  # fmt: skip
+
+
+def _stored(kv: Tensor, scale: Tensor | None) -> Tensor:
+    """The cache's numbers in float32."""
+    if scale is None:
+        return kv.float()
+    return kv.float() * scale[..., None]
 
 
 def _cache(

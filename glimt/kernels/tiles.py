@@ -1,7 +1,7 @@
 """The shapes of the kernels' tiles: a table for each GPU's kind, and a rule for what it lacks.
 
-`tiles.json` is data, written by `tools/tune_tiles.py` on the GPU: for every product, outputs ×
-inputs, and every bucket of rows the fastest of the candidates below.
+`tiles.json` is data, written by `python -m benchmarks.kernels --tune` on the GPU: for every
+product, outputs × inputs, and every bucket of rows the fastest of the candidates below.
 """
 
 import functools
