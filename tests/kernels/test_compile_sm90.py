@@ -71,7 +71,7 @@ def attention(
 def test_decoding_streams_the_cache_in_wide_loads(heads: tuple[int, int, int], fp8: bool) -> None:
     split, combine = attention(triton_decoding.attend_singles, heads, fp8, max_context_len=4096)
     assert split.stack_bytes == combine.stack_bytes == 0
-    assert split.registers <= (200 if fp8 else 128)
+    assert split.registers <= (232 if fp8 else 128)
     assert split.count("LDGSTS.E.BYPASS.128") >= 8  # asynchronous, 16 bytes for each thread
     assert split.count("LDG.E.U8") == split.count("LDG.E.U16") == 0
     assert split.count("HMMA.16816.F32.BF16") > 0
