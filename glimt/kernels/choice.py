@@ -139,6 +139,25 @@ def fp8_few_experts(
     return y_TD
 
 
+def combine_pairs(
+    part_PD: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    num_experts: int,
+    order_P: Tensor,
+    shared_TD: Tensor | None,
+) -> Tensor | None:
+    """Each token's weighted sum of its rows, which lie in `order_P`; None if no kernel is there."""
+    if not has_twin(part_PD, weights_TK, experts_TK, shared_TD):
+        return None
+    row_P = torch.empty_like(order_P)
+    row_P[order_P] = torch.arange(len(order_P), device=order_P.device)
+    y_TD: Tensor = triton_experts.combine(
+        part_PD, weights_TK, experts_TK, num_experts, row_P, shared_TD
+    )
+    return y_TD
+
+
 def has_twin(x: Tensor, *others: Tensor | None) -> bool:
     """Whether an operation on x, in x's dtype, can run in Triton."""
     return (

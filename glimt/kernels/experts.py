@@ -8,6 +8,7 @@ from torch import Tensor
 
 from glimt.kernels import reference_experts
 from glimt.kernels.choice import (
+    combine_pairs,
     fp8_few_experts,
     fp8_linear,
     quantize_rows,
@@ -40,28 +41,29 @@ def fp8_grouped_experts(
 ) -> Tensor:
     """See `reference_experts.fp8_grouped_experts`."""
     rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
-    x_TD, q_TD, scale_T1 = rows
-    if not x_TD.is_cuda or x_TD.dtype != torch.bfloat16:
-        return reference_experts.fp8_grouped_experts(
-            rows,
-            weights_TK,
-            experts_TK,
-            gate_up_EFD,
-            gate_up_scale_EF,
-            down_EDI,
-            down_scale_ED,
-        )
     routed = Fp8Mlp(gate_up_EFD, gate_up_scale_EF, down_EDI, down_scale_ED)
+    if not rows.x_TI.is_cuda or rows.x_TI.dtype != torch.bfloat16:
+        return reference_experts.fp8_grouped_experts(rows, weights_TK, experts_TK, *routed)
     few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed)
-    if few_TD is not None:
-        return few_TD
-    order, ends_E = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
+    return _fp8_grouped(rows, weights_TK, experts_TK, routed) if few_TD is None else few_TD
+
+
+def _fp8_grouped(
+    rows: QuantizedRows,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    routed: Fp8Mlp,
+    shared_TD: Tensor | None = None,
+) -> Tensor:
+    """On torch's grouped GEMMs; the shared expert's rows, if any, are added."""
+    x_TD, q_TD, scale_T1 = rows
+    order, ends_E = _sort_by_expert(experts_TK, routed.down.shape[0])
     token = order // experts_TK.shape[1]
     gate_up = torch._scaled_grouped_mm(
         q_TD.view(torch.uint8)[token].view(q_TD.dtype),
-        gate_up_EFD.transpose(1, 2),
+        routed.gate_up.transpose(1, 2),
         scale_T1[token, 0],
-        gate_up_scale_EF,
+        routed.gate_up_scale,
         offs=ends_E,
         out_dtype=x_TD.dtype,
         use_fast_accum=True,
@@ -69,14 +71,14 @@ def fp8_grouped_experts(
     _, q_MI, scale_M1 = silu_mul_quantize(gate_up)
     y_MD = torch._scaled_grouped_mm(
         q_MI,
-        down_EDI.transpose(1, 2),
+        routed.down.transpose(1, 2),
         scale_M1[:, 0],
-        down_scale_ED,
+        routed.down_scale,
         offs=ends_E,
         out_dtype=x_TD.dtype,
         use_fast_accum=True,
     )
-    return _combine(y_MD, weights_TK, order, ends_E)
+    return _sum_of_pairs(y_MD, weights_TK, experts_TK, order, ends_E, shared_TD)
 
 
 def fp8_moe(
@@ -93,7 +95,9 @@ def fp8_moe(
         return few_TD
     gate_up_TF = fp8_linear(rows, shared.gate_up, shared.gate_up_scale)
     shared_TD = fp8_linear(silu_mul_quantize(gate_up_TF), shared.down, shared.down_scale)
-    return fp8_grouped_experts(rows, weights_TK, experts_TK, *routed) + shared_TD
+    if not rows.x_TI.is_cuda or rows.x_TI.dtype != torch.bfloat16:
+        return fp8_grouped_experts(rows, weights_TK, experts_TK, *routed) + shared_TD
+    return _fp8_grouped(rows, weights_TK, experts_TK, routed, shared_TD)
 
 
 def _grouped(
@@ -104,7 +108,7 @@ def _grouped(
     x_MD = x_TD[order // experts_TK.shape[1]]
     gate_up_MF = torch._grouped_mm(x_MD, gate_up_EFD.transpose(1, 2), offs=ends_E)
     y_MD = torch._grouped_mm(silu_mul(gate_up_MF), down_EDI.transpose(1, 2), offs=ends_E)
-    return _combine(y_MD, weights_TK, order, ends_E)
+    return _sum_of_pairs(y_MD, weights_TK, experts_TK, order, ends_E)
 
 
 def _sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
@@ -114,6 +118,23 @@ def _sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tenso
     counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_M.device)
     counts.scatter_add_(0, expert_M, torch.ones_like(expert_M))
     return expert_M.argsort(stable=True), counts[:-1].cumsum(0).to(torch.int32)
+
+
+def _sum_of_pairs(
+    y_MD: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    order: Tensor,
+    ends_E: Tensor,
+    shared_TD: Tensor | None = None,
+) -> Tensor:
+    """Back to token order, weighted and summed over k, plus the shared expert's rows."""
+    num_experts = ends_E.shape[0]
+    summed_TD = combine_pairs(y_MD, weights_TK, experts_TK, num_experts, order, shared_TD)
+    if summed_TD is not None:
+        return summed_TD
+    y_TD = _combine(y_MD, weights_TK, order, ends_E)
+    return y_TD if shared_TD is None else y_TD + shared_TD
 
 
 def _combine(y_MD: Tensor, weights_TK: Tensor, order: Tensor, ends_E: Tensor) -> Tensor:

@@ -139,17 +139,17 @@ def down_kernel(
     tl.store(out_ptr + place, to_bf16(total), mask=is_pair[None, :] & is_output[:, None])
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
 def combine_kernel(
     part_ptr,
+    row_ptr,
     weight_ptr,
     expert_ptr,
+    shared_ptr,
     out_ptr,
-    num_tokens,
     num_experts: tl.constexpr,
     per_token: tl.constexpr,
     num_outputs: tl.constexpr,
-    has_shared: tl.constexpr,
     block: tl.constexpr,
 ):
     """The weighted sum of a token's rows, and the shared expert's row, in float32."""
@@ -161,12 +161,12 @@ def combine_kernel(
         pair = token * per_token + k
         expert = tl.load(expert_ptr + pair)
         is_here = (expert >= 0) & (expert < num_experts)
-        part = tl.load(part_ptr + pair * num_outputs + output, mask=inside & is_here, other=0.0)
+        row = pair if row_ptr is None else tl.load(row_ptr + pair)
+        part = tl.load(part_ptr + row * num_outputs + output, mask=inside & is_here, other=0.0)
         total += part.to(tl.float32) * tl.load(weight_ptr + pair)
-    if has_shared:
-        row = num_tokens * per_token + token
-        part = tl.load(part_ptr + row * num_outputs + output, mask=inside, other=0.0)
-        total += part.to(tl.float32)
+    if shared_ptr is not None:
+        shared = tl.load(shared_ptr + token * num_outputs + output, mask=inside, other=0.0)
+        total += shared.to(tl.float32)
     tl.store(out_ptr + token * num_outputs + output, to_bf16(total), mask=inside)
 
 
@@ -187,26 +187,44 @@ def fp8_experts(
     num_experts, num_outputs, width = routed.down.shape
     gate_up_by = gate_up_by or gate_up_tile(width, num_outputs, num_tokens)
     down_by = down_by or down_tile(num_outputs, width, num_tokens)
-    y_TD = torch.empty_like(rows.x_TI)
     if not num_tokens:
-        return y_TD
+        return torch.empty_like(rows.x_TI)
     tiles = plan(experts_TK, num_experts, shared is not None)
     num_pairs = num_tokens * (per_token + (shared is not None))
     inner_PI, largest_PC = gate_up(rows, per_token, tiles, gate_up_by, routed, shared, num_pairs)
     part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
-    combine_kernel[(triton.cdiv(num_outputs, _COMBINE_BLOCK), num_tokens)](
-        part_PD,
-        weights_TK,
-        experts_TK,
-        y_TD,
-        num_tokens,
-        num_experts,
-        per_token,
-        num_outputs,
-        has_shared=shared is not None,
-        block=_COMBINE_BLOCK,
-        num_warps=4,
-    )
+    shared_TD = None if shared is None else part_PD[num_tokens * per_token :]
+    return combine(part_PD, weights_TK, experts_TK, num_experts, None, shared_TD)
+
+
+def combine(
+    part_PD: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    num_experts: int,
+    row_P: Tensor | None = None,
+    shared_TD: Tensor | None = None,
+) -> Tensor:
+    """The weighted sum of each token's rows, plus those of a shared expert -> bfloat16 [T, D].
+
+    Pair p's row is `part_PD[row_P[p]]`, or p without `row_P`; rows of experts elsewhere are unread.
+    """
+    (num_tokens, per_token), num_outputs = experts_TK.shape, part_PD.shape[1]
+    y_TD = part_PD.new_empty(num_tokens, num_outputs)
+    if num_tokens:
+        combine_kernel[(triton.cdiv(num_outputs, _COMBINE_BLOCK), num_tokens)](
+            part_PD,
+            row_P,
+            weights_TK,
+            experts_TK,
+            shared_TD,
+            y_TD,
+            num_experts,
+            per_token,
+            num_outputs,
+            _COMBINE_BLOCK,
+            num_warps=4,
+        )
     return y_TD
 
 

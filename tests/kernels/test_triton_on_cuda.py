@@ -91,7 +91,7 @@ def test_the_fp8_linear(num_tokens: int, num_outputs: int, num_inputs: int, bias
     q, q_scale = reference.quantize_rows(x)
     expected = (q.float() @ weight.float().t()) * q_scale * scale
     expected = expected if b is None else expected + b.float()
-    near(kernels.fp8_linear(x, weight, scale, b), expected.bfloat16(), 0.005)
+    near(kernels.fp8_linear(x, weight, scale, b), expected.bfloat16(), 0.01)
 
 
 def test_the_fp8_linear_repeats_itself_exactly() -> None:
@@ -151,7 +151,7 @@ def choices(num_tokens: int, num_experts: int, *, skewed: bool) -> tuple[Tensor,
     return weights / weights.sum(-1, keepdim=True), experts
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 16, 17, 64, 65, 200, 256, 257])
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 16, 17, 64, 65, 200, 256, 257, 700])
 @pytest.mark.parametrize(
     ("width", "skewed", "shift"), [(1408, False, 0), (1408, True, 0), (352, False, 64)]
 )
@@ -161,9 +161,9 @@ def test_few_tokens_experts(num_tokens: int, width: int, skewed: bool, shift: in
     weights, experts = choices(num_tokens, 128, skewed=skewed)
     x, experts = randn(num_tokens, 4096, seed=1), experts - shift
     expected = reference_experts.fp8_grouped_experts(x, weights, experts, *routed)
-    near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.02)
+    near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.03)
     expected = reference_experts.fp8_moe(x, weights, experts, routed, shared)
-    near(kernels.fp8_moe(x, weights, experts, routed, shared), expected, 0.02)
+    near(kernels.fp8_moe(x, weights, experts, routed, shared), expected, 0.03)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 16])

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def poisoned(tensor: Tensor) -> Tensor:
     """The tensor, every byte 255: NaN in each float type, -1 in integers."""
-    tensor.view(torch.uint8).fill_(255)
+    if tensor.dim() and tensor.is_contiguous():  # others cannot be seen as bytes
+        tensor.view(torch.uint8).fill_(255)
     return tensor
 
 

@@ -74,3 +74,15 @@ def test_a_plan_has_each_pair_once_in_a_tile_of_its_expert(num_tokens: int, spre
             assert {of_pair[pair] for pair in here} == {expert}
             found += here
     assert sorted(found) == [pair for pair, e in enumerate(of_pair) if 0 <= e < 7]
+
+
+def test_rows_in_another_order_are_found_and_added() -> None:
+    weights, experts = choices(5, 8, seed=1)
+    rows, shared = randn(15, 64, seed=3), randn(5, 64, seed=4)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(5))
+    place = torch.empty(15, dtype=torch.int64)
+    place[order] = torch.arange(15)
+    got = triton_experts.combine(rows[order], weights, experts - 2, 4, place, shared)
+    is_here = (experts >= 2) & (experts < 6)
+    here = (weights * is_here)[..., None] * rows.view(5, 3, 64).float()
+    torch.testing.assert_close(got.float(), here.sum(1) + shared.float(), rtol=0.01, atol=0.01)
