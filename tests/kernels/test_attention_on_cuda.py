@@ -26,8 +26,7 @@ STEPS = {
 
 
 def on_gpu(step: str, heads: Heads, page: int, fp8: bool) -> PagedRows:
-    rows = paged_rows(STEPS[step], heads, page, fp8=fp8, dtype=torch.bfloat16)
-    return rows.to("cuda")
+    return paged_rows(STEPS[step], heads, page, fp8=fp8, dtype=torch.bfloat16, device="cuda")
 
 
 def check(got: torch.Tensor, rows: PagedRows) -> None:
@@ -66,7 +65,8 @@ def test_paged_attention_waits_for_nothing_and_repeats_itself() -> None:
 
 @pytest.mark.parametrize("num_rows", [1, 32])
 def test_a_captured_decode_step_follows_the_lengths_on_the_device(num_rows: int) -> None:
-    rows = paged_rows([(3000, 1)] * num_rows, HEADS[0], 64, dtype=torch.bfloat16).to("cuda")
+    options = {"dtype": torch.bfloat16, "device": "cuda"}
+    rows = paged_rows([(3000, 1)] * num_rows, HEADS[0], 64, **options)
     lengths = rows.tensors[4]
     kernels.paged_attention(*rows.tensors, **rows.options)
     graph = torch.cuda.CUDAGraph()

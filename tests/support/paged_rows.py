@@ -25,12 +25,6 @@ class PagedRows:
     tensors: tuple[Tensor, ...]  # q, cache, page table, query starts, context lengths
     options: dict[str, Any]
 
-    def to(self, device: str) -> "PagedRows":
-        return PagedRows(
-            tuple(t.to(device) for t in self.tensors),
-            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.options.items()},
-        )
-
     def exact(self) -> Tensor:
         """What the definition gives in float32 for the same values."""
         q, cache, *rest = self.tensors
@@ -46,32 +40,39 @@ def paged_rows(
     *,
     fp8: bool = False,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> PagedRows:
     """`rows`: (tokens with KV, those of them that are queries of this step) of each.
 
     Table entries that no row may read lie far outside of the cache.
     """
-    generator = torch.Generator().manual_seed(len(rows) + heads.queries + sum(map(sum, rows)))
+    seed = len(rows) + heads.queries + sum(map(sum, rows))
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
     num_pages = [-(-length // page) for length, _ in rows]
-    order = torch.randperm(sum(num_pages) + 2, generator=generator)
-    cache = torch.full((order.numel(), 2, heads.groups, page, heads.dim), torch.nan)
+    order = torch.randperm(sum(num_pages) + 2, generator=generator, device=device)
+    shape = (order.numel(), 2, heads.groups, page, heads.dim)
+    cache = torch.full(shape, torch.nan, dtype=dtype, device=device)
     cache = cache.to(torch.float8_e4m3fn if fp8 else dtype)
-    scale = torch.full(cache.shape[:-1], torch.nan) if fp8 else None
-    table = torch.full((len(rows), max(num_pages) + 1), 2**30, dtype=torch.int32)
+    scale = torch.full(shape[:-1], torch.nan, device=device) if fp8 else None
+    table = torch.full((len(rows), max(num_pages) + 1), 2**30, dtype=torch.int32, device=device)
     for row, (length, _) in enumerate(rows):
         pages, order = order[: num_pages[row]], order[num_pages[row] :]
         table[row, : num_pages[row]] = pages
-        index = torch.arange(length)
+        index = torch.arange(length, device=device)
         slots = pages[index // page] * page + index % page
-        k, v = torch.randn(2, length, heads.groups, heads.dim, generator=generator).to(dtype)
+        k, v = randn(length, heads.groups, heads.dim), randn(length, heads.groups, heads.dim)
         reference_attention.write_kv(k, v, cache, slots, scale)
     new = torch.tensor([0, *(count for _, count in rows)])
-    shape = (int(new.sum()), heads.queries + heads.groups, heads.dim)
-    q = torch.randn(shape, generator=generator).to(dtype)[:, : heads.queries]
+    q = randn(int(new.sum()), heads.queries + heads.groups, heads.dim)[:, : heads.queries]
     lengths = torch.tensor([length for length, _ in rows], dtype=torch.int32)
     options = {
         "max_query_len": int(new.max()),
         "max_context_len": int(lengths.max()),
         "scale_P2GS": scale,
     }
-    return PagedRows((q, cache, table, new.cumsum(0).to(torch.int32), lengths), options)
+    starts = new.cumsum(0).to(device, torch.int32)
+    return PagedRows((q, cache, table, starts, lengths.to(device)), options)
