@@ -5,16 +5,18 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 READY = re.compile(r"ready after [\d.]+ s: (http://[^/]+)/v1  serving (\S+)")
 
 
 @contextlib.contextmanager
-def served(model: str, *arguments: str, log: Path) -> Iterator[tuple[str, str]]:
-    """(address, model name) of a server on a free port."""
-    command = [sys.executable, "-m", "glimt", "serve", model, "--port", "0", *arguments]
+def served(
+    model: str, *arguments: str, log: Path, before: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """(address, model name) of a server on a free port; `before` stands before its command."""
+    command = [*before, sys.executable, "-m", "glimt", "serve", model, "--port", "0", *arguments]
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL)
     try:
