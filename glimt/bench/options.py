@@ -84,8 +84,9 @@ class LoadOptions:
     """Rate at the first request."""
     ramp_up_end_rps: int | None = None
     """Rate at the last request."""
-    num_warmups: int = 0
-    """Requests before the run that are not measured; other prompts than the run's."""
+    num_warmups: Annotated[int, Parameter(alias="--warmup-requests")] = 0
+    """Requests before the run that are not measured; other prompts than the run's. Also
+    --warmup-requests."""
     warmup_overlap: bool = False
     """Send warm-ups at the run's own pace and go over into it without a pause."""
     duration: float | None = None
@@ -176,10 +177,13 @@ class DataOptions:
     """timed_trace: name of the field with the answer's tokens."""
     timed_trace_label_hash_ids: str = "hash_ids"
     """timed_trace: name of the field with the hashes of the prompt's blocks."""
-    turns: int = 1
-    """Turns of each conversation; answers become part of the next turn's prompt."""
+    turns: Annotated[int, Parameter(alias="--multi-turn")] = 1
+    """Turns of each conversation; answers become part of the next turn's prompt. Also
+    --multi-turn."""
     think_time: float = 0.0
     """Mean seconds between an answer and the next turn, exponentially distributed."""
+    image_source: str = "synth"
+    """visionarena-like: synth (made up), or a folder of pictures to show in place of these."""
     image_format: Literal["jpeg", "png", "mixed"] = "jpeg"
     """visionarena-like: format of the images."""
     image_dup_ratio: float = 0.0
@@ -228,7 +232,8 @@ class FigureOptions:
 
     percentile_metrics: str = "ttft,tpot,itl"
     """Blocks of the table: ttft, tpot, itl, e2el, client_queue_time, e2el_including_client_queue,
-    ttfo, chunk_gap, send_lag, upload; or all."""
+    e2el_per_token, ttfo, ttst, chunk_gap, ttft_from_intended, e2el_from_intended, upload; or
+    all."""
     metric_percentiles: str = "99"
     """Percentiles, e.g. 50,90,99,99.9."""
     goodput: Annotated[list[str] | None, Many] = None
@@ -239,6 +244,10 @@ class FigureOptions:
     steady_window: str = "auto"
     """Which part of the run counts as steady: auto (from the first to the last moment with 80 % of
     the median concurrency), another fraction, or off."""
+    input_tokens: Literal["usage", "text", "both"] = "usage"
+    """What "Total input tokens" counts: usage, the server's count, images included; text, the texts
+    alone by the client's tokenizer, as vLLM's client up to 0.19 did; both, usage with a row for
+    text."""
     vllm_compat: bool = False
     """Definitions and spelling of vLLM up to 0.12: gaps per chunk, peaks by second, "Token"."""
     server_metrics: bool = False

@@ -57,6 +57,7 @@ def wording(options: Options) -> Wording:
         metrics=settings.metrics(options.figures.percentile_metrics),
         objectives=settings.question(options).objectives,
         vllm_compat=options.figures.vllm_compat,
+        has_text_row=options.figures.input_tokens == "both",
     )
 
 

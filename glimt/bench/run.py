@@ -117,6 +117,7 @@ class Bench:
             **self._provenance,
             "server": self.target.about,
             "workload": plan.workload.digest,
+            "schedule": plan.timing.digest(plan.workload.jobs),
         }
         return EventLog(
             start=start,

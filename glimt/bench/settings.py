@@ -61,6 +61,7 @@ def question(options: Options) -> Question:
         objectives=parse_objectives(figures.goodput or (), figures.slo_preset),
         steady_ratio=steady_ratio(figures.steady_window),
         vllm_compat=figures.vllm_compat,
+        counts_texts=figures.input_tokens == "text",
     )
 
 

@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glimt.bench import cli, settings
+from glimt.bench.figures.question import METRICS
 from glimt.bench.options import (
     DataOptions,
     FigureOptions,
@@ -51,6 +53,20 @@ def test_options_with_several_values_are_read_as_vllm_reads_them() -> None:
     assert groups["sampling"].lora_modules == ["m", "n"]
     assert groups["load"].burstiness == float("inf")
     assert groups["data"].no_oversample
+
+
+def test_options_have_the_names_by_which_other_clients_know_them() -> None:
+    groups = parsed("serve --warmup-requests 3 --multi-turn 2 --input-tokens text")
+    assert groups["load"].num_warmups == 3
+    assert groups["data"].turns == 2
+    options = Options(figures=groups["figures"])
+    assert settings.question(options).counts_texts
+
+
+def test_the_documents_name_every_block_of_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text()
+    row = next(line for line in text.splitlines() if "`--percentile-metrics`" in line)
+    assert all(name in row for name in METRICS)
 
 
 def test_an_unknown_option_names_the_nearest_one() -> None:

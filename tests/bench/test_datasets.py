@@ -149,6 +149,22 @@ def spectral_slope(grey: np.ndarray) -> float:
     return float(np.polyfit(np.log(frequency), np.log(mean[frequency]), 1)[0])
 
 
+def test_pictures_can_come_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    Pictures.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    Pictures.new("RGB", (30, 20)).save(tmp_path / "more" / "b.JPG")
+    (tmp_path / "c.txt").write_text("no picture")
+    options = DataOptions(image_source=str(tmp_path))
+    made = list(visionarena_like_prompts(options, None, 4, 1))
+    shown = [picture_of(prompt.turns[0].images[0]).size for prompt in made]
+    assert sorted(shown[:2]) == sorted(shown[2:]) == [(30, 20), (50, 40)]
+    assert made[0].turns[0].images[0].pixels in (2000, 600)
+    (tmp_path / "a.png").write_bytes(b"broken")
+    for folder, words in ((tmp_path, "a.png cannot be read"), (tmp_path / "none", "a folder with")):
+        with pytest.raises(BadSettings, match=words):
+            list(visionarena_like_prompts(DataOptions(image_source=str(folder)), None, 2, 1))
+
+
 def test_images_can_repeat_and_can_be_png() -> None:
     same = all_of(None, count=30, dataset_name="visionarena-like", image_dup_ratio=0.6)
     images = [prompt.turns[0].images[0].url for prompt in same]

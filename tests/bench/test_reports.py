@@ -116,6 +116,47 @@ def test_the_result_has_vllms_keys_and_numbers_json_can_hold(log: EventLog) -> N
     assert again["output_lens"] == [4, 3, 0]
 
 
+def test_the_result_has_the_usual_percentiles_of_everything(log: EventLog) -> None:
+    content = result(log, summarise(log, Question()), Wording(metrics=("ttft",)), {})
+    for name in METRICS:
+        assert {"p50_ms", "p90_ms", "p95_ms", "p99_ms", "p99.9_ms", "max_ms"} <= set(
+            content["glimt"]["metrics"][name]
+        )
+    assert content["glimt"]["metrics"]["e2el_per_token"]["mean_ms"] == pytest.approx(
+        (80 / 4 + 100 / 3) / 2
+    )
+
+
+def test_a_ramp_tells_when_each_rate_was_reached() -> None:
+    requests = [request(k, start_ms=500 * k, at_ms=[500 * k + 20]) for k in range(5)]
+    log = log_of(requests, ramp_up=("linear", 1, 3), end_ms=3000, date="20260101-000003")
+    content = result(log, summarise(log, Question()), Wording(metrics=()), {})
+    assert content["rps_change_events"] == [
+        {"rps": 1, "timestamp": "2026-01-01T00:00:00"},
+        {"rps": 2, "timestamp": "2026-01-01T00:00:01"},
+        {"rps": 3, "timestamp": "2026-01-01T00:00:02"},
+    ]
+
+
+def test_times_that_the_server_tells_are_in_a_detailed_result(log: EventLog) -> None:
+    wording = Wording(metrics=())
+    content = result(log, summarise(log, Question()), wording, {}, is_detailed=True)
+    assert "server_ttfts" not in content
+    log.requests[1].server_ttft_ms = 12.0
+    content = result(log, summarise(log, Question()), wording, {}, is_detailed=True)
+    assert content["server_ttfts"] == [None, 0.012, None]
+
+
+def test_input_tokens_can_be_those_of_texts(log: EventLog) -> None:
+    for event in log.requests:
+        event.text_tokens = 4
+    told = table(log.start, summarise(log, Question(counts_texts=True)), Wording(metrics=()))
+    assert "Total input tokens:                      8 " in told
+    both = table(log.start, summarise(log, Question()), Wording(metrics=(), has_text_row=True))
+    assert "Total input tokens:                      20" in both
+    assert "Total input tokens of texts:             8 " in both
+
+
 def test_results_can_be_appended_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "new" / "r.json"
     write_results(path, [{"a": 1}], append=True)

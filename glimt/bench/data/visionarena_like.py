@@ -10,9 +10,12 @@ The first N prompts are the same for every number of prompts.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pictures
+from PIL import UnidentifiedImageError
 
 from glimt.bench.data.images import as_image, to_jpeg, to_png
 from glimt.bench.data.photo import PhotoMaker
@@ -93,6 +96,7 @@ class Camera:
         self._options = options
         self._seed = seed
         self._maker = PhotoMaker()
+        self._album = None if options.image_source == "synth" else Album(options.image_source)
 
     def take_all(self, count: int) -> Iterator[Image]:
         """The images of the first `count` prompts, a few of them in the making at a time."""
@@ -106,10 +110,37 @@ class Camera:
         random = np.random.default_rng((self._seed, 3, index))
         if index > 0 and random.random() < self._options.image_dup_ratio:
             return self.take(int(random.integers(index)))
-        width, height = image_size(random)
-        picture = self._maker.make(width, height, random)
+        if self._album is None:
+            picture = self._maker.make(*image_size(random), random)
+        else:
+            picture = self._album.picture(index, self._seed)
         kind = self._options.image_format
         if kind == "mixed":
             kind = "png" if random.random() < 0.5 else "jpeg"
         encoded = to_png(picture) if kind == "png" else to_jpeg(picture)
-        return as_image(encoded, kind, width * height)
+        return as_image(encoded, kind, picture.width * picture.height)
+
+
+class Album:
+    """Pictures of a folder and the folders in it, in an order drawn from the seed."""
+
+    def __init__(self, folder: str) -> None:
+        """Find them. Raises BadSettings if there are none."""
+        known = Pictures.registered_extensions()
+        files = Path(folder).expanduser().rglob("*")
+        self._files = sorted(file for file in files if file.suffix.lower() in known)
+        if not self._files:
+            raise BadSettings(
+                f"--image-source {folder}: must be synth, or a folder with pictures in it"
+            )
+
+    def picture(self, index: int, seed: int) -> Pictures.Image:
+        """The picture of prompt `index`; all are shown before one is shown again."""
+        round_number, place = divmod(index, len(self._files))
+        order = np.random.default_rng((seed, 5, round_number)).permutation(len(self._files))
+        file = self._files[order[place]]
+        try:
+            with Pictures.open(file) as opened:
+                return opened.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise BadSettings(f"--image-source: {file} cannot be read: {error}") from None

@@ -6,7 +6,8 @@ from glimt.bench.figures.objectives import Objective
 
 METRICS = (
     *("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue"),
-    *("ttfo", "ttst", "chunk_gap", "ttft_from_intended", "e2el_from_intended", "upload"),
+    *("e2el_per_token", "ttfo", "ttst", "chunk_gap", "ttft_from_intended", "e2el_from_intended"),
+    "upload",
 )
 
 
@@ -18,3 +19,4 @@ class Question:
     objectives: tuple[Objective, ...] = ()
     steady_ratio: float | None = 0.8
     vllm_compat: bool = False
+    counts_texts: bool = False  # input tokens are those of the texts, not the server's

@@ -49,7 +49,7 @@ class Goodput:
 class Inputs:
     """What was asked: by the server's counts, by the client's, and as bytes."""
 
-    total_tokens: int  # the server's, else the client's
+    total_tokens: int  # the server's, else the client's; or the texts' alone, if so asked
     text_tokens: int | None  # of texts alone, by the client's tokenizer
     other_tokens: int | None  # images (and the chat template): the difference
     cached_tokens: int | None
@@ -110,7 +110,7 @@ def summarise(log: EventLog, question: Question) -> Summary:
     good, bad = _sorted_out(requests, question)
     measured = measure(good, by_chunk=question.vllm_compat)
     duration_s = log.end.end_ns / 1e9
-    tokens, inputs = int(measured.tokens.sum()), _inputs(good)
+    tokens, inputs = int(measured.tokens.sum()), _inputs(good, question)
     in_flight = sweep(
         np.array([event.start_ns for event in requests], np.int64),
         np.array([event.end_ns for event in requests], np.int64),
@@ -219,7 +219,7 @@ def _goodput(
     )
 
 
-def _inputs(events: Sequence[RequestEvent]) -> Inputs:
+def _inputs(events: Sequence[RequestEvent], question: Question) -> Inputs:
     totals = [event.prompt_tokens or event.text_tokens or 0 for event in events]
     texts = [event.text_tokens for event in events]
     has_texts = bool(events) and None not in texts
@@ -231,7 +231,7 @@ def _inputs(events: Sequence[RequestEvent]) -> Inputs:
         images = sum(totals) - text_tokens
     cached = [event.cached_tokens for event in events if event.cached_tokens is not None]
     return Inputs(
-        total_tokens=sum(totals),
+        total_tokens=(text_tokens or 0) if question.counts_texts and has_texts else sum(totals),
         text_tokens=text_tokens,
         other_tokens=images,
         cached_tokens=sum(cached) if cached else None,
@@ -265,6 +265,7 @@ def metric_values(measured: Measured) -> dict[str, FloatArray]:
         "e2el": measured.e2el,
         "client_queue_time": measured.queue,
         "e2el_including_client_queue": measured.e2el + measured.queue,
+        "e2el_per_token": measured.e2el / np.maximum(measured.tokens, 1),
         "ttfo": measured.ttfo,
         "ttst": measured.ttst,
         "chunk_gap": measured.chunk_gap,

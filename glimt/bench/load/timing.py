@@ -1,9 +1,10 @@
 """Which job leaves when: by the schedule, by the trace, or as the concurrency limit lets it."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 
 import msgspec
 
@@ -41,6 +42,11 @@ class Timing:
         """When the last request may leave; None: when all have."""
         duration = self.options.load.duration
         return None if duration is None else zero_ns + round(duration * 1e9)
+
+    def digest(self, jobs: list[Job]) -> str:
+        """Of the times at which requests are to leave (the first round, if there are several)."""
+        times = [at_s for at_s, _ in islice(self.timed_jobs(jobs), len(jobs))]
+        return hashlib.sha256(msgspec.json.encode(times)).hexdigest()[:16]
 
     def timed_jobs(self, jobs: list[Job]) -> Iterator[Timed]:
         """Jobs with their times in seconds; without end if the run is limited by time."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from glimt.bench.figures.summary import Summary
 from glimt.bench.figures.tokens import gaps_per_chunk, output_tokens, token_times
 from glimt.bench.report.table import Wording, percent_name
 from glimt.errors import BadSettings
+
+_USUAL_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 
 def result(
@@ -43,6 +46,8 @@ def result(
         content |= _flat(metric, summary.metrics[metric])
     if summary.probes is not None:
         content |= _probes(summary)
+    if steps := _ramp_steps(log):
+        content["rps_change_events"] = steps
     content |= _speculative(summary)
     content["glimt"] = _own(log, summary)
     if is_detailed:
@@ -140,7 +145,14 @@ def _own(log: EventLog, summary: Summary) -> dict[str, Any]:
     """What vLLM's result does not have."""
     client = summary.client
     own: dict[str, Any] = {
-        "metrics": {name: _distribution(each) for name, each in summary.metrics.items()},
+        "metrics": {
+            name: _distribution(
+                Distribution.of(
+                    summary.values(name), sorted({*each.percentiles, *_USUAL_PERCENTILES})
+                )
+            )
+            for name, each in summary.metrics.items()
+        },
         "mean_concurrent_requests": summary.mean_concurrency,
         "steady": msgspec.to_builtins(summary.steady),
         "inputs": msgspec.to_builtins(summary.inputs),
@@ -175,7 +187,10 @@ def _own(log: EventLog, summary: Summary) -> dict[str, Any]:
 
 
 def _arrays(events: Sequence[RequestEvent]) -> dict[str, Any]:
-    """One entry per request, in seconds, as vLLM's --save-detailed has them: zeros for failures."""
+    """One entry per request, in seconds, as vLLM's --save-detailed has them: zeros for failures.
+
+    The server's own times are there if it tells any.
+    """
     good = [event.failure is None for event in events]
     times = [token_times(event, by_chunk=True) for event in events]
     firsts = [int(each.at_ns[0]) if len(each.at_ns) else None for each in times]
@@ -198,7 +213,38 @@ def _arrays(events: Sequence[RequestEvent]) -> dict[str, Any]:
         "queue_times": [(event.admitted_ns - event.fired_ns) / 1e9 for event in events],
         "generated_texts": [event.content or "" for event in events],
         "errors": [event.error for event in events],
+    } | _server_times(events)
+
+
+def _server_times(events: Sequence[RequestEvent]) -> dict[str, Any]:
+    columns = {
+        "server_queue_times": [event.server_queue_ms for event in events],
+        "server_ttfts": [event.server_ttft_ms for event in events],
     }
+    if all(value is None for values in columns.values() for value in values):
+        return {}
+    return {
+        name: [None if value is None else value / 1e3 for value in values]
+        for name, values in columns.items()
+    }
+
+
+def _ramp_steps(log: EventLog) -> list[dict[str, Any]]:
+    """When the rate of a ramp reached each whole number, by the requests' own times."""
+    if log.start.ramp_up is None:
+        return []
+    strategy, first, last = log.start.ramp_up
+    ended = datetime.strptime(log.start.date, "%Y%m%d-%H%M%S")
+    began = ended - timedelta(seconds=log.end.end_ns / 1e9)
+    steps, reached = [{"rps": first, "timestamp": began.isoformat()}], first
+    for place, event in enumerate(event for event in log.requests if event.phase == "run"):
+        progress = place / max(log.start.num_prompts - 1, 1)
+        grown = first + (last - first) * progress
+        rate = int(grown if strategy == "linear" else first * (last / first) ** progress)
+        at = (began + timedelta(seconds=event.intended_ns / 1e9)).isoformat()
+        steps += [{"rps": step, "timestamp": at} for step in range(reached + 1, rate + 1)]
+        reached = max(reached, rate)
+    return steps
 
 
 def write_results(path: Path, results: Sequence[dict[str, Any]], *, append: bool) -> None:

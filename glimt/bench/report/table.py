@@ -25,6 +25,7 @@ BLOCKS = {
         "Queue-inclusive End-to-end Latency",
         "E2EL incl. Client Queue",
     ),
+    "e2el_per_token": ("Normalised Latency (per Token)", "E2EL per Token"),
     "ttfo": ("Time to First Visible Token", "TTFO"),
     "ttst": ("Time to Second Token", "TTST"),
     "chunk_gap": ("Gap between Chunks", "Chunk Gap"),
@@ -41,6 +42,7 @@ class Wording:
     metrics: Sequence[str]
     objectives: Sequence[Objective] = ()
     vllm_compat: bool = False
+    has_text_row: bool = False  # among vLLM's rows one for the input tokens of texts
 
 
 def table(start: RunStart, summary: Summary, wording: Wording) -> str:
@@ -88,6 +90,8 @@ def _load(start: RunStart, summary: Summary, wording: Wording) -> Iterator[str]:
         yield _number("Request rate configured (RPS)", start.request_rate)
     yield _number("Benchmark duration (s)", summary.duration_s)
     yield _count("Total input tokens", summary.inputs.total_tokens)
+    if wording.has_text_row and summary.inputs.text_tokens is not None:
+        yield _count("Total input tokens of texts", summary.inputs.text_tokens)
     yield _count("Total generated tokens", summary.outputs.total_tokens)
     yield _number("Request throughput (req/s)", summary.request_throughput)
     if summary.goodput is not None:
