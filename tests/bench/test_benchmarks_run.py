@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from benchmarks.kernels import tune as tuning
+from glimt.checkpoint import read_checkpoint
+from glimt.grammar.vocabulary import Vocabulary
 from glimt.kernels import choice, reference, reference_experts, tiles
+from glimt.models.config_json import read_config
 
 GATE_UP = {"block_o": 32, "block_i": 64, "warps": 4, "stages": 2}
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,3 +95,13 @@ def test_tuning_writes_the_table_that_the_kernels_read(monkeypatch: pytest.Monke
     assert measured["best_us"] < measured["today_us"]
     monkeypatch.setattr(tiles, "_table", lambda: {"gate_up": {"32x64": {"16": {**GATE_UP}}}})
     assert tiles.gate_up_tile(32, 64, 2) == tiles.ExpertTile(**GATE_UP)
+
+
+def test_a_checkpoint_without_weights_has_the_sizes_of_the_published_one(tmp_path: Path) -> None:
+    folder = run("benchmarks/make_dummy_checkpoint.py", str(tmp_path / "sizes")).strip()
+    checkpoint = read_checkpoint(Path(folder))
+    config = read_config(checkpoint.config, checkpoint.preprocessor_config)
+    assert (config.text.num_layers, config.text.vocab_size) == (46, 151552)
+    words = Vocabulary.read(checkpoint.tokenizer_path, config.text.vocab_size)
+    assert words is not None
+    assert not list(Path(folder).glob("*.safetensors"))
