@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, Literal
 
-from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -44,15 +44,18 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: now().strftime(form)
         try:
             self._template = environment.from_string(source)
-            names = meta.find_undeclared_variables(environment.parse(source))
+            tree = environment.parse(source)
         except TemplateSyntaxError as error:
             raise BadCheckpoint(
                 f"the chat template has an error in line {error.lineno}: {error.message}"
             ) from error
-        self.variables = frozenset(names)  # what it reads beside the messages
-        # What `chat_template_kwargs` may set beyond the switches that every server knows.
-        self.own_arguments = self.variables - _GIVEN - environment.globals.keys()
-        self.takes_tools = "tools" in names
+        # What it reads beside the messages.
+        self.variables = frozenset(meta.find_undeclared_variables(tree))
+        # What `chat_template_kwargs` may set beyond the switches that every server knows: not what
+        # is first set and then read, if only in some cases.
+        ours = _GIVEN | environment.globals.keys() | set(_SWITCHES)
+        self.own_arguments = (self.variables & _read_first(tree)) - ours
+        self.takes_tools = "tools" in self.variables
         self._takes_lists = self._shows([{"type": "text", "text": _PROBE}])
         self._takes_texts = self._shows(_PROBE)
 
@@ -163,6 +166,23 @@ def _unread(name: str, own_arguments: Set[str]) -> InvalidRequest:
         f"{path}.{shown} is not known: the chat template does not read it; what may be set: {read}"
     )
     return InvalidRequest(text, param=path if shown == "…" else f"{path}.{shown}")
+
+
+def _read_first(tree: nodes.Node) -> Set[str]:
+    """Names that are read before they are set, in the order in which a template is written."""
+    first: dict[str, str] = {}
+    rest = [tree]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, nodes.Name):
+            first.setdefault(node.name, node.ctx)
+        children = list(node.iter_child_nodes())
+        if isinstance(node, nodes.Assign | nodes.For):  # what is on the right is read first
+            children.sort(key=lambda child: child is node.target)
+        if isinstance(node, nodes.For):
+            children.sort(key=lambda child: child is not node.iter)
+        rest += reversed(children)
+    return {name for name, context in first.items() if context == "load"}
 
 
 class _Refusal(TemplateError):

@@ -109,6 +109,26 @@ def test_arguments_that_the_template_reads_may_be_set() -> None:
         assert caught.value.param == f"chat_template_kwargs.{name}"
 
 
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("{% set tone = tone or 'kind' %}{{ tone }}", {"tone"}),
+        ("{% if tone is not defined %}{% set tone = 1 %}{% endif %}{{ tone }}", {"tone"}),
+        ("{% for m in messages %}{% if m.x %}{% set t = 1 %}{% endif %}{{ t }}{% endfor %}", set()),
+        ("{% macro f(a, b=c) %}{{ a }}{{ d }}{% endmacro %}{{ f(1) }}", {"c", "d"}),
+        ("{% for t in things %}{{ t }}{% endfor %}{{ messages }}", {"things"}),
+    ],
+)
+def test_what_a_template_sets_before_it_reads_it_is_no_argument(
+    source: str, names: set[str]
+) -> None:
+    assert ChatTemplate(source).own_arguments == names
+
+
+def test_published_templates_read_nothing_but_the_known_switches() -> None:
+    assert [ChatTemplate(template_source(style)).own_arguments for style in STYLES] == [set()] * 2
+
+
 def test_operators_arguments_are_checked_against_the_template() -> None:
     check_operators_kwargs({"mood": "x", "enable_thinking": True}, ChatTemplate("{{ mood }}"))
     with pytest.raises(BadSettings, match=r"--default-chat-template-kwargs.*mood is not known"):
