@@ -20,11 +20,13 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
+from glimt.bench.unknown import explain
 
 app = App(
     name="bench",
     help="Measure a server.",
     default_parameter=Parameter(negative="", consume_multiple=False),
+    error_formatter=explain,
 )
 
 

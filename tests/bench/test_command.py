@@ -69,11 +69,24 @@ def test_the_documents_name_every_block_of_the_table() -> None:
     assert all(name in row for name in METRICS)
 
 
-def test_an_unknown_option_names_the_nearest_one() -> None:
-    command = [sys.executable, "-m", "glimt", "bench", "serve", "--num-promts", "3"]
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--num-promts", "--num-prompts"),
+        ("--prompts", "--num-prompts"),
+        ("--xyzzy", "The nearest is --"),
+        ("--spec-bench-output-len", "--dataset-name custom"),
+        ("--sonnet-input-len=3", "prefix_repetition"),
+        ("--asr-max-audio-len-sec", "Audio is not measured here"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest_one_or_what_to_use_instead(
+    option: str, words: str
+) -> None:
+    command = [sys.executable, "-m", "glimt", "bench", "serve", option, "3"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "--num-prompts" in done.stderr + done.stdout
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_the_client_imports_neither_torch_nor_the_server() -> None:
