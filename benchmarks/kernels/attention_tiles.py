@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmarks.kernels.cases import Inputs
 from benchmarks.kernels.measure import MAX_SETS, ROTATED_BYTES, microseconds
 from glimt.kernels import triton_chunks, triton_decoding, triton_rope
-from glimt.kernels.triton_attention_block import Tiles
 
 DECODING = [(1, 1600), (1, 16000), (8, 1600), (32, 1600), (64, 1600), (128, 1600), (8, 16000)]
 CHUNKS = [(1433, 0), (2048, 0), (8192, 0), (700, 5000), (64, 16000)]  # new tokens, those before
@@ -119,7 +118,7 @@ def main() -> None:
             )
 
 
-def _decode_with(tiles: Tiles, length: int) -> Callable[..., None]:
+def _decode_with(tiles: triton_decoding.Tiles, length: int) -> Callable[..., None]:
     return lambda *given: triton_decoding.attend_singles(
         *given, max_context_len=length, tiles=tiles
     )

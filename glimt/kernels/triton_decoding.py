@@ -5,20 +5,32 @@ were not needed leave at once, and a second kernel weighs the others (Dao et al.
 2023). X splits.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_attention_block import LOG2_E, Tiles, attend
+from glimt.kernels.triton_attention_block import LOG2_E, attend
 
 _MAX_SPLITS = 64
-_MIN_SPLIT_TOKENS = tl.constexpr(128)  # shorter parts cost more to combine than to read
 _PROGRAMS = 8 * 132  # that keep every multiprocessor of an H200 busy
+_BLOCK_M = 16  # the least number of rows of a product; heads are filled up with zeros
 
-# The first is used; `block_m` is the least number of rows of a product, filled up with zeros.
-CONFIGS = tuple(
-    Tiles(16, block_l, num_warps, num_stages)
+
+class Tiles(NamedTuple):
+    """Context tokens of a block, and at least of a part; how the compiler spreads and pipelines."""
+
+    block_l: int
+    least_tokens: int
+    num_warps: int
+    num_stages: int
+
+
+CONFIGS = tuple(  # the first is used
+    Tiles(block_l, least_tokens, num_warps, num_stages)
+    for least_tokens in (128, 64, 256)
     for block_l, num_warps, num_stages in (
         (64, 4, 3),
         (64, 4, 2),
@@ -27,6 +39,7 @@ CONFIGS = tuple(
         (32, 8, 3),
         (128, 8, 3),
     )
+    if block_l <= least_tokens
 )
 
 
@@ -44,12 +57,12 @@ def attend_singles(
 ) -> None:
     """Fill `out_TNH` for the rows of one token."""
     num_rows, num_heads, head_dim = context_lens_R.shape[0], *q_TNH.shape[1:]
+    num_groups, page_size = kv_P2GSH.shape[2:4]
     if num_rows == 0:
         return
-    num_groups, page_size = kv_P2GSH.shape[2:4]
-    num_splits = _num_splits(num_rows * num_groups, max_context_len)
-    part_RNXH = q_TNH.new_empty((num_rows, num_heads, num_splits, head_dim), dtype=torch.float32)
+    num_splits = _num_splits(num_rows * num_groups, max_context_len, tiles.least_tokens)
     weight_RNX = q_TNH.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
+    part_RNXH = weight_RNX.new_empty((*weight_RNX.shape, head_dim))
     _split_kernel[(num_groups, num_rows, num_splits)](
         q_TNH,
         kv_P2GSH,
@@ -68,8 +81,8 @@ def attend_singles(
         num_heads // num_groups,
         head_dim,
         page_size,
-        max(tiles.block_m, triton.next_power_of_2(num_heads // num_groups)),
-        tiles.block_l,
+        max(_BLOCK_M, triton.next_power_of_2(num_heads // num_groups)),
+        *tiles[:2],
         max(16, triton.next_power_of_2(head_dim)),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -85,27 +98,27 @@ def attend_singles(
             num_heads,
             head_dim,
             _MAX_SPLITS,
-            tiles.block_l,
+            *tiles[:2],
             triton.next_power_of_2(head_dim),
             num_warps=4,
         )
 
 
-def _num_splits(num_programs: int, max_context_len: int) -> int:
+def _num_splits(num_programs: int, max_context_len: int, least_tokens: int) -> int:
     """Parts of a context, a power of two: enough for the device, not more than are worth it.
 
     At least enough that a row of the longest context does not keep the others waiting.
     """
     wanted = max(_PROGRAMS // num_programs, max_context_len // 4096, 1)
-    useful = triton.cdiv(max_context_len, _MIN_SPLIT_TOKENS.value)
+    useful = triton.cdiv(max_context_len, least_tokens)
     splits: int = triton.next_power_of_2(min(wanted, useful))
     return min(splits, _MAX_SPLITS)
 
 
 @triton.jit
-def _split_tokens(length, num_splits, BLOCK_L: tl.constexpr):
+def _split_tokens(length, num_splits, BLOCK_L: tl.constexpr, LEAST: tl.constexpr):
     """Context tokens of each part but the last: whole blocks, as many as divide the row."""
-    least: tl.constexpr = (_MIN_SPLIT_TOKENS + BLOCK_L - 1) // BLOCK_L
+    least: tl.constexpr = (LEAST + BLOCK_L - 1) // BLOCK_L
     return tl.maximum(tl.cdiv(tl.cdiv(length, BLOCK_L), num_splits), least) * BLOCK_L
 
 
@@ -130,13 +143,14 @@ def _split_kernel(
     PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    LEAST: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     """One part of the context of a row's one token, for the query heads of one key-value head."""
     group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)
-    size = _split_tokens(length, num_splits, BLOCK_L)
+    size = _split_tokens(length, num_splits, BLOCK_L, LEAST)
     first = split * size
     if (tl.load(starts_ptr + row + 1) - token != 1) | ((split > 0) & (first >= length)):
         return
@@ -180,13 +194,14 @@ def _combine_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    LEAST: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     """One head of a row: the mean of its parts' means, by the weights of the parts."""
     head, row = tl.program_id(0), tl.program_id(1)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)
-    size = _split_tokens(length, num_splits, BLOCK_L)
+    size = _split_tokens(length, num_splits, BLOCK_L, LEAST)
     if (tl.load(starts_ptr + row + 1) - token != 1) | (size >= length):
         return
     split_X, h_H = tl.arange(0, BLOCK_X), tl.arange(0, BLOCK_H)
