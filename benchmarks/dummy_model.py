@@ -197,7 +197,7 @@ def prefill_tokens_per_s(driver: Driver, prompts: int, prompt: int) -> float:
     return 1000 * prompts * prompt / took
 
 
-def _image(number: int, grid: tuple[int, int], start: int) -> ImageSpan:
+def image(number: int, grid: tuple[int, int], start: int) -> ImageSpan:
     height, width = grid
     return ImageSpan(
         content_hash=number.to_bytes(32, "big"),
@@ -217,27 +217,27 @@ def first_token_ms(
     num_tokens = grid[0] * grid[1] // 4
     whole, encode, prefill = [], [], []
     for number in range(rounds):
-        driver.add(text + num_tokens, 1, (_image(1 + number, grid, text // 2),))
+        driver.add(text + num_tokens, 1, (image(1 + number, grid, text // 2),))
         whole.append(sum(turn.all_ms for turn in driver.turns()))
     executor, info = driver.engine.executor, driver.engine.info
     pages = tuple(range(-(-(text + num_tokens) // info.page_size)))
     for number in range(rounds):
-        image = _image(1000 + number, grid, text // 2)
+        span = image(1000 + number, grid, text // 2)
         row = NewRow(
             row=0,
             token_ids=driver.tokens(text + num_tokens),
             num_prompt_tokens=text + num_tokens,
             positions=None,
             rope_delta=0,
-            images=(image,),
+            images=(span,),
             sampling=SamplingParams(max_tokens=1, temperature=0.8, seed=1),
             page_ids=pages,
         )
         work = RowWork(0, 0, text + num_tokens, samples=True)
-        encode.append(_timed(lambda image=image: executor.launch(StepPlan(0, encode=(image,)))))
+        encode.append(_timed(lambda span=span: executor.launch(StepPlan(0, encode=(span,)))))
         plan = StepPlan(1, new_rows=(row,), work=(work,))
         prefill.append(_timed(lambda plan=plan: executor.launch(plan)))
-        done = StepPlan(2, freed_rows=(0,), drop_images=(image.content_hash,))
+        done = StepPlan(2, freed_rows=(0,), drop_images=(span.content_hash,))
         executor.launch(done).result()
     later = slice(min(2, rounds - 1), None)
     return {

@@ -2,16 +2,19 @@
 
     python benchmarks/trace_step.py --layers 4 --requests 8 --out trace.json
     python benchmarks/trace_step.py --layers 4 --what prompt --prompt 4096 --out trace.json
+    python benchmarks/trace_step.py --layers 1 --what image --out trace.json
 
 `--what decode`: steps in which every request draws a token. `--what prompt`: steps that compute
-prompts. The file opens in chrome://tracing or ui.perfetto.dev. The summary counts what the GPU
-ran (kernels, copies, fills), the share of the time in which it ran anything, the time between
-runs, the longest gaps with what came after them, the most expensive kernels, and the host's part.
+prompts. `--what image`: passes of the vision tower over one image each. The file opens in
+chrome://tracing or ui.perfetto.dev. The summary counts what the GPU ran (kernels, copies, fills),
+the share of the time in which it ran anything, the time between runs, the longest gaps with what
+came after them, the most expensive kernels, and the host's part.
 """
 
 import argparse
 import json
 import statistics
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dummy_model import Driver, Turn, add_model_arguments, build
+from dummy_model import Driver, Turn, add_model_arguments, build, image
 from torch.profiler import ProfilerActivity, profile
+
+from glimt.engine.plan import StepPlan
 
 SKIPPED = 8  # steps before the trace: they compile and record
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -47,7 +52,7 @@ def main() -> None:
     driver = Driver(build(options))
     profiler = profile(activities=activities)
     traced: list[Turn] = []
-    turns = decoding(driver, options) if options.what == "decode" else prompts(driver, options)
+    turns = {"decode": decoding, "prompt": prompts, "image": images}[options.what](driver, options)
     for number, turn in enumerate(turns):
         if number > SKIPPED:
             traced.append(turn)
@@ -68,7 +73,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
-    parser.add_argument("--what", choices=["decode", "prompt"], default="decode")
+    parser.add_argument("--what", choices=["decode", "prompt", "image"], default="decode")
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=1433, help="tokens of each prompt")
     parser.add_argument("--steps", type=int, default=5, help="steps in the trace")
@@ -90,6 +95,21 @@ def prompts(driver: Driver, options: argparse.Namespace) -> Iterator[Turn]:
     for _ in range((SKIPPED + options.steps + 4) * options.requests[0]):
         driver.add(options.prompt, 1)
     yield from driver.turns()
+
+
+def images(driver: Driver, options: argparse.Namespace) -> Iterator[Turn]:
+    """A pass of the vision tower each, waited for."""
+    executor = driver.engine.executor
+    for number in range(SKIPPED + options.steps + 1):
+        span = image(number, (64, 84), 0)
+        began = time.perf_counter()
+        step = executor.launch(StepPlan(number, encode=(span,)))
+        launched = time.perf_counter()
+        step.result()
+        _synchronize(options.device)
+        done = time.perf_counter()
+        yield Turn(None, 0.0, 1000 * (launched - began), 1000 * (done - launched), 0.0)
+        executor.launch(StepPlan(number, drop_images=(span.content_hash,))).result()
 
 
 def _synchronize(device: str) -> None:

@@ -125,11 +125,8 @@ def test_graphs_on_a_gpu_change_no_token(gpu: torch.device, kind: str) -> None:
 @cache
 def dummy_model(gpu: torch.device, num_layers: int | None, fp8: bool) -> Glm4v:
     """Random weights in bfloat16 or FP8: a tiny model, or layers of GLM-4.5V's size."""
-    raw = tiny_config("glm4v_moe")
-    if num_layers is not None:
-        for name, fields in full_size(num_layers).items():
-            raw[name] = raw[name] | fields
-    config = read_config(raw)
+    sizes = tiny_config("glm4v_moe") if num_layers is None else full_size(num_layers)
+    config = read_config(sizes)
     with torch.device("meta"):
         model = Glm4v(config, Mesh.single(), fp8=fp8_modules(config) if fp8 else frozenset())
     fill_dummy(model, gpu, torch.bfloat16, seed=1)

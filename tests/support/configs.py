@@ -54,8 +54,8 @@ VISION: dict[str, Any] = {
 }
 
 
-def full_size(num_layers: int) -> dict[str, dict[str, Any]]:
-    """What turns a tiny MoE config into `num_layers` of GLM-4.5V's text decoder."""
+def full_size(num_layers: int) -> dict[str, Any]:
+    """A config.json of `num_layers` of GLM-4.5V's text decoder, under a tiny vision tower."""
     text = {
         "hidden_size": 4096,
         "head_dim": 128,
@@ -68,7 +68,7 @@ def full_size(num_layers: int) -> dict[str, dict[str, Any]]:
         "num_experts_per_tok": 8,
         "vocab_size": 151552,
     }
-    return {"text_config": text, "vision_config": {"out_hidden_size": 4096}}
+    return tiny_config("glm4v_moe", text=text, vision={"intermediate_size": 96})
 
 
 def tiny_config(
