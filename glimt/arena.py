@@ -24,7 +24,7 @@ class SharedArena:
     @classmethod
     def create(cls, nbytes: int, index: int) -> "SharedArena":
         """A new arena of `nbytes`. Raises OSError if the kernel refuses the size."""
-        fd = os.memfd_create(f"glimt-arena-{index}", os.MFD_CLOEXEC)
+        fd = anonymous_file(f"glimt-arena-{index}")
         os.ftruncate(fd, nbytes)
         return cls(fd, index)
 
@@ -41,3 +41,8 @@ class SharedArena:
         with contextlib.suppress(BufferError):  # a view is still alive: the mapping goes with it
             self._map.close()
         os.close(self.fd)
+
+
+def anonymous_file(name: str) -> int:
+    """The descriptor of a file in memory, empty, that no folder shows; `name` is for people."""
+    return os.memfd_create(name, os.MFD_CLOEXEC)

@@ -111,9 +111,10 @@ class MediaSettings:
     media_io_kwargs: str | None = None
     """JSON, e.g. '{"video": {"fps": 1, "max_frames": 64}}'."""
     mm_processor_cache_gb: float = 4.0
-    """Shared memory for decoded images, in use and cached (GiB)."""
+    """Shared memory for decoded images, in use and cached (GiB); with shm that of all servers."""
     mm_processor_cache_type: Literal["lru", "shm"] = "lru"
-    """The same thing here: decoded images lie once, in anonymous shared memory that all read."""
+    """Where decoded images are found again: in a cache of each server process (lru), or in one that
+    all share and that outlives them (shm). Both lie in anonymous memory, read in place."""
     mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
     """How tensor-parallel GPUs share the vision tower: split it, or deal the images out."""
     max_image_pixels: int = 50_000_000

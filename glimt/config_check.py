@@ -160,8 +160,6 @@ def _notes(settings: Settings) -> Iterator[str]:
             yield "--mm-encoder-tp-mode data has no effect on one GPU"
         if parallel.disable_custom_all_reduce:
             yield "--disable-custom-all-reduce has no effect on one GPU"
-    if settings.media.mm_processor_cache_type == "shm":
-        yield "--mm-processor-cache-type shm has no effect: images always lie in shared memory"
     if settings.cache.enable_sleep_mode and not (server.admin_key or server.admin_key_file):
         yield "--enable-sleep-mode has no effect: /sleep and /wake_up need --admin-key"
     if settings.models.trust_remote_code:

@@ -11,7 +11,7 @@ import bisect
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from glimt.arena import SharedArena
 from glimt.wire import PixelRef
@@ -19,6 +19,50 @@ from glimt.wire import PixelRef
 Value = TypeVar("Value")
 
 ALIGNMENT = 4096  # pages of memory: ranges of different owners share none
+
+
+class PixelLease(Protocol[Value]):
+    """A claim on a kept range: `value` is true and its bytes stay until `release()`."""
+
+    place: PixelRef
+    value: Value
+
+    def release(self) -> None:
+        """Give the claim up; doing it again does nothing."""
+
+
+class PixelPool(Protocol[Value]):
+    """What the media pool needs of an arena: `ArenaPool`, or `SharedPool` for several servers."""
+
+    nbytes: int
+    on_room: Callable[[], None]
+
+    @property
+    def recheck_s(self) -> float | None:
+        """How often room may have come without `on_room` being called; None: it is always."""
+
+    @property
+    def num_kept(self) -> int:
+        """Keys that can be leased."""
+
+    @property
+    def num_free_bytes(self) -> int:
+        """Bytes that no range holds."""
+
+    def allocate(self, nbytes: int) -> PixelRef | None:
+        """A range; None = not now. Raises ValueError for more than there is."""
+
+    def free(self, place: PixelRef) -> None:
+        """Give an allocated range back that was not kept."""
+
+    def keep(self, key: bytes, place: PixelRef, value: Value) -> PixelLease[Value]:
+        """The range is written: remember it under `key`, leased to the caller."""
+
+    def lease(self, key: bytes) -> PixelLease[Value] | None:
+        """A claim on what is kept under `key`, if there is something."""
+
+    def forget_unleased(self) -> None:
+        """Give back all that is kept and that nobody has a lease on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +96,8 @@ class ArenaPool(Generic[Value]):
 
     Not thread-safe. `on_room` is called whenever an allocation may succeed that failed before.
     """
+
+    recheck_s = None
 
     def __init__(self, arena: SharedArena, on_room: Callable[[], None] = lambda: None) -> None:
         self.index = arena.index

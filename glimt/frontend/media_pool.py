@@ -11,6 +11,7 @@ and one at a worker is dropped when its pixels are ready; no range of the arena 
 """
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import time
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from glimt.errors import BadMedia, MediaFetchFailed, Overloaded, RequestError
-from glimt.frontend.arena_pool import ArenaLease, ArenaPool
+from glimt.frontend.arena_pool import PixelLease, PixelPool
 from glimt.frontend.fetch import MediaFetcher, Payload
 from glimt.frontend.media_workers import MediaHub, MediaWorker, MediaWorkers
 from glimt.frontend.prompt import MediaSource, PreparedFrame, PreparedMedia
@@ -57,7 +58,7 @@ class _Job:
     settings: ImageSettings
     payload: Payload | None  # None = at a worker
     queued_s: float
-    outcome: "asyncio.Future[ArenaLease[Frames]]"
+    outcome: "asyncio.Future[PixelLease[Frames]]"
     num_wanting: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # something may have changed
     task: "asyncio.Task[None] | None" = None
@@ -76,7 +77,7 @@ class MediaPool:
     def __init__(
         self,
         hub: MediaHub,
-        arena: ArenaPool[Frames],
+        arena: PixelPool[Frames],
         fetcher: MediaFetcher,
         *,
         image: ImageSettings,
@@ -154,7 +155,7 @@ class MediaPool:
 
     async def _decoded(
         self, key: bytes, source: MediaSource, settings: ImageSettings, payload: Payload
-    ) -> ArenaLease[Frames]:
+    ) -> PixelLease[Frames]:
         """A lease on the pixels, by joining the job for `key` or starting it."""
         job = self._jobs.get(key) or self._start(key, source.kind, settings, payload)
         job.num_wanting += 1
@@ -226,7 +227,7 @@ class MediaPool:
         finally:
             self._forget(job)
 
-    async def _process(self, job: _Job) -> ArenaLease[Frames] | None:
+    async def _process(self, job: _Job) -> PixelLease[Frames] | None:
         """The pixels, kept and leased; None if nobody wanted them any more."""
         worker, message = await self._hand_over(job)
         handed_over_s = self._clock()
@@ -293,7 +294,7 @@ class MediaPool:
                     if is_first and (place := self._arena.allocate(nbytes)) is not None:
                         return place
                     job.wake.clear()
-                    await job.wake.wait()
+                    await self._woken(job)
         except TimeoutError:
             raise Overloaded("the memory for media is full; try again later") from None
         finally:
@@ -301,6 +302,11 @@ class MediaPool:
             self._wake_first()
         self._forget(job)  # whoever comes now starts afresh
         return None
+
+    async def _woken(self, job: _Job) -> None:
+        """Until something may have changed: here, or, every so often, in another server."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(job.wake.wait(), self._arena.recheck_s)
 
     def _wake_first(self) -> None:
         if self._for_room:

@@ -40,6 +40,7 @@ def settings_of(plan: Plan, model: str, *, quantize: bool) -> Settings:
             mm_encoder_tp_mode="data"
             if best.layout.vision_data and best.layout.tp > 1
             else "weights",
+            mm_processor_cache_type="shm" if best.layout.dp > 1 else "lru",
         ),
         parallel=ParallelSettings(
             tensor_parallel_size=best.layout.tp,

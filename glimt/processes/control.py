@@ -96,6 +96,8 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     inbox: str  # address it binds for Outputs
     media_hub: str  # address it binds for media workers
     arena_fd: int
+    index_fd: int = -1  # table of the image cache that all servers share; -1: each has its own
+    num_servers: int
     socket_fd: int  # listening socket, bound by the parent
     model_path: str
     served_model_names: tuple[str, ...]

@@ -160,6 +160,7 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
             {"image": server.max_images, "video": server.max_videos},
             server.max_model_len,
         ),
+        shares_images=media.mm_processor_cache_type == "shm",
         shutdown_timeout_s=settings.server.shutdown_timeout,
     )
 
@@ -235,6 +236,7 @@ def _server_start(
         inbox="",
         media_hub="",
         arena_fd=-1,
+        num_servers=settings.parallel.api_server_count,
         socket_fd=-1,
         model_path=str(checkpoint.path),
         served_model_names=tuple(models.served_model_name or [settings.model]),

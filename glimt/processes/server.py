@@ -28,12 +28,13 @@ from glimt.api.tools import ToolSettings
 from glimt.arena import SharedArena
 from glimt.checkpoint import checkpoint_file
 from glimt.errors import StartupError
-from glimt.frontend.arena_pool import ArenaPool
+from glimt.frontend.arena_pool import ArenaPool, PixelPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
 from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.media_pool import Frames, MediaPool
 from glimt.frontend.render import Renderer
+from glimt.frontend.shared_pool import SharedPool
 from glimt.frontend.template import ChatTemplate, check_operators_kwargs
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.grammar.compiler import GrammarCompiler
@@ -92,7 +93,7 @@ class ServerProcess:
             )
         )
         hub: AsyncHub[MediaOutbound] = AsyncHub(start.media_hub, MediaOutbound)
-        pool: ArenaPool[Frames] = ArenaPool(SharedArena(start.arena_fd, start.index))
+        pool = _pixel_pool(start)
         self._metrics.watch_media_memory(lambda: pool.num_free_bytes, lambda: pool.num_kept)
         self._metrics.set_limits(_limits(start, pool.nbytes))
         self._media = MediaPool(
@@ -293,6 +294,19 @@ class ServerProcess:
             self._client.end_all("the server is shutting down")
             await asyncio.sleep(0.1)  # the events must get out
         self._http.should_exit = True
+
+
+def _pixel_pool(start: ServerStart) -> PixelPool[Frames]:
+    """This server's own cache of pixels, or its part in the one that all servers share."""
+    if start.index_fd < 0:
+        return ArenaPool(SharedArena(start.arena_fd, start.index))
+    return SharedPool(
+        SharedArena(start.arena_fd, 0),
+        start.index_fd,
+        Frames,
+        owner=start.index,
+        num_owners=start.num_servers,
+    )
 
 
 def _limits(start: ServerStart, media_memory_bytes: int) -> dict[str, float]:

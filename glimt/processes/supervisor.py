@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from glimt.arena import SharedArena
+from glimt.arena import SharedArena, anonymous_file
 from glimt.errors import EngineDied, StartupError
 from glimt.processes.children import Backoff, Child, exit_text
 from glimt.processes.control import (
@@ -55,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerStart
     num_media_workers: int
     arena_bytes: int
+    shares_images: bool = False  # one image cache for all servers, which outlives them
     shutdown_timeout_s: float
     engine_stall_limit_s: float = 120.0  # a step that takes longer than this is a hang
 
@@ -69,6 +70,7 @@ class Supervisor:
         self._folder = Path(tempfile.mkdtemp(prefix="glimt-"))  # 0700
         (self._folder / "pid").write_text(f"{os.getpid()} {process_start(os.getpid())}")
         self._arena = SharedArena.create(plan.arena_bytes, 0)
+        self._index_fd = anonymous_file("glimt-images") if plan.shares_images else -1
         self._children: dict[str, Child] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._incarnation = 0
@@ -118,9 +120,12 @@ class Supervisor:
             inbox=f"ipc://{self._folder}/server-0",
             media_hub=f"ipc://{self._folder}/media-0",
             arena_fd=self._arena.fd,
+            index_fd=self._index_fd,
             socket_fd=self._listener.fileno(),
         )
-        fds = (self._arena.fd, self._listener.fileno())
+        fds = tuple(
+            fd for fd in (self._arena.fd, self._index_fd, self._listener.fileno()) if fd >= 0
+        )
         child = Child("server-0", "glimt.processes.server", start, fds)
         self._adopt(child)
         if self._engine_up is not None:
@@ -303,6 +308,8 @@ class Supervisor:
             child.reap(max(0.0, deadline_s - time.monotonic()))
         self._children.clear()
         self._arena.close()
+        if self._index_fd >= 0:
+            os.close(self._index_fd)
         with contextlib.suppress(OSError):
             self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)

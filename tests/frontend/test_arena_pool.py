@@ -1,41 +1,56 @@
-"""Ranges of the arena: never two owners, never lost, leased ones never evicted."""
+"""Ranges of the arena: never two owners, never lost, leased ones never evicted.
+
+The same for both kinds of pool: one server's own, and one owner's part in the shared one.
+"""
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from glimt.arena import SharedArena
-from glimt.frontend.arena_pool import ALIGNMENT, ArenaLease, ArenaPool
+from glimt.arena import SharedArena, anonymous_file
+from glimt.frontend.arena_pool import ALIGNMENT, ArenaPool, PixelLease
+from glimt.frontend.shared_pool import SharedPool
 from glimt.wire import PixelRef
 
 NUM_PAGES = 16
 
+Pool = ArenaPool[bytes] | SharedPool[bytes]
 
-def make_pool() -> ArenaPool[bytes]:
+
+def make_pool(*, shared: bool = False) -> Pool:
     arena = SharedArena.create(NUM_PAGES * ALIGNMENT, index=3)
+    index_fd = anonymous_file("index")
     try:
+        if shared:
+            return SharedPool(arena, index_fd, bytes, owner=1, num_owners=2)
         return ArenaPool(arena)
     finally:
         arena.close()
+        os.close(index_fd)
 
 
-@pytest.fixture
-def pool() -> Iterator[ArenaPool[bytes]]:
-    pool = make_pool()
+@pytest.fixture(params=["own", "shared"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    pool = make_pool(shared=request.param == "shared")
     yield pool
     pool.check()
 
 
-def kept(pool: ArenaPool[bytes], key: bytes, num_pages: int) -> ArenaLease[bytes]:
+def key_of(name: bytes) -> bytes:
+    return name.ljust(32, b"-")
+
+
+def kept(pool: Pool, name: bytes, num_pages: int) -> PixelLease[bytes]:
     place = pool.allocate(num_pages * ALIGNMENT)
     assert place is not None
-    return pool.keep(key, place, key)
+    return pool.keep(key_of(name), place, name)
 
 
-def test_ranges_have_the_asked_length_and_do_not_touch(pool: ArenaPool[bytes]) -> None:
+def test_ranges_have_the_asked_length_and_do_not_touch(pool: Pool) -> None:
     places = [pool.allocate(1), pool.allocate(ALIGNMENT + 1), pool.allocate(ALIGNMENT)]
     assert places == [
         PixelRef(3, 0, 1),
@@ -44,33 +59,33 @@ def test_ranges_have_the_asked_length_and_do_not_touch(pool: ArenaPool[bytes]) -
     ]
 
 
-def test_what_can_never_fit_is_said_so(pool: ArenaPool[bytes]) -> None:
+def test_what_can_never_fit_is_said_so(pool: Pool) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         pool.allocate(NUM_PAGES * ALIGNMENT + 1)
 
 
-def test_the_least_recently_used_range_is_evicted_first(pool: ArenaPool[bytes]) -> None:
+def test_the_least_recently_used_range_is_evicted_first(pool: Pool) -> None:
     for key in (b"a", b"b", b"c", b"d"):
         kept(pool, key, 4).release()
-    again = pool.lease(b"a")
+    again = pool.lease(key_of(b"a"))
     assert again is not None
     again.release()
     assert pool.allocate(4 * ALIGNMENT) is not None
-    assert pool.lease(b"b") is None
-    assert all(pool.lease(key) is not None for key in (b"a", b"c", b"d"))
+    assert pool.lease(key_of(b"b")) is None
+    assert all(pool.lease(key_of(name)) is not None for name in (b"a", b"c", b"d"))
 
 
-def test_leased_ranges_are_never_evicted(pool: ArenaPool[bytes]) -> None:
+def test_leased_ranges_are_never_evicted(pool: Pool) -> None:
     held = kept(pool, b"held", 8)
     kept(pool, b"cached", 8).release()
     assert pool.allocate(9 * ALIGNMENT) is None
-    assert pool.lease(b"held") is not None
+    assert pool.lease(key_of(b"held")) is not None
     assert held.value == b"held"
 
 
-def test_a_second_release_does_nothing(pool: ArenaPool[bytes]) -> None:
+def test_a_second_release_does_nothing(pool: Pool) -> None:
     first = kept(pool, b"a", 16)
-    second = pool.lease(b"a")
+    second = pool.lease(key_of(b"a"))
     first.release()
     first.release()
     assert pool.allocate(ALIGNMENT) is None, "the second lease still holds the arena"
@@ -79,7 +94,7 @@ def test_a_second_release_does_nothing(pool: ArenaPool[bytes]) -> None:
     assert pool.allocate(ALIGNMENT) is not None
 
 
-def test_room_is_announced(pool: ArenaPool[bytes]) -> None:
+def test_room_is_announced(pool: Pool) -> None:
     calls: list[int] = []
     pool.on_room = lambda: calls.append(1)
     lease = kept(pool, b"a", 16)
@@ -95,11 +110,13 @@ def test_room_is_announced(pool: ArenaPool[bytes]) -> None:
 class Ranges(RuleBasedStateMachine):
     """Random owners against a model: a dictionary of what each holds."""
 
+    shared = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = make_pool()
+        self.pool = make_pool(shared=self.shared)
         self.taken: list[PixelRef] = []
-        self.leases: list[tuple[bytes, ArenaLease[bytes]]] = []
+        self.leases: list[tuple[bytes, PixelLease[bytes]]] = []
         self.places: dict[bytes, PixelRef] = {}
         self.num_keys = 0
 
@@ -120,7 +137,7 @@ class Ranges(RuleBasedStateMachine):
     def keep(self, data: st.DataObject) -> None:
         place = self.taken.pop(data.draw(st.integers(0, len(self.taken) - 1)))
         self.num_keys += 1
-        key = b"%d" % self.num_keys
+        key = key_of(b"%d" % self.num_keys)
         self.places[key] = place
         self.leases.append((key, self.pool.keep(key, place, key)))
 
@@ -161,4 +178,11 @@ class Ranges(RuleBasedStateMachine):
             assert place.offset + place.nbytes <= following.offset
 
 
+class SharedRanges(Ranges):
+    """The same, in the table that servers share."""
+
+    shared = True
+
+
 TestRanges = Ranges.TestCase
+TestSharedRanges = SharedRanges.TestCase

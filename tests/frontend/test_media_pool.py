@@ -21,12 +21,13 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from glimt.arena import SharedArena
+from glimt.arena import SharedArena, anonymous_file
 from glimt.errors import BadMedia, GlimtError, MediaBlocked, Overloaded
 from glimt.frontend.arena_pool import ALIGNMENT, ArenaPool
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
 from glimt.frontend.media_pool import Frames, MediaPool, PoolLimits
 from glimt.frontend.prompt import MediaSource, PreparedMedia
+from glimt.frontend.shared_pool import SharedPool
 from glimt.media.prepare import prepare as prepare_here
 from glimt.metrics import Metrics
 from glimt.processes.control import MediaWorkerStart, Ready, pair, parent_line
@@ -595,3 +596,76 @@ async def clumsy(each: Rig, rng: random.Random, name: str, stop: asyncio.Event) 
         finally:
             worker.close()
         each.pool.worker_down(f"{name}.{incarnation}")
+
+
+# ------------------------------------------------------------------------------- several servers
+
+
+class Server:
+    """One of several servers over the same memory: a pool, and a scripted worker of its own."""
+
+    def __init__(self, folder: Path, memory: SharedArena, index_fd: int, owner: int) -> None:
+        address = f"ipc://{folder}/hub-{owner}"
+        self.arena = SharedPool(memory, index_fd, Frames, owner=owner, num_owners=2)
+        self.hub: AsyncHub[MediaOutbound] = AsyncHub(address, MediaOutbound)
+        self.fetcher = MediaFetcher(FetchPolicy())
+        self.pool = MediaPool(
+            self.hub,
+            self.arena,
+            self.fetcher,
+            image=IMAGE,
+            video=VIDEO,
+            limits=MediaLimits(),
+            metrics=Metrics(model_name="test"),
+        )
+        self.worker = Script(address, f"media-{owner}")
+        self.running = asyncio.ensure_future(self.pool.run())
+
+    async def close(self) -> None:
+        self.running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.running
+        await self.fetcher.close()
+        self.worker.close()
+        self.hub.close()
+
+
+@asynccontextmanager
+async def two_servers(folder: Path, num_pages: int) -> AsyncIterator[tuple[Server, Server]]:
+    memory, index_fd = SharedArena.create(num_pages * ALIGNMENT, index=0), anonymous_file("index")
+    servers = [Server(folder, memory, index_fd, owner) for owner in range(2)]
+    for server in servers:
+        await server.worker.send(MediaHello(0))
+    yield servers[0], servers[1]
+    for server in servers:
+        await server.close()
+    memory.close()
+    os.close(index_fd)
+
+
+async def test_an_image_that_one_server_prepared_is_not_decoded_by_the_next(
+    tmp_path: Path,
+) -> None:
+    async with two_servers(tmp_path, 4) as (one, two):
+        asked = asyncio.ensure_future(one.pool.prepare(source(b"cat")))
+        await one.worker.serve()
+        mine = await asked
+        theirs = await asyncio.wait_for(two.pool.prepare(source(b"cat")), 5)  # no worker is asked
+        assert theirs.frames == mine.frames
+        assert theirs.content_hash == mine.content_hash
+
+
+async def test_room_that_another_server_gives_back_is_found(tmp_path: Path) -> None:
+    async with two_servers(tmp_path, 1) as (one, two):
+        asked = asyncio.ensure_future(one.pool.prepare(source(b"cat")))
+        await one.worker.serve()
+        held = await asked
+        waiting = asyncio.ensure_future(two.pool.prepare(source(b"dog")))
+        job = await two.worker.job()
+        await two.worker.offer(job)
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        held.lease.release()
+        assert await two.worker.grant() is not None
+        await two.worker.done(job)
+        assert (await waiting).frames
