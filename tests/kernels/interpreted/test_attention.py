@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from glimt.kernels import reference, reference_attention, triton_attention, triton_rope
+from glimt.kernels import (
+    reference,
+    reference_attention,
+    triton_attention,
+    triton_chunks,
+    triton_decoding,
+    triton_rope,
+)
+from glimt.kernels.triton_attention_block import Tiles
 from tests.support.paged_rows import Heads, paged_rows
 
 DECODING = [(5, 1), (300, 1), (1, 1), (129, 1)]
@@ -34,6 +42,24 @@ def test_tokens_of_chunks_attend_up_to_themselves(heads: Heads, page: int, fp8: 
     rows = paged_rows(PREFILL, heads, page, fp8=fp8)
     got = triton_attention.paged_attention(*rows.tensors, **rows.options)
     torch.testing.assert_close(got, rows.exact(), atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tiles", triton_decoding.CONFIGS[::5], ids=str)
+def test_any_tiles_of_decoding_give_the_same(tiles: triton_decoding.Tiles) -> None:
+    rows = paged_rows(DECODING, Heads(4, 2, 32), 16)
+    q, *rest = rows.tensors
+    out = torch.full_like(q, torch.nan, memory_format=torch.contiguous_format)
+    triton_decoding.attend_singles(q, *rest, out, None, max_context_len=300, tiles=tiles)
+    torch.testing.assert_close(out, rows.exact(), atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tiles", triton_chunks.CONFIGS[3:5], ids=str)
+def test_any_tiles_of_chunks_give_the_same(tiles: Tiles) -> None:
+    rows = paged_rows([(30, 30), (90, 20)], Heads(4, 2, 32), 16)
+    q, *rest = rows.tensors
+    out = torch.full_like(q, torch.nan, memory_format=torch.contiguous_format)
+    triton_chunks.attend_chunks(q, *rest, out, None, tiles=tiles)
+    torch.testing.assert_close(out, rows.exact(), atol=3e-6, rtol=1e-5)
 
 
 def test_rows_that_are_all_of_one_length_are_all_attended() -> None:
