@@ -19,6 +19,7 @@ dist: Any = distributed  # torch's type stubs know half of it
 # The last resort against a rank that neither works nor dies; whoever watches the processes notices
 # sooner. Long enough for one rank to compile kernels while another waits.
 TIMEOUT = timedelta(seconds=300)
+SHARING_TIMEOUT = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,11 @@ def join(
     nccl = _nccl(dist.PrefixStore("device", store), rank, size, device)
     if only_nccl:
         return Groups(nccl, host)
+    # Where only one rank fails to share memory, the others shall not wait long for it.
+    store.set_timeout(SHARING_TIMEOUT)
     memory = dist.PrefixStore("memory", store)
     small_sums = make_one_kernel_sum(f"tp{size}", nccl, memory, rank, size, device)
+    store.set_timeout(TIMEOUT)
     num_can = torch.tensor([int(small_sums is not None)])
     host.allreduce([num_can]).wait()
     return Groups(nccl, host, small_sums if num_can.item() == size else None)
