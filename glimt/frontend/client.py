@@ -16,6 +16,7 @@ import msgspec
 from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
 from glimt.frontend.generation import Generation, error_of
 from glimt.frontend.prompt import IntArray, Prompt
+from glimt.frontend.routing import Footprint, Memory
 from glimt.metrics import Metrics
 from glimt.wire import (
     Abort,
@@ -46,6 +47,7 @@ class _Engine:
     send: Send
     info: EngineInfo
     stats: EngineStats
+    memory: Memory
     heard_s: float  # when it last said anything; an idle engine speaks twice a second
     num_open: int = 0
     outstanding_tokens: int = 0
@@ -67,7 +69,8 @@ class _Open:
 class EngineClient:
     """Sends requests to engines and hands outputs to their readers; one per server process.
 
-    `max_waiting` bounds the requests beyond those that the engines run at once. Lives on the
+    `max_waiting` bounds the requests beyond those that the engines run at once. `weighs_caches`:
+    of several engines, one that has much of a prompt cached has less to do for it. Lives on the
     event loop; not thread-safe.
     """
 
@@ -78,11 +81,13 @@ class EngineClient:
         metrics: Metrics,
         server: int = 0,
         max_waiting: int = 1024,
+        weighs_caches: bool = True,
     ) -> None:
         self._clock = clock
         self._metrics = metrics
         self._server = server
         self._max_waiting = max_waiting
+        self._weighs_caches = weighs_caches
         self._engines: dict[int, _Engine] = {}
         self._open: dict[int, _Open] = {}
         self._orders: dict[int, tuple[_Engine, asyncio.Future[OrderDone]]] = {}
@@ -100,7 +105,9 @@ class EngineClient:
         `send` gives False when the engine does not take the message.
         """
         self.remove_engine(index, "the engine was replaced")
-        self._engines[index] = _Engine(index, send, info, EngineStats(), self._clock())
+        self._engines[index] = _Engine(
+            index, send, info, EngineStats(), Memory(info), self._clock()
+        )
         self._metrics.add_engine(index, info)
 
     def remove_engine(self, index: int, reason: str) -> None:
@@ -197,6 +204,7 @@ class EngineClient:
         """Have all engines forget what no running request holds: known prefixes, embeddings."""
         for engine in self._engines.values():
             engine.send(ResetCaches(prefix=prefix, images=images))
+            engine.memory.forget()
 
     async def order(self, kind: str, *, level: int = 0) -> tuple[str, ...]:
         """Have all engines carry out an operator's order; their answers.
@@ -290,7 +298,7 @@ class EngineClient:
         except GlimtError:
             generation.answered(n)
             raise
-        engine = min(self._engines.values(), key=lambda each: each.outstanding_tokens)
+        engine, work = self._choose(prompt, cache_salt)
         first = Submit(
             request_id=0,
             server=self._server,
@@ -312,18 +320,34 @@ class EngineClient:
                 generation.close()
                 generation.answered(n - choice)
                 raise Overloaded("the engine takes no more requests now; try again later")
-            self._opened(engine, generation, choice, submit, prompt.num_tokens)
+            # The other choices find the first one's prompt.
+            expected = min(sampling.max_tokens, _EXPECTED_ANSWER_TOKENS) + (
+                work if not choice else 1
+            )
+            request = _Open(engine, generation, choice, prompt.num_tokens, expected)
+            self._opened(submit.request_id, request)
         return generation
 
-    def _opened(
-        self, engine: _Engine, generation: Generation, choice: int, submit: Submit, length: int
-    ) -> None:
-        expected = length + min(submit.sampling.max_tokens, _EXPECTED_ANSWER_TOKENS)
-        self._open[submit.request_id] = _Open(engine, generation, choice, length, expected)
+    def _choose(self, prompt: Prompt, cache_salt: bytes) -> tuple[_Engine, int]:
+        """The engine that will have the least to do, and what this prompt adds to it (tokens)."""
+        engines = [*self._engines.values()]
+        if len(engines) == 1 or not self._weighs_caches:
+            engine = min(engines, key=lambda each: each.outstanding_tokens)
+            return engine, prompt.num_tokens
+        footprint = Footprint.of(prompt, cache_salt)
+        works = [each.memory.work(footprint) for each in engines]
+        pairs = zip(engines, works, strict=True)
+        engine, work = min(pairs, key=lambda pair: pair[0].outstanding_tokens + pair[1])
+        engine.memory.note(footprint)
+        return engine, work
+
+    def _opened(self, request_id: int, request: _Open) -> None:
+        engine = request.engine
+        self._open[request_id] = request
         engine.num_open += 1
-        engine.outstanding_tokens += expected
-        engine.waiting_tokens += length
-        generation.submitted(submit.request_id)
+        engine.outstanding_tokens += request.outstanding_tokens
+        engine.waiting_tokens += request.num_prompt_tokens
+        request.generation.submitted(request_id)
         self._note_idle()
 
     def _abort(self, request_id: int) -> None:
