@@ -132,7 +132,7 @@ class ParallelSettings:
     pipeline_parallel_size: Annotated[int, Parameter(alias="-pp")] = 1
     """Not planned: tensor and expert parallelism cover this family."""
     data_parallel_size: Annotated[int, Parameter(alias="-dp")] = 1
-    """Copies of the model behind one address."""
+    """Copies of the model behind one address, each on tensor-parallel-size GPUs."""
     data_parallel_size_local: Annotated[int | None, Parameter(alias="-dpl")] = None
     """Copies on this machine."""
     data_parallel_rank: Annotated[int | None, Parameter(alias="-dpn")] = None

@@ -28,16 +28,19 @@ def check(settings: Settings) -> list[str]:
 def _later(settings: Settings) -> Iterator[str]:
     """Flags that are known by name and whose work is not in this version."""
     parallel = settings.parallel
-    one = "; this version runs one copy of the model on one machine: leave it out or set it to 1"
+    one = "; this version runs one server process on one machine: leave it out or set it to 1"
     for flag, value in (
-        ("--data-parallel-size", parallel.data_parallel_size),
         ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
         ("--nnodes", parallel.nnodes),
         ("--api-server-count", parallel.api_server_count),
-        ("--data-parallel-size-local", parallel.data_parallel_size_local or 1),
     ):
         if value != 1:
             yield f"{flag} {value}{one}"
+    if parallel.data_parallel_size_local not in (None, parallel.data_parallel_size):
+        yield (
+            f"--data-parallel-size-local {parallel.data_parallel_size_local}: "
+            f"all {parallel.data_parallel_size} copies run on one machine here; leave it out"
+        )
     for flag, wanted in (
         ("--data-parallel-rank", parallel.data_parallel_rank is not None),
         ("--data-parallel-address", parallel.data_parallel_address is not None),
@@ -56,8 +59,13 @@ def _later(settings: Settings) -> Iterator[str]:
 
 
 def _ranges(settings: Settings) -> Iterator[str]:
-    if settings.parallel.tensor_parallel_size < 1:
-        yield f"--tensor-parallel-size {settings.parallel.tensor_parallel_size}: must be at least 1"
+    parallel = settings.parallel
+    for flag, size in (
+        ("--tensor-parallel-size", parallel.tensor_parallel_size),
+        ("--data-parallel-size", parallel.data_parallel_size),
+    ):
+        if size < 1:
+            yield f"{flag} {size}: must be at least 1"
     cache, media, server = settings.cache, settings.media, settings.server
     if not 0 < cache.gpu_memory_utilization <= 1:
         yield f"--gpu-memory-utilization {cache.gpu_memory_utilization}: must be above 0, at most 1"

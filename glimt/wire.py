@@ -202,6 +202,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     outputs: tuple[Output, ...]
     stats: EngineStats | None = None
     orders: tuple[OrderDone, ...] = ()
+    engine: int = 0  # who sends it
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

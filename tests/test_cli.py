@@ -84,7 +84,8 @@ def test_the_missions_flags_are_all_accepted(
     "settings",
     [
         Settings(model="m", parallel=ParallelSettings(tensor_parallel_size=0)),
-        Settings(model="m", parallel=ParallelSettings(data_parallel_size=2)),
+        Settings(model="m", parallel=ParallelSettings(data_parallel_size=0)),
+        Settings(model="m", parallel=ParallelSettings(data_parallel_size_local=2)),
         Settings(model="m", parallel=ParallelSettings(headless=True)),
         Settings(model="m", parallel=ParallelSettings(master_addr="10.0.0.1")),
         Settings(model="m", server=ServerSettings(port=70000)),

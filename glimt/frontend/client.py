@@ -62,7 +62,8 @@ class _Open:
     generation: Generation
     choice: int
     num_prompt_tokens: int
-    outstanding_tokens: int
+    prompt_work: int  # tokens that were to be computed of the prompt
+    outstanding_tokens: int  # that are still to be computed, of prompt and answer
     is_started: bool = False
 
 
@@ -142,13 +143,18 @@ class EngineClient:
         request = self._open.get(output.request_id)
         if request is None or request.engine is not engine:
             return
+        done = len(output.token_ids)
         if not request.is_started:
             request.is_started = True
             engine.waiting_tokens -= request.num_prompt_tokens
+            done += request.prompt_work
+        if output.finish_reason is not None or done > request.outstanding_tokens:
+            done = request.outstanding_tokens
+        request.outstanding_tokens -= done
+        engine.outstanding_tokens -= done
         if output.finish_reason is not None:
             del self._open[output.request_id]
             engine.num_open -= 1
-            engine.outstanding_tokens -= request.outstanding_tokens
             self._pace.count()
             self._note_idle()
             if output.error is not None and output.error.code == NumericalError.code:
@@ -320,11 +326,9 @@ class EngineClient:
                 generation.close()
                 generation.answered(n - choice)
                 raise Overloaded("the engine takes no more requests now; try again later")
-            # The other choices find the first one's prompt.
-            expected = min(sampling.max_tokens, _EXPECTED_ANSWER_TOKENS) + (
-                work if not choice else 1
-            )
-            request = _Open(engine, generation, choice, prompt.num_tokens, expected)
+            work = work if choice == 0 else 1  # the others find the first one's prompt
+            expected = work + min(sampling.max_tokens, _EXPECTED_ANSWER_TOKENS)
+            request = _Open(engine, generation, choice, prompt.num_tokens, work, expected)
             self._opened(submit.request_id, request)
         return generation
 

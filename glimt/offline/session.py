@@ -23,7 +23,7 @@ from glimt.arena import SharedArena
 from glimt.builtin.defaults import with_defaults
 from glimt.config import Settings
 from glimt.config_check import check
-from glimt.errors import EngineDied, GlimtError
+from glimt.errors import BadSettings, EngineDied, GlimtError
 from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy
@@ -59,6 +59,10 @@ class Session:
         """Resolve, load, start. Raises StartupError."""
         self._is_started = False
         settings = with_defaults(settings)
+        if settings.parallel.data_parallel_size != 1:
+            raise BadSettings(
+                "data_parallel_size: an LLM is one copy of the model; make several, or serve"
+            )
         for note in check(settings):
             log.info("%s", note)
         plan = resolve(settings, lambda line: log.info("%s", line))

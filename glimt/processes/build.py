@@ -99,10 +99,9 @@ def build_engine(
     size = start.tensor_parallel_size
     team = Team(start, on_loss) if size > 1 else None
     try:
-        place = ALONE
         if team is not None:
             team.wait_present()
-            place = Place(0, size, team.meeting_point)
+        place = Place.of(start, 0, None if team is None else team.meeting_point)
         rank = build_rank(start, arenas, report, place)
         if team is not None:
             team.wait_ready()
@@ -212,13 +211,15 @@ def pick_device(wish: str, place: Place = ALONE) -> torch.device:
     if wish == "cuda" and not torch.cuda.is_available():
         raise BadSettings("--device cuda: torch sees no GPU (driver, CUDA_VISIBLE_DEVICES?)")
     if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
-        if torch.cuda.device_count() < place.size:
+        needed, there = place.first_gpu + place.size, torch.cuda.device_count()
+        if there < needed:
             raise BadSettings(
-                f"--tensor-parallel-size {place.size}: torch sees {torch.cuda.device_count()} GPUs "
-                "(CUDA_VISIBLE_DEVICES?); use a smaller number"
+                f"{needed} GPUs are needed and torch sees {there} (CUDA_VISIBLE_DEVICES?): use a "
+                "smaller --tensor-parallel-size or --data-parallel-size"
             )
-        torch.cuda.set_device(place.rank)
-        return torch.device("cuda", place.rank)
+        gpu = place.first_gpu + place.rank
+        torch.cuda.set_device(gpu)
+        return torch.device("cuda", gpu)
     return torch.device("cpu")
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 
+import msgspec
 import torch
 
 from glimt.arena import SharedArena
@@ -52,6 +53,7 @@ class SocketMailbox:
         self._addresses = start.server_inboxes
         self._outboxes = [Outbox(address) for address in self._addresses]
         self._line = line
+        self._index = start.index
         self._open: defaultdict[int, set[int]] = defaultdict(set)
         self._gone: set[int] = set()  # servers to forget; written by the control thread
         self._aborted: set[int] = set()
@@ -87,6 +89,8 @@ class SocketMailbox:
         for output in outputs.outputs:
             if output.finish_reason is not None:
                 self._open[server].discard(output.request_id)
+        if self._index:
+            outputs = msgspec.structs.replace(outputs, engine=self._index)
         if server not in self._gone and not self._outboxes[server].send(outputs):
             log.warning("server %d does not read its outputs; some are lost", server)
 
@@ -160,8 +164,8 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
 
 
 def use_spare_cores(num_ranks: int = 1) -> None:
-    """Compute on all cores but one, which is the server's and the media workers'; the ranks of a
-    replica share them.
+    """Compute on all cores but one, which is the server's and the media workers'; all ranks of this
+    machine share them.
 
     Threads that wait for each other at every operation stand still when one of them shares its
     core with another process: with one thread too many a decode step took ten times as long.
@@ -185,8 +189,12 @@ def main() -> None:
     start = line.receive()
     if not isinstance(start, EngineStart):
         sys.exit(1)
-    set_up(start.log_level, as_json=start.log_json, name="engine")
-    use_spare_cores(start.tensor_parallel_size)
+    set_up(
+        start.log_level,
+        as_json=start.log_json,
+        name=f"engine-{start.index}" if start.index else "engine",
+    )
+    use_spare_cores(start.num_ranks_here)
     line.send(Phase("python and imports", process_age_s()))
     try:
         run(start, line)

@@ -152,6 +152,7 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     return Plan(
         engine=_engine_start(settings, checkpoint, image, video),
         server=server,
+        num_engines=settings.parallel.data_parallel_size,
         num_media_workers=media.media_workers or max(1, min(8, (os.cpu_count() or 2) // 2)),
         arena_bytes=arena_bytes(
             media,
@@ -169,8 +170,10 @@ def _engine_start(
     settings: Settings, checkpoint: Checkpoint, image: ImageSettings, video: ImageSettings
 ) -> EngineStart:
     models, cache, server = settings.models, settings.cache, settings.server
-    wanted = cache.kv_cache_memory_bytes
+    parallel, wanted = settings.parallel, cache.kv_cache_memory_bytes
     return EngineStart(
+        index=0,
+        num_ranks_here=parallel.tensor_parallel_size * parallel.data_parallel_size,
         inbox="",
         server_inboxes=(),
         arena_fds=(),
@@ -195,10 +198,10 @@ def _engine_start(
         max_logprobs=server.max_logprobs,
         profiler=_profiler(cache.profiler_config),
         image_max_tokens=max(max_tokens(image), max_tokens(video)),
-        tensor_parallel_size=settings.parallel.tensor_parallel_size,
-        expert_parallel=settings.parallel.enable_expert_parallel,
+        tensor_parallel_size=parallel.tensor_parallel_size,
+        expert_parallel=parallel.enable_expert_parallel,
         encoder_tp_mode=settings.media.mm_encoder_tp_mode,
-        disable_custom_all_reduce=settings.parallel.disable_custom_all_reduce,
+        disable_custom_all_reduce=parallel.disable_custom_all_reduce,
         folder="",
         log_level=server.log_level,
         log_json=server.log_json,

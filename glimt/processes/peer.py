@@ -51,7 +51,7 @@ def run(start: PeerStart, line: ControlLine[ToChild]) -> None:
     def report(name: str, seconds: float, detail: str) -> None:
         line.send(Phase(name, seconds, detail))
 
-    place = Place(start.rank, start.engine.tensor_parallel_size, Path(start.meeting_point))
+    place = Place.of(start.engine, start.rank, Path(start.meeting_point))
     built = build_rank(start.engine, arenas, report, place)
     messages: Inbox[ToPeer] = Inbox(start.inbox, ToPeer)
     heartbeat = Heartbeat(line)
@@ -121,8 +121,8 @@ def main() -> None:
     if not isinstance(start, PeerStart):
         sys.exit(1)
     engine = start.engine
-    set_up(engine.log_level, as_json=engine.log_json, name=f"peer-{start.rank}")
-    use_spare_cores(engine.tensor_parallel_size)
+    set_up(engine.log_level, as_json=engine.log_json, name=f"peer-{engine.index}.{start.rank}")
+    use_spare_cores(engine.num_ranks_here)
     try:
         run(start, line)
     except StartupError as error:

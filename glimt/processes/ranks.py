@@ -18,6 +18,13 @@ class Place:
     rank: int = 0
     size: int = 1
     meeting_point: Path | None = None
+    first_gpu: int = 0  # of the replica
+
+    @staticmethod
+    def of(start: EngineStart, rank: int, meeting_point: Path | None) -> "Place":
+        """The place of a rank of replica `start.index`; replicas take their GPUs in order."""
+        size = start.tensor_parallel_size
+        return Place(rank, size, meeting_point, start.index * size)
 
     @property
     def name(self) -> str:

@@ -244,7 +244,7 @@ class ServerProcess:
     async def _receive_outputs(self) -> None:
         while True:
             for outputs in await self._inbox.receive():
-                self._client.deliver(0, outputs)
+                self._client.deliver(outputs.engine, outputs)
 
     async def _refresh_tls(self, tls: TlsContext) -> None:
         while True:

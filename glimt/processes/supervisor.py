@@ -2,7 +2,7 @@
 
     supervisor ─┬─ server 0         HTTP, prompts, text
                 ├─ media workers    decode and resize
-                └─ engine 0         scheduler and device
+                └─ engines          scheduler and device, one for each replica
 
 It computes nothing itself and imports neither torch nor a web framework, so that it is still
 there when something else is not. It owns what must outlive any child: the listening socket (a
@@ -46,6 +46,7 @@ from glimt.wire import EngineInfo
 
 FORGET_LIMIT_S = 30.0  # for an engine to end the requests of a server that died
 STOP_LIMIT_S = 5.0
+RETRY_S = 60.0  # for a replica that keeps dying while others live
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: EngineStart
     server: ServerStart
+    num_engines: int = 1
     num_media_workers: int
     arena_bytes: int
     shares_images: bool = False  # one image cache for all servers, which outlives them
@@ -74,7 +76,8 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._incarnation = 0
-        self._engine_up: EngineUp | None = None
+        self._engines_up: dict[int, EngineUp] = {}
+        self._remembering: set[str] = set()  # engines that may still work for a dead server
         self._forgotten = asyncio.Event()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stopping = False
@@ -88,11 +91,12 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
         try:
-            self._start_engine()
+            for index in range(self._plan.num_engines):
+                self._start_engine(index)
             self._start_server()
             for number in range(self._plan.num_media_workers):
                 self._start_media_worker(number)
-            self._spawn(self._watch_engine())
+            self._spawn(self._watch_engines())
             return await self._ended
         finally:
             self._end_all()
@@ -104,15 +108,17 @@ class Supervisor:
         self._incarnation += 1
         return f"ipc://{self._folder}/{name}.{self._incarnation}"
 
-    def _start_engine(self) -> None:
+    def _start_engine(self, index: int) -> None:
+        name = f"engine-{index}"
         start = msgspec.structs.replace(
             self._plan.engine,
-            inbox=self._address("engine-0"),
+            index=index,
+            inbox=self._address(name),
             server_inboxes=(f"ipc://{self._folder}/server-0",),
             arena_fds=(self._arena.fd,),
             folder=str(self._folder),
         )
-        self._adopt(Child("engine-0", "glimt.processes.engine", start, (self._arena.fd,)))
+        self._adopt(Child(name, "glimt.processes.engine", start, (self._arena.fd,)))
 
     def _start_server(self) -> None:
         start = msgspec.structs.replace(
@@ -128,8 +134,8 @@ class Supervisor:
         )
         child = Child("server-0", "glimt.processes.server", start, fds)
         self._adopt(child)
-        if self._engine_up is not None:
-            child.line.send(self._engine_up)
+        for engine_up in self._engines_up.values():
+            child.line.send(engine_up)
 
     def _start_media_worker(self, number: int) -> None:
         self._incarnation += 1
@@ -164,31 +170,35 @@ class Supervisor:
             case Alive(stalled_s):
                 child.lives(stalled_s)
             case ServerForgotten():
-                self._forgotten.set()
+                self._has_forgotten(child)
             case Refused(text):
                 self._finish(2, text)
 
-    async def _watch_engine(self) -> None:
+    async def _watch_engines(self) -> None:
         """End an engine whose loop stands still: stuck in a step, or the whole process stopped."""
         while True:
             await asyncio.sleep(1.0)
-            engine = self._children.get("engine-0")
-            if engine is None or not engine.ready:
-                continue
-            complaint = engine.complaint(self._plan.engine_stall_limit_s)
-            if complaint is not None:
-                self._say(f"{engine.name} {complaint}: ending it")
-                engine.ready = False
-                engine.kill()
+            for engine in self._engines():
+                complaint = engine.complaint(self._plan.engine_stall_limit_s)
+                if engine.ready and complaint is not None:
+                    self._say(f"{engine.name} {complaint}: ending it")
+                    engine.ready = False
+                    engine.kill()
+
+    def _engines(self) -> list[Child]:
+        """Those that run, ready or not."""
+        children = self._children.values()
+        return [child for child in children if isinstance(child.start, EngineStart)]
 
     def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
         child.lives(0.0)
         if isinstance(child.start, EngineStart) and info is not None:
-            self._engine_up = EngineUp(index=0, address=child.start.inbox, info=info)
+            index = child.start.index
+            self._engines_up[index] = EngineUp(index=index, address=child.start.inbox, info=info)
             self._say(f"  {child.name:<9} resolved: {_resolved(info)}")
             if (server := self._children.get("server-0")) is not None:
-                server.line.send(self._engine_up)
+                server.line.send(self._engines_up[index])
         everything = all(other.ready for other in self._children.values())
         if everything and not self._announced:
             self._announced = True
@@ -224,6 +234,9 @@ class Supervisor:
             self._finish(1, f"{child.name} could not start; its messages are above")
             return
         pause_s = self._backoffs.setdefault(child.name, Backoff()).death(time.monotonic())
+        if pause_s is None and isinstance(child.start, EngineStart):
+            others = self._engines_up.keys() - {child.start.index}
+            pause_s = RETRY_S if others else None
         if pause_s is None:
             self._finish(1, f"{child.name} keeps dying; giving up")
             return
@@ -232,12 +245,12 @@ class Supervisor:
     async def _replace(self, child: Child, pause_s: float) -> None:
         """Tell those who relied on the dead child, then start its successor."""
         match child.start:
-            case EngineStart():
-                self._engine_up = None
+            case EngineStart(index=index):
+                self._engines_up.pop(index, None)
                 if (server := self._children.get("server-0")) is not None:
-                    server.line.send(EngineDown(0, EngineDied.code))
-                self._forgotten.set()  # nobody is left to remember a server
-                restart: Callable[[], None] = self._start_engine
+                    server.line.send(EngineDown(index, EngineDied.code))
+                self._has_forgotten(child)
+                restart: Callable[[], None] = lambda: self._start_engine(index)  # noqa: E731
             case MediaWorkerStart(number=number, name=name):
                 if (server := self._children.get("server-0")) is not None:
                     server.line.send(MediaWorkerDown(name))
@@ -254,15 +267,25 @@ class Supervisor:
         for child in list(self._children.values()):
             if isinstance(child.start, MediaWorkerStart):
                 child.kill()
-        engine = self._children.get("engine-0")
-        if engine is None:
+        engines = self._engines()
+        if not engines:
             return
         self._forgotten.clear()
-        engine.line.send(ServerGone(0))
+        self._remembering = {engine.name for engine in engines}
+        for engine in engines:
+            engine.line.send(ServerGone(0))
         try:
             await asyncio.wait_for(self._forgotten.wait(), FORGET_LIMIT_S)
         except TimeoutError:
-            engine.kill()
+            for engine in engines:
+                if engine.name in self._remembering:
+                    engine.kill()
+
+    def _has_forgotten(self, engine: Child) -> None:
+        """It works no more for a server that died, or is dead itself."""
+        self._remembering.discard(engine.name)
+        if not self._remembering:
+            self._forgotten.set()
 
     def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
