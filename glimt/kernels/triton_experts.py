@@ -17,7 +17,7 @@ from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
 from glimt.kernels.triton_plan import Tiles, locate, plan
-from glimt.kernels.triton_support import row_scale, stream, to_bf16
+from glimt.kernels.triton_support import PDL, follow, row_scale, stream, to_bf16
 
 MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
 _COMBINE_BLOCK = 512
@@ -55,6 +55,7 @@ def gate_up_kernel(
     block_i: tl.constexpr,
 ):
     """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
+    follow()
     expert, pair = locate(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
@@ -109,6 +110,7 @@ def down_kernel(
     block_i: tl.constexpr,
 ):
     """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way."""
+    follow()
     expert, pair = locate(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
@@ -153,6 +155,7 @@ def combine_kernel(
     block: tl.constexpr,
 ):
     """The weighted sum of a token's rows, and the shared expert's row, in float32."""
+    follow()
     token = tl.program_id(1).to(tl.int64)
     output = tl.program_id(0) * block + tl.arange(0, block)
     inside = output < num_outputs
@@ -224,6 +227,7 @@ def combine(
             num_outputs,
             _COMBINE_BLOCK,
             num_warps=4,
+            launch_pdl=PDL,
         )
     return y_TD
 
@@ -265,6 +269,7 @@ def gate_up(
         tile.block_o,
         tile.block_i,
         num_warps=tile.warps,
+        launch_pdl=PDL,
         num_stages=tile.stages,
     )
     return inner_PI, largest_PC
@@ -307,6 +312,7 @@ def down(
         tile.block_o,
         tile.block_i,
         num_warps=tile.warps,
+        launch_pdl=PDL,
         num_stages=tile.stages,
     )
     return part_PD

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
-from glimt.kernels.triton_support import stream, to_bf16
+from glimt.kernels.triton_support import PDL, follow, stream, to_bf16
 
 MAX_ROWS = 64  # above, torch's GEMM is as fast
 _SUM_BLOCK = 512
@@ -39,6 +39,7 @@ def linear_kernel(
     has_bias: tl.constexpr,
 ):
     """One tile of outputs; with several parts, the unscaled sum of one of them in float32."""
+    follow()
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
@@ -85,6 +86,7 @@ def add_parts_kernel(
     block: tl.constexpr,
 ):
     """The scaled sum of the parts of one token, block of outputs by block."""
+    follow()
     token = tl.program_id(1).to(tl.int64)
     output = tl.program_id(0) * block + tl.arange(0, block)
     inside = output < num_outputs
@@ -135,6 +137,7 @@ def fp8_linear(
         tile.parts,
         has_bias=has_bias,
         num_warps=tile.warps,
+        launch_pdl=PDL,
         num_stages=tile.stages,
     )
     if tile.parts > 1:
@@ -150,5 +153,6 @@ def fp8_linear(
             has_bias=has_bias,
             block=_SUM_BLOCK,
             num_warps=4,
+            launch_pdl=PDL,
         )
     return y_TO

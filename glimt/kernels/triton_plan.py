@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels.triton_support import PDL, follow
+
 _MAX_UNGROUPED_TOKENS = 4
 
 
@@ -31,6 +33,7 @@ def plan_kernel(
     block_n: tl.constexpr,
 ):
     """Program e lists the tiles of expert e; the one after the last marks the tiles left over."""
+    follow()
     expert = tl.program_id(0)
     pair = tl.arange(0, block_p)
     chosen = tl.load(expert_ptr + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
@@ -113,6 +116,7 @@ def plan(experts_TK: Tensor, num_experts: int, has_shared: bool) -> Tiles:
         max_tiles,
         triton.next_power_of_2(max_tiles),
         num_warps=4,
+        launch_pdl=PDL,
     )
     shared = triton.cdiv(num_tokens, block_t) if has_shared else 0
     return Tiles(expert_N, pair_NB, block_t, max_tiles, shared)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import stream
+from glimt.kernels.triton_support import PDL, follow, stream
 
 MAX_EXPERTS = 1024
 _BLOCK_E = 16
@@ -34,6 +34,7 @@ def logits_kernel(
     parts: tl.constexpr,
 ):
     """One part of the logits of a tile of experts and tokens."""
+    follow()
     expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
@@ -73,6 +74,7 @@ def select_kernel(
     normalizes: tl.constexpr,
 ):
     """The experts of one token and their weights."""
+    follow()
     token = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, block_e)
     inside = expert < num_experts
@@ -132,6 +134,7 @@ def route(
         _BLOCK_D,
         parts,
         num_warps=4,
+        launch_pdl=PDL,
         num_stages=3,
     )
     select_kernel[(num_tokens,)](
@@ -148,6 +151,7 @@ def route(
         parts,
         normalizes=norm_topk_prob,
         num_warps=1,
+        launch_pdl=PDL,
     )
     return weights_TK, experts_TK
 

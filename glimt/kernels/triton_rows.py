@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
-from glimt.kernels.triton_support import row_scale, to_bf16, to_fp8
+from glimt.kernels.triton_support import PDL, follow, row_scale, to_bf16, to_fp8
 
 MAX_WIDTH = 32768  # a row lies in the registers of one program
 
@@ -27,6 +27,7 @@ def _store_quantized(x, q_ptr, scale_ptr, column, width: tl.constexpr):
 @triton.jit
 def quantize_kernel(x_ptr, q_ptr, scale_ptr, width: tl.constexpr, block: tl.constexpr):
     """See `reference.quantize_rows`."""
+    follow()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     x = tl.load(x_ptr + row * width + column, mask=column < width, other=0.0).to(tl.float32)
@@ -54,6 +55,7 @@ def rms_norm_kernel(
     inside = column < width
     place = row * width + column
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    follow()
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if adds:
         delta = tl.load(delta_ptr + place, mask=inside, other=0.0).to(tl.float32)
@@ -78,6 +80,7 @@ def silu_mul_kernel(
     quantizes: tl.constexpr,
 ):
     """See `reference.silu_mul_quantize`, or without quantising `reference.silu_mul`."""
+    follow()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width
@@ -98,7 +101,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     if scale.numel():
         block, warps = _shape(width)
-        quantize_kernel[(scale.numel(),)](x, q, scale, width, block, num_warps=warps)
+        quantize_kernel[(scale.numel(),)](
+            x, q, scale, width, block, num_warps=warps, launch_pdl=PDL
+        )
     return q, scale
 
 
@@ -157,6 +162,7 @@ def _norm(
             adds=delta_TD is not None,
             quantizes=quantizes,
             num_warps=warps,
+            launch_pdl=PDL,
         )
     return normed_TD, sum_TD, q_TD, scale_T1
 
@@ -168,7 +174,15 @@ def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:
     if num_tokens:
         block, warps = _shape(width)
         silu_mul_kernel[(num_tokens,)](
-            gate_up_TF, out_TI, q_TI, scale_T1, width, block, quantizes=quantizes, num_warps=warps
+            gate_up_TF,
+            out_TI,
+            q_TI,
+            scale_T1,
+            width,
+            block,
+            quantizes=quantizes,
+            num_warps=warps,
+            launch_pdl=PDL,
         )
     return QuantizedRows(out_TI, q_TI, scale_T1)
 

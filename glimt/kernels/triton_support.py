@@ -18,7 +18,23 @@ logger = logging.getLogger(__name__)
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
+# Programmatic dependent launch: a kernel starts while the one before it ends, and `follow` waits
+# for what it wrote. Off until it is measured.
+PDL = False
+
 _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
+
+
+@triton.jit
+def follow():
+    """Let the next kernel start; wait until the one before has ended and what it wrote is seen.
+
+    Every kernel here calls it before it reads what others wrote or writes anything, so that each
+    follows all before it. Without programmatic dependent launch it does nothing.
+    """
+    if not INTERPRETED:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
@@ -52,9 +68,15 @@ def row_scale(largest):
 
 @triton.jit
 def dot(a, b, total):
-    """total + a b, in float32; the interpreter cannot multiply bfloat16 or e4m3."""
+    """total + a b, in float32; the interpreter cannot multiply bfloat16 or e4m3.
+
+    Hopper's sums of e4m3 products keep about 14 bits, rounded towards zero: where products agree
+    in sign, 4096 of them lose 3 % and 12288 lose 14 % (measured). So it sums 128 at a time.
+    """
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    if a.dtype == tl.float8e4nv:
+        return tl.dot(a, b, total, max_num_imprecise_acc=128)
     return tl.dot(a, b, total)
 
 

@@ -19,6 +19,7 @@ from tests.support.configs import tiny_config
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # torch calls it a prototype
 ]
 
 
