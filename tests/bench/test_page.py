@@ -110,6 +110,14 @@ def test_the_page_loads_nothing(page: str) -> None:
     assert "{{" not in page
 
 
+def test_an_overloaded_clients_objectives_are_never_green() -> None:
+    log = log_of([request(at_ms=[50, 60])])
+    for cpu, kind in ((0.1, "good"), (0.95, "warn")):
+        log.health = [HealthEvent(at_ns=MS, cpu=cpu, loop_lag_ns=0, in_flight=1)]
+        pills = run_page(log, summarise(log, QUESTION), OBJECTIVES, "x")["pills"]
+        assert [pill[0] for pill in pills[:2]] == [kind, kind]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
 def test_a_browser_draws_every_page_without_an_error(page: str, tmp_path: Path) -> None:

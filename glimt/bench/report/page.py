@@ -8,7 +8,7 @@ import numpy as np
 from glimt.bench.events import EventLog, RequestEvent
 from glimt.bench.figures.concurrency import sweep
 from glimt.bench.figures.measured import send_lag_ns
-from glimt.bench.figures.objectives import Objective
+from glimt.bench.figures.objectives import ATTAINMENT, Objective
 from glimt.bench.figures.statistics import Distribution
 from glimt.bench.figures.summary import Summary, failure_class
 from glimt.bench.report.strips import strips
@@ -78,18 +78,20 @@ def run_page(
 
 
 def _pills(summary: Summary, objectives: Sequence[Objective]) -> list[list[str]]:
+    """[kind, text] of each; what an overloaded client has seen is never good."""
     pills = []
+    good = "good" if summary.client.is_trusted else "warn"
     if summary.goodput is not None:
         verdict = summary.goodput.verdict
         for objective in objectives:
             limit = f"{objective.name} ≤ {objective.limit_s * 1e3:g} ms"
             if objective.percent is None:
                 share = verdict.attainment[objective.name]
-                pills.append(["good" if share >= 0.99 else "warn", f"{limit}: {share:.1%}"])
+                pills.append([good if share >= ATTAINMENT else "warn", f"{limit}: {share:.1%}"])
             else:
                 missed = objective.name in verdict.missed
                 value = f"{verdict.values_s[objective.name] * 1e3:.0f} ms"
-                pills.append(["bad" if missed else "good", f"{limit}: {value}"])
+                pills.append(["bad" if missed else good, f"{limit}: {value}"])
     pills += [["bad", f"{count} × {name}"] for name, count in sorted(summary.failures.items())]
     pills += [["bad", f"not trustworthy: {doubt}"] for doubt in summary.client.doubts]
     if summary.client.is_trusted:

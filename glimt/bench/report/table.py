@@ -204,14 +204,15 @@ def _objectives(summary: Summary, wording: Wording) -> Iterator[str]:
         return
     verdict = summary.goodput.verdict
     yield f"{'Objectives':-^{WIDTH}}"
+    doubt = "" if summary.client.is_trusted else ", if the client can be believed"
     yield _number("Good requests (%)", summary.goodput.fraction * 100)
     yield _number("Token goodput (tok/s)", summary.goodput.tokens_per_s)
     for objective in wording.objectives:
         limit = f"{objective.name} <= {objective.limit_s * 1e3:g} ms"
         if objective.percent is None:
-            yield _text(limit, f"{verdict.attainment[objective.name]:.1%} of requests")
+            yield _text(limit, f"{verdict.attainment[objective.name]:.1%} of requests{doubt}")
         else:
-            kept = "missed" if objective.name in verdict.missed else "kept"
+            kept = "missed" if objective.name in verdict.missed else f"kept{doubt}"
             yield _text(limit, f"{verdict.values_s[objective.name] * 1e3:.2f} ms: {kept}")
 
 
