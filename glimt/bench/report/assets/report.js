@@ -6,7 +6,8 @@ const bound = (values, share) => {
   const sorted = values.filter((v) => v !== null && Number.isFinite(v)).sort((a, b) => a - b);
   return sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : 1;
 };
-const headroom = (values) => Math.max(1e-9, ...values.filter(Number.isFinite)) * 1.08;
+// The top of an axis from 0: some room above the highest value, and 1 where all are 0.
+const headroom = (values) => 1.08 * Math.max(0, ...values.filter(Number.isFinite)) || 1;
 
 function pills(parent, run) {
   const row = element("div", { className: "pills" }, parent);
