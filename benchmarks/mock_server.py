@@ -276,7 +276,7 @@ class Stream:
         content = {"delta": delta} if self._is_chat else {"text": delta.get("content", "")}
         return {
             "id": "x",
-            "object": "chunk",
+            "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": 1,
             "model": "mock-model",
             "choices": [{"index": 0, **content, "finish_reason": reason}],
