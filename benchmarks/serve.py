@@ -47,7 +47,7 @@ def main() -> int:
         bench += ["--tokenizer", str(folder), "--dataset-name", "visionarena-like"]
         bench += ["--num-prompts", str(options.num_prompts), "--request-rate", str(options.rate)]
         bench += ["--output-len", str(options.output_len), "--temperature", "0", "--ignore-eos"]
-        bench += ["--num-warmups", "2", "--server-metrics"]
+        bench += ["--num-warmups", "2", "--server-metrics", "--slo-preset", "chat"]
         bench += ["--html", str(options.out / "report.html"), "--save-result"]
         bench += ["--raw", str(options.out / "events.jsonl")]
         bench += ["--result-dir", str(options.out), "--result-filename", "result.json"]

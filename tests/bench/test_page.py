@@ -110,6 +110,16 @@ def test_the_page_loads_nothing(page: str) -> None:
     assert "{{" not in page
 
 
+def test_what_was_read_before_and_after_the_run_is_not_drawn() -> None:
+    log = log_of([request(at_ms=[50, 3000])])
+    log.server = [
+        ServerEvent(at_ns=k * 1000 * MS, values={"vllm:generation_tokens_total": 10.0 * k})
+        for k in (-1, 0, 1, 2, 4)
+    ]
+    (chart,) = run_page(log, summarise(log, QUESTION), OBJECTIVES, "x")["strips"]
+    assert chart["series"][0]["points"] == [[0, 10], [1, 10], [2, 10]]
+
+
 def test_an_overloaded_clients_objectives_are_never_green() -> None:
     log = log_of([request(at_ms=[50, 60])])
     for cpu, kind in ((0.1, "good"), (0.95, "warn")):

@@ -45,7 +45,7 @@ def strips(log: EventLog) -> list[dict[str, Any]]:
         series: list[dict[str, Any]] = [
             {"name": name.removeprefix("vllm:"), "points": peaks(points, _MAX_POINTS)}
             for name in names
-            if len(points := _points(log, name, is_rate=is_rate)) > 2
+            if len(points := _during(log, _points(log, name, is_rate=is_rate))) > 1
         ]
         if any(y for one in series for _, y in one["points"]):
             charts.append({"title": title, "says": says, "series": series})
@@ -54,6 +54,11 @@ def strips(log: EventLog) -> list[dict[str, Any]]:
         series = [{"name": "watts", "points": peaks(watts, _MAX_POINTS)}]
         charts.append({"title": "GPUs", "says": "Power of all together, watts", "series": series})
     return charts
+
+
+def _during(log: EventLog, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without what was read before the run began, or after its end."""
+    return [point for point in points if 0 <= point[0] <= log.end.end_ns / 1e9]
 
 
 def _points(log: EventLog, name: str, *, is_rate: bool) -> list[tuple[float, float]]:
