@@ -22,6 +22,8 @@ class Options:
     minutes: float
     steps: int | None  # in place of minutes
     resume: bool
+    init: Path | None  # weights to begin with
+    begin: float  # share of the schedule that they have behind them
     stop_after_s: float
     source: str
     tokenizer: Path
@@ -54,6 +56,9 @@ def read_options(arguments: list[str] | None = None) -> Options:
         average_decay=given.average_decay,
         balance_rate=given.balance_rate,
         seed=given.seed,
+        # A new optimizer knows no scale yet, and the sight's head is not among exported weights.
+        ramp_steps=0 if given.init is None else 100,
+        sight=1.0 if given.init is None else 0.0,
     )
     return Options(
         preset=given.preset,
@@ -61,6 +66,8 @@ def read_options(arguments: list[str] | None = None) -> Options:
         minutes=given.minutes,
         steps=given.steps,
         resume=given.resume,
+        init=given.init,
+        begin=given.begin,
         stop_after_s=given.stop_after_s,
         source=given.source,
         tokenizer=given.tokenizer,
@@ -110,6 +117,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, default=23.0, help="budget of training, start-up not counted")
     add("--steps", type=int, default=None, help="a number of steps in place of a time")
     add("--resume", action="store_true", help="go on with the checkpoint in the folder")
+    add("--init", type=Path, default=None, help="an exported model, to go on with its weights")
+    add("--begin", type=float, default=0.0, help="share of the schedule that --init is past")
     add("--stop-after-s", type=float, default=math.inf, help="end this invocation after so long")
     add("--eval-every-s", type=float, default=120.0)
     add("--eval-samples", type=int, default=2048, help="size of the held-out set")

@@ -18,15 +18,20 @@ class Clock(Protocol):
 
 
 class TimeClock:
-    """A budget of wall-clock time, which starts to run when the clock is made."""
+    """A budget of wall-clock time, which starts to run when the clock is made.
 
-    def __init__(self, budget_s: float, elapsed_before_s: float = 0.0) -> None:
+    `begin`: the share of the schedule at which the budget starts.
+    """
+
+    def __init__(self, budget_s: float, elapsed_before_s: float = 0.0, begin: float = 0.0) -> None:
         self._budget_s = budget_s
+        self._begin = begin
         self._start_s = time.monotonic() - elapsed_before_s
 
     def progress(self, step: int) -> float:
         """By time alone."""
-        return min(1.0, self.elapsed() / self._budget_s)
+        share = min(1.0, self.elapsed() / self._budget_s)
+        return self._begin + (1.0 - self._begin) * share
 
     def elapsed(self) -> float:
         """Seconds."""
@@ -34,15 +39,16 @@ class TimeClock:
 
 
 class StepClock:
-    """A number of steps: the same run on every machine."""
+    """A number of steps: the same run on every machine. `begin` as that of `TimeClock`."""
 
-    def __init__(self, num_steps: int, elapsed_before_s: float = 0.0) -> None:
+    def __init__(self, num_steps: int, elapsed_before_s: float = 0.0, begin: float = 0.0) -> None:
         self._num_steps = num_steps
+        self._begin = begin
         self._start_s = time.monotonic() - elapsed_before_s
 
     def progress(self, step: int) -> float:
         """By steps alone."""
-        return min(1.0, step / self._num_steps)
+        return self._begin + (1.0 - self._begin) * min(1.0, step / self._num_steps)
 
     def elapsed(self) -> float:
         """Seconds."""

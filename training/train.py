@@ -24,6 +24,7 @@ from training.logbook import Logbook
 from training.network import Batch
 from training.options import Options, read_options
 from training.replay import Replay
+from training.restore import read_exported
 from training.schedule import Clock, StepClock, TimeClock
 from training.shape import Shape, make_shape, read_tokenizer
 from training.smoke import smoke
@@ -74,6 +75,8 @@ class Run:
         )
         if state is not None:
             self.trainer.load(state)
+        elif options.init is not None:
+            self.trainer.start_from(read_exported(options.init, self.shape.config))
         replay = Replay[Batch](options.replay_bytes, options.max_reuse, options.recipe.seed)
         self.supply = Supply(self.feed, replay, options.device, options.eval_samples)
         self.logbook = Logbook(options.out, fresh=state is None)
@@ -107,6 +110,8 @@ class Run:
             f"{options.budget.tokens} tokens and {options.budget.patches} patches, "
             f"{options.micro_batches} a step, each used {options.max_reuse} times at most"
         )
+        if options.init is not None:
+            print(f"weights of {options.init}, at {100 * options.begin:.0f} % of the schedule")
         if resumed:
             print(f"resuming after {self.clock.elapsed():.0f} s and {trainer.step} steps")
         print(flush=True, end="")
@@ -195,8 +200,8 @@ class Timer:
 
 def _clock(options: Options, elapsed_s: float) -> Clock:
     if options.steps is not None:
-        return StepClock(options.steps, elapsed_s)
-    return TimeClock(60.0 * options.minutes, elapsed_s)
+        return StepClock(options.steps, elapsed_s, options.begin)
+    return TimeClock(60.0 * options.minutes, elapsed_s, options.begin)
 
 
 def train(options: Options, stop: Stop) -> None:

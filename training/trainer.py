@@ -31,6 +31,8 @@ class Recipe:
     average_decay: float = 0.999
     balance_rate: float = 1e-3
     seed: int = 0
+    ramp_steps: int = 0  # over which the learning rate rises, whatever the schedule says
+    sight: float = 1.0  # factor of the sight's weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Trainer:
         self.weights.clear_gradients()
         num_targets = sum(batch.counts.targets for batch in batches)
         num_images = max(1, sum(batch.counts.patches // MERGE**2 for batch in batches))
-        weight = sight_weight(progress)
+        weight = self.recipe.sight * sight_weight(progress)
         losses = torch.zeros(2, device=self.device)  # of the answers, of the sight
         for batch in batches:
             spans, sight = both_losses(self.network, batch)
@@ -88,6 +90,7 @@ class Trainer:
             self.weights.collect_gradients()
             losses += parts.detach()
         rate = self.recipe.learning_rate * rate_factor(progress)
+        rate *= min(1.0, (self.step + 1) / max(1, self.recipe.ramp_steps))
         values = torch.cat((losses, self.weights.gradient_norm()[None])).tolist()
         loss_value, sight_value, norm = values
         finite = all(math.isfinite(value) for value in values)
@@ -148,6 +151,19 @@ class Trainer:
         self.balance.bias.copy_(state["bias"])
         self.balance.average.copy_(state["average_bias"])
         self.step, self.skipped = state["step"], state["skipped"]
+        self.weights.publish()
+
+    def start_from(self, state: State) -> None:
+        """Begin with these weights and biases, as `exported` gives them, and a new optimizer.
+
+        What is not exported starts as ever. Raises ValueError if they are of another network.
+        """
+        weights = {name: value for name, value in state.items() if name not in self.balance.names}
+        self.weights.load_masters({**self.weights.masters(), **weights})
+        self.weights.load_averages(self.weights.masters())
+        biases = torch.stack([state[name] for name in self.balance.names])
+        self.balance.bias.copy_(biases)
+        self.balance.average.copy_(biases)
         self.weights.publish()
 
     def exported(self, *, average: bool = True) -> State:

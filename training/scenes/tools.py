@@ -2,6 +2,7 @@
 
 import json
 import random
+import string
 from dataclasses import dataclass
 
 from training.scenes import words
@@ -172,6 +173,8 @@ def _function_name(rng: random.Random, held_out: bool) -> str:
     is_invented = _is_invented(rng, held_out)
     verb = _invented(rng, 6) if is_invented else _stem(_VERBS, rng, held_out)
     noun_ = _stem(_NOUNS, rng, held_out) if rng.random() < 0.75 else words.pseudo_word(rng, 8)
+    if is_invented and rng.random() < 0.5:
+        noun_ = _invented(rng, 8)
     if held_out == words.is_held_out(noun_) and rng.random() < 0.1:
         return noun_
     style = rng.random()
@@ -199,11 +202,16 @@ def _is_invented(rng: random.Random, held_out: bool) -> bool:
 
 
 def _invented(rng: random.Random, longest: int) -> str:
-    """A name that is not one of the evaluation's stems by chance."""
-    name = words.pseudo_word(rng, longest)
-    while name in _KEPT:
-        name = words.pseudo_word(rng, longest)
-    return name
+    """A name that is not one of the evaluation's stems by chance, and no spelling is too odd."""
+    while True:
+        if rng.random() < 0.5:
+            name = words.pseudo_word(rng, longest)
+        else:
+            name = "".join(
+                rng.choice(string.ascii_lowercase) for _ in range(rng.randint(2, longest))
+            )
+        if name not in _KEPT:
+            return name
 
 
 def _stem(stems: list[str], rng: random.Random, held_out: bool) -> str:
