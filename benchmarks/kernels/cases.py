@@ -18,6 +18,7 @@ from glimt.kernels import (
     reference_experts,
     sampling,
 )
+from glimt.kernels.noise import add_noise_
 
 FP8 = torch.float8_e4m3fn
 FP8_SUM = 0.05  # tensor cores keep about 14 bits of a sum of FP8 products; see accumulation.py
@@ -365,6 +366,11 @@ def _draw_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
         return x.max(dim=1).values
 
     def random(x: Tensor, seed: Tensor) -> Tensor:
+        scores = x / 0.8
+        add_noise_(scores, seed, seed, torch.ones_like(seed, dtype=torch.bool))
+        return scores.max(dim=1).values
+
+    def random_as_defined(x: Tensor, seed: Tensor) -> Tensor:
         return (x / 0.8 + sampling.gumbel_noise(seed, seed, vocab)).max(dim=1).values
 
     def nucleus(x: Tensor, seed: Tensor) -> Tensor:
@@ -372,9 +378,15 @@ def _draw_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
         off = torch.full_like(seed, vocab)
         share = torch.full(seed.shape, 0.9, device=seed.device)
         sampling.mask_top_k_top_p_(scores, off, share, vocab)
-        return (scores + sampling.gumbel_noise(seed, seed, vocab)).max(dim=1).values
+        add_noise_(scores, seed, seed, torch.ones_like(seed, dtype=torch.bool))
+        return scores.max(dim=1).values
 
-    for name, draw in (("greedy", greedy), ("random", random), ("top_p", nucleus)):
+    draws = (
+        ("greedy", greedy, greedy),
+        ("random", random, random_as_defined),
+        ("top_p", nucleus, nucleus),
+    )
+    for name, draw, define in draws:
         yield Case(
-            "draw", f"{name} of {vocab}", rows, logits, draw, draw, size, 0, own_bytes=size
+            "draw", f"{name} of {vocab}", rows, logits, draw, define, size, 0, own_bytes=size
         )  # fmt: skip

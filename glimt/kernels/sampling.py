@@ -1,4 +1,4 @@
-"""Logits to tokens, in plain torch: the specification, and the path of every device for now.
+"""Logits to tokens, in plain torch: the specification, and but for noise the path of every device.
 
 Letters: N rows, V vocabulary, L tokens of history, C candidates, W words, M tokens of a word.
 Scores are float32. Functions ending in `_` change their first argument.
@@ -17,9 +17,9 @@ from torch import Tensor
 NEVER = -math.inf
 
 # Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014): SplitMix64.
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def gumbel_noise(seed_N: Tensor, index_N: Tensor, vocab_size: int) -> Tensor:
@@ -28,14 +28,20 @@ def gumbel_noise(seed_N: Tensor, index_N: Tensor, vocab_size: int) -> Tensor:
     `seed_N`, `index_N`: int64. Row n is the SplitMix64 stream whose state is a hash of the row's
     seed and index; token v takes the v-th number of it.
     """
-    state_N = _mix(_mix(seed_N + _GAMMA) ^ index_N)
-    steps_V = torch.arange(1, vocab_size + 1, device=seed_N.device) * _GAMMA
+    state_N = _mix(_mix(seed_N + GAMMA) ^ index_N)
+    steps_V = torch.arange(1, vocab_size + 1, device=seed_N.device) * GAMMA
     bits_NV = _mix(state_N[:, None] + steps_V)
     # 53 bits make a uniform in (0, 1) that is finest near 0, which is where the largest noise, and
     # so the argmax, comes from: -log1p(-u) keeps u's relative precision there.
     uniform_NV = (_shift_right(bits_NV, 11).float() + 0.5) * 2.0**-53
     uniform_NV = uniform_NV.clamp_(max=1 - 2.0**-24)
     return uniform_NV.neg_().log1p_().neg_().log_().neg_()
+
+
+def add_noise_(scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor) -> None:
+    """Add `gumbel_noise` to the rows of `is_random_N` (bool)."""
+    noise_NV = gumbel_noise(seed_N, index_N, scores_NV.shape[1])
+    scores_NV += noise_NV.mul_(is_random_N[:, None])
 
 
 def apply_penalties_(
@@ -164,8 +170,8 @@ def token_logprobs(
 
 def _mix(bits: Tensor) -> Tensor:
     """SplitMix64's finaliser: a bijection of 64-bit integers that changes half of the bits."""
-    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
-    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
+    bits = (bits ^ _shift_right(bits, 30)) * MIX_1
+    bits = (bits ^ _shift_right(bits, 27)) * MIX_2
     return bits ^ _shift_right(bits, 31)
 
 

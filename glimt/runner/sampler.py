@@ -15,6 +15,7 @@ from torch import Tensor
 from glimt.engine.plan import TokenMasks
 from glimt.errors import InvalidRequest, NumericalError
 from glimt.kernels import sampling
+from glimt.kernels.noise import add_noise_
 from glimt.runner.sampling_rows import SamplingRows, num_candidates
 from glimt.runner.staging import Array, to_device
 from glimt.wire import ErrorInfo, TokenLogprobs
@@ -203,5 +204,4 @@ def _randomise_(scores_NV: Tensor, tensors: dict[str, Tensor], num_candidates: i
         sampling.mask_top_k_top_p_(
             scores_NV, tensors["top_k_N"], tensors["top_p_N"], num_candidates
         )
-    noise_NV = sampling.gumbel_noise(tensors["seed_N"], tensors["length_N"], scores_NV.shape[1])
-    scores_NV += noise_NV.mul_(tensors["is_random_N"][:, None])
+    add_noise_(scores_NV, tensors["seed_N"], tensors["length_N"], tensors["is_random_N"])

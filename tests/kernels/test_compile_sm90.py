@@ -20,6 +20,7 @@ from glimt.kernels import (  # noqa: E402
     triton_decoding,
     triton_experts,
     triton_linear,
+    triton_noise,
     triton_rope,
     triton_router,
     triton_rows,
@@ -189,6 +190,16 @@ def test_rows_are_normed_and_quantised_in_wide_loads() -> None:
             assert binary.registers <= 128
             assert binary.count("LDG.E.128") > 0
             assert binary.count("LDG.E.U16") == binary.count("STG.E.U8") == 0
+
+
+def test_noise_is_added_in_wide_loads_and_stores() -> None:
+    numbers = meta(4, dtype=torch.int64)
+    scores, is_random = meta(4, 151552, dtype=torch.float32), meta(4, dtype=torch.bool)
+    (noise,) = binaries(lambda: triton_noise.add_noise_(scores, numbers, numbers, is_random))
+    assert noise.stack_bytes == 0
+    assert noise.registers <= 64
+    assert noise.count("LDG.E.128") > 0
+    assert noise.count("STG.E.128") > 0
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from glimt.engine.plan import RowWork, StepPlan
+from glimt.kernels import sampling
+from glimt.kernels.noise import add_noise_
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
 from glimt.models.glm4v import Glm4v
@@ -217,3 +219,14 @@ def test_a_prompt_with_an_image_never_waits_for_the_device(gpu: torch.device) ->
 def again(work: Work) -> Work:
     """Records nothing."""
     return work
+
+
+@pytest.mark.parametrize("num_rows", [1, 17])
+def test_noise_on_a_gpu_is_that_of_the_definition(gpu: torch.device, num_rows: int) -> None:
+    seed = torch.arange(num_rows) * 12_345_678_901
+    index, is_random = torch.arange(num_rows) + 7, torch.arange(num_rows) != 3
+    expected = torch.zeros(num_rows, 151552)
+    sampling.add_noise_(expected, seed, index, is_random)
+    got = torch.zeros(num_rows, 151552, device=gpu)
+    add_noise_(got, seed.to(gpu), index.to(gpu), is_random.to(gpu))
+    torch.testing.assert_close(got.cpu(), expected, rtol=2e-6, atol=3e-6)
