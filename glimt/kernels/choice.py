@@ -18,12 +18,13 @@ try:
     from glimt.kernels import (
         triton_experts,
         triton_linear,
+        triton_plan,
         triton_router,
         triton_rows,
         triton_support,
     )
 except ImportError:
-    triton_experts = triton_linear = triton_router = None  # type: ignore[assignment]
+    triton_experts = triton_linear = triton_plan = triton_router = None  # type: ignore[assignment]
     triton_rows = triton_support = None  # type: ignore[assignment]
 
 
@@ -139,19 +140,25 @@ def fp8_few_experts(
     return y_TD
 
 
+def sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """See `experts.sort_by_expert`; None if no kernel is there."""
+    if not runs_on(experts_TK.device) or not experts_TK.is_contiguous():
+        return None
+    token_M, row_P, ends_E = triton_plan.sort_by_expert(experts_TK, num_experts)
+    return token_M, row_P, ends_E
+
+
 def combine_pairs(
     part_PD: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
     num_experts: int,
-    order_P: Tensor,
+    row_P: Tensor,
     shared_TD: Tensor | None,
 ) -> Tensor | None:
-    """Each token's weighted sum of its rows, which lie in `order_P`; None if no kernel is there."""
+    """Each token's weighted sum of its rows, pair p's at row_P[p]; None if no kernel is there."""
     if not has_twin(part_PD, weights_TK, experts_TK, shared_TD):
         return None
-    row_P = torch.empty_like(order_P)
-    row_P[order_P] = torch.arange(len(order_P), device=order_P.device)
     y_TD: Tensor = triton_experts.combine(
         part_PD, weights_TK, experts_TK, num_experts, row_P, shared_TD
     )
@@ -160,13 +167,15 @@ def combine_pairs(
 
 def has_twin(x: Tensor, *others: Tensor | None) -> bool:
     """Whether an operation on x, in x's dtype, can run in Triton."""
-    return (
-        triton_support is not None
-        and x.is_cuda
-        and x.dtype == torch.bfloat16
-        and triton_support.fits(x, *others)
-        and triton_support.works_on(x.device)
-    )
+    return x.dtype == torch.bfloat16 and runs_on(x.device) and triton_support.fits(x, *others)
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether there are kernels for this device."""
+    if triton_support is None or device.type != "cuda":
+        return False
+    works: bool = triton_support.works_on(device)
+    return works
 
 
 def _of_rows(x: Tensor, *others: Tensor | None) -> Any:

@@ -6,9 +6,8 @@ Twins of `reference_experts.py`. Rows are sorted by expert; `ends_E` are the cum
 import torch
 from torch import Tensor
 
-from glimt.kernels import reference_experts
+from glimt.kernels import choice, reference_experts
 from glimt.kernels.choice import (
-    combine_pairs,
     fp8_few_experts,
     fp8_linear,
     quantize_rows,
@@ -57,8 +56,7 @@ def _fp8_grouped(
 ) -> Tensor:
     """On torch's grouped GEMMs; the shared expert's rows, if any, are added."""
     x_TD, q_TD, scale_T1 = rows
-    order, ends_E = _sort_by_expert(experts_TK, routed.down.shape[0])
-    token = order // experts_TK.shape[1]
+    token, row_P, ends_E = sort_by_expert(experts_TK, routed.down.shape[0])
     gate_up = torch._scaled_grouped_mm(
         q_TD.view(torch.uint8)[token].view(q_TD.dtype),
         routed.gate_up.transpose(1, 2),
@@ -78,7 +76,7 @@ def _fp8_grouped(
         out_dtype=x_TD.dtype,
         use_fast_accum=True,
     )
-    return _sum_of_pairs(y_MD, weights_TK, experts_TK, order, ends_E, shared_TD)
+    return _sum_of_pairs(y_MD, weights_TK, experts_TK, row_P, ends_E, shared_TD)
 
 
 def fp8_moe(
@@ -104,45 +102,51 @@ def _grouped(
     x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_EFD: Tensor, down_EDI: Tensor
 ) -> Tensor:
     """The bfloat16 path; torch's grouped GEMM also runs on CPU, where the tests compare it."""
-    order, ends_E = _sort_by_expert(experts_TK, gate_up_EFD.shape[0])
-    x_MD = x_TD[order // experts_TK.shape[1]]
+    token, row_P, ends_E = sort_by_expert(experts_TK, gate_up_EFD.shape[0])
+    x_MD = x_TD[token]
     gate_up_MF = torch._grouped_mm(x_MD, gate_up_EFD.transpose(1, 2), offs=ends_E)
     y_MD = torch._grouped_mm(silu_mul(gate_up_MF), down_EDI.transpose(1, 2), offs=ends_E)
-    return _sum_of_pairs(y_MD, weights_TK, experts_TK, order, ends_E)
+    return _sum_of_pairs(y_MD, weights_TK, experts_TK, row_P, ends_E)
 
 
-def _sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """(order [T · K] of the flattened pairs, ends int32 [E]); pairs of other ranks come last."""
-    expert_M = experts_TK.flatten()
-    expert_M = torch.where((expert_M < 0) | (expert_M >= num_experts), num_experts, expert_M)
-    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_M.device)
-    counts.scatter_add_(0, expert_M, torch.ones_like(expert_M))
-    return expert_M.argsort(stable=True), counts[:-1].cumsum(0).to(torch.int32)
+def sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(token of each row [M], row of each pair [P], ends of the experts' rows int32 [E]).
+
+    Rows are the (token, expert) pairs sorted by expert, those of other ranks' experts last.
+    """
+    found = choice.sort_by_expert(experts_TK, num_experts)
+    if found is not None:
+        return found
+    expert_P = experts_TK.flatten()
+    expert_P = torch.where((expert_P < 0) | (expert_P >= num_experts), num_experts, expert_P)
+    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_P.device)
+    counts.scatter_add_(0, expert_P, torch.ones_like(expert_P))
+    order_M = expert_P.argsort(stable=True)
+    row_P = torch.empty_like(order_M)
+    row_P[order_M] = torch.arange(len(order_M), device=order_M.device)
+    return order_M // experts_TK.shape[1], row_P, counts[:-1].cumsum(0).to(torch.int32)
 
 
 def _sum_of_pairs(
     y_MD: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
-    order: Tensor,
+    row_P: Tensor,
     ends_E: Tensor,
     shared_TD: Tensor | None = None,
 ) -> Tensor:
     """Back to token order, weighted and summed over k, plus the shared expert's rows."""
-    num_experts = ends_E.shape[0]
-    summed_TD = combine_pairs(y_MD, weights_TK, experts_TK, num_experts, order, shared_TD)
+    summed_TD = choice.combine_pairs(
+        y_MD, weights_TK, experts_TK, ends_E.shape[0], row_P, shared_TD
+    )
     if summed_TD is not None:
         return summed_TD
-    y_TD = _combine(y_MD, weights_TK, order, ends_E)
+    y_TD = combine(y_MD, weights_TK, row_P, ends_E)
     return y_TD if shared_TD is None else y_TD + shared_TD
 
 
-def _combine(y_MD: Tensor, weights_TK: Tensor, order: Tensor, ends_E: Tensor) -> Tensor:
-    """Back to token order, weighted and summed over k in float32, in the dtype of y."""
-    num_tokens, per_token = weights_TK.shape
-    rows_M = torch.arange(order.shape[0], device=order.device)
-    ours_M1 = (rows_M < ends_E[-1])[:, None]  # the GEMMs leave the rows after the last end unset
-    y32_MD = torch.where(ours_M1, y_MD.float() * weights_TK.flatten()[order, None], 0.0)
-    unsorted_MD = torch.empty_like(y32_MD)
-    unsorted_MD[order] = y32_MD
-    return unsorted_MD.view(num_tokens, per_token, -1).sum(1).to(y_MD.dtype)
+def combine(y_MD: Tensor, weights_TK: Tensor, row_P: Tensor, ends_E: Tensor) -> Tensor:
+    """Each token's weighted sum of its rows in float32, in the dtype of y."""
+    is_ours_P1 = (row_P < ends_E[-1])[:, None]  # the GEMMs leave the rows after the last end unset
+    y32_PD = torch.where(is_ours_P1, y_MD[row_P].float() * weights_TK.view(-1, 1), 0.0)
+    return y32_PD.view(*weights_TK.shape, -1).sum(1).to(y_MD.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glimt import kernels
-from glimt.kernels.experts import _combine, _grouped, _sort_by_expert
+from glimt.kernels.experts import _grouped, combine, sort_by_expert
 
 E4M3 = torch.float8_e4m3fn
 
@@ -188,10 +188,10 @@ def test_a_token_is_the_weighted_sum_of_its_local_experts(seed: int, shift: int)
 
 def test_unset_rows_of_other_ranks_experts_count_nothing() -> None:
     weights, experts = torch.ones(2, 2), torch.tensor([[0, 9], [9, 1]])
-    order, ends = _sort_by_expert(experts, 2)
+    _, row, ends = sort_by_expert(experts, 2)
     y = torch.tensor([[1.0], [2.0], [math.nan], [math.nan]])
     assert ends.tolist() == [1, 2]
-    assert _combine(y, weights, order, ends).tolist() == [[1.0], [2.0]]
+    assert combine(y, weights, row, ends).tolist() == [[1.0], [2.0]]
 
 
 def test_fp8_experts_quantise_the_input_once_and_the_inner_row_anew() -> None:

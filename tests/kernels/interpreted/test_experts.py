@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from glimt.kernels import experts as grouped
 from glimt.kernels import reference_experts, triton_experts
 from glimt.kernels.reference import QuantizedRows, quantize_rows
 from glimt.kernels.reference_experts import Fp8Mlp
-from glimt.kernels.triton_plan import plan
+from glimt.kernels.triton_plan import plan, sort_by_expert
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -86,3 +87,12 @@ def test_rows_in_another_order_are_found_and_added() -> None:
     is_here = (experts >= 2) & (experts < 6)
     here = (weights * is_here)[..., None] * rows.view(5, 3, 64).float()
     torch.testing.assert_close(got.float(), here.sum(1) + shared.float(), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 40, 1400])
+def test_pairs_are_sorted_by_expert_as_torch_sorts_them(num_tokens: int) -> None:
+    _, experts = choices(num_tokens, 9, seed=num_tokens)
+    for got, expected in zip(
+        sort_by_expert(experts - 1, 7), grouped.sort_by_expert(experts - 1, 7), strict=True
+    ):
+        assert torch.equal(got, expected)
