@@ -26,11 +26,14 @@ class PagedRows:
     options: dict[str, Any]
 
     def exact(self) -> Tensor:
-        """What the definition gives in float32 for the same values."""
-        q, cache, *rest = self.tensors
+        """What the definition gives in float32 for the same values.
+
+        It may read entries of the table that belong to no row, so those are brought into range.
+        """
+        q, cache, table, *rest = self.tensors
         cache = cache if self.options["scale_P2GS"] is not None else cache.float()
-        got = reference_attention.paged_attention(q.float(), cache, *rest, **self.options)
-        return got
+        table = table.clamp(max=len(cache) - 1)
+        return reference_attention.paged_attention(q.float(), cache, table, *rest, **self.options)
 
 
 def paged_rows(
