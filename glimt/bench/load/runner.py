@@ -81,8 +81,13 @@ class Counters:
         self.done = 0
         self.failed = 0
         self.events = 0  # of finished requests
+        self.open: dict[int, Exchange] = {}
         self.ttfts_ns: deque[int] = deque(maxlen=_RECENT)
         self.last_error = ""
+
+    def seen(self) -> int:
+        """Events of all requests so far, those of open ones among them."""
+        return self.events + sum(exchange.num_events for exchange in list(self.open.values()))
 
 
 class Recorder:
@@ -153,7 +158,6 @@ class Runner:
         self._backend = backend
         self._worker = worker
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: dict[int, Exchange] = {}
         self.counters = Counters()
 
     async def dispatch(
@@ -192,7 +196,8 @@ class Runner:
 
     def waiting(self) -> list[tuple[int, bool]]:
         """Of each open request: when it started, and whether anything of its answer has come."""
-        return [(each.start_ns, bool(each.reads)) for each in self._open.values() if each.start_ns]
+        opened = self.counters.open.values()
+        return [(each.start_ns, bool(each.reads)) for each in opened if each.start_ns]
 
     async def cancel(self) -> None:
         """End everything that was started; what it brought so far is kept."""
@@ -225,7 +230,7 @@ class Runner:
         counters, exchange = self.counters, Exchange()
         counters.started += 1
         counters.in_flight += 1
-        self._open[what.index] = exchange
+        counters.open[what.index] = exchange
         try:
             head = b"%b%d\r\n" % (self._head, what.index)
             await self._client.send(head, body, exchange)
@@ -234,7 +239,7 @@ class Runner:
             raise
         finally:
             counters.in_flight -= 1
-            del self._open[what.index]
+            del counters.open[what.index]
             self._gate.release()
         self._count(exchange)
         return exchange, what

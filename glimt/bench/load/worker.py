@@ -156,7 +156,7 @@ async def _news(counters: Counters) -> None:
             in_flight=counters.in_flight,
             done=counters.done,
             failed=counters.failed,
-            events=counters.events,
+            events=counters.seen(),
             ttfts_ns=list(counters.ttfts_ns),
             last_error=counters.last_error,
         )

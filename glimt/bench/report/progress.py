@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -10,6 +11,7 @@ from typing import TextIO
 from glimt.bench.load.runner import Counters
 
 _PERIOD_S = 0.25
+_RECENT_S = 5.0
 _PLAIN_PERIOD_S = 10.0  # where the output is a file
 
 
@@ -46,30 +48,44 @@ class Live:
 
 
 class RunLine:
-    """The line of a running benchmark: how far, how fast, how well."""
+    """The line of a running benchmark: how far, how fast, how well.
+
+    Nothing is parsed while the run goes on: tokens are the events of the streams (a few more than
+    there are tokens), TTFT is that of the first bytes, and rates are those of the last seconds.
+    """
 
     def __init__(self, counters: Callable[[], list[Counters]], total: int | None) -> None:
         self._counters = counters
         self._total = total
+        self._before: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
 
     def __call__(self, seconds: float) -> str:
         """The line after so many seconds."""
         parts = self._counters()
         done = sum(part.done for part in parts)
         failed = sum(part.failed for part in parts)
-        events = sum(part.events for part in parts)
+        requests_per_s, tokens_per_s = self._rates(
+            seconds, done, sum(part.seen() for part in parts)
+        )
         ttfts = sorted(ttft for part in parts for ttft in tuple(part.ttfts_ns))
         of = f"/{self._total}" if self._total else ""
         line = f"{done}{of} done, {sum(part.in_flight for part in parts)} in flight"
-        line += (
-            f", {done / max(seconds, 1e-3):.2f} req/s, {events / max(seconds, 1e-3):.0f} events/s"
-        )
+        line += f", {requests_per_s:.2f} req/s, ~{tokens_per_s:.0f} tok/s"
         if ttfts:
-            line += f", first bytes after {ttfts[len(ttfts) // 2] / 1e6:.0f} ms"
+            line += f", TTFT ~{ttfts[len(ttfts) // 2] / 1e6:.0f} ms"
         if failed:
             error = next((part.last_error for part in parts if part.last_error), "")
             line += f", {failed} failed ({error[:60]})"
         return f"{seconds:5.0f} s  {line}"
+
+    def _rates(self, seconds: float, done: int, events: int) -> tuple[float, float]:
+        """Requests and events per second since some seconds ago."""
+        while len(self._before) > 1 and self._before[1][0] <= seconds - _RECENT_S:
+            self._before.popleft()
+        then, done_then, events_then = self._before[0]
+        self._before.append((seconds, done, events))
+        passed = max(seconds - then, 1e-3)
+        return (done - done_then) / passed, (events - events_then) / passed
 
 
 @contextmanager
