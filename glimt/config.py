@@ -89,6 +89,10 @@ class CacheSettings:
     """Where to compute; auto takes a GPU if there is one."""
     enable_sleep_mode: bool = False
     """Accepted: with an admin key there are /sleep and /wake_up, with or without this."""
+    kv_cache_metrics: bool = False
+    """Metrics of how long known KV pages live, lie idle and wait for their next use."""
+    kv_cache_metrics_sample: float = 0.01
+    """Share of the pages that these metrics watch."""
     profiler_config: str | None = None
     """JSON that lets operators record profiles (/start_profile, /stop_profile), e.g.
     '{"profiler": "torch", "torch_profiler_dir": "/tmp/profiles"}'."""

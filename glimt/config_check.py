@@ -141,6 +141,8 @@ def _unreadable(settings: Settings) -> Iterator[str]:
             parse_object(text)
         except ValueError as error:
             yield f"{flag}: {error}"
+    if not 0.0 < cache.kv_cache_metrics_sample <= 1.0:
+        yield f"--kv-cache-metrics-sample {cache.kv_cache_metrics_sample}: must be above 0, up to 1"
     try:
         parse_profiler(cache.profiler_config)
     except ValueError as error:

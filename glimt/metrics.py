@@ -50,6 +50,7 @@ _MEDIA_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+_PAGE_S = (0.01, 0.1, *(factor * 10.0**power for power in range(5) for factor in (1, 2, 5)))
 _STEP_TOKENS = tuple(float(2**power) for power in range(15))
 
 
@@ -169,6 +170,17 @@ class Metrics:
             "vllm:request_inference_time_seconds", "First scheduled to end", _LONG_S
         )
 
+        # Nothing is counted in these without --kv-cache-metrics.
+        self._page_life = make(
+            "vllm:kv_block_lifetime_seconds", "A known KV page, from taken to evicted", _PAGE_S
+        )
+        self._page_idle = make(
+            "vllm:kv_block_idle_before_evict_seconds", "The same, from its last use", _PAGE_S
+        )
+        self._page_gap = make(
+            "vllm:kv_block_reuse_gap_seconds", "Between two uses of a known KV page", _PAGE_S
+        )
+
     def _make_media(self) -> None:
         self._media_seconds = self._by_label(
             Histogram,
@@ -242,6 +254,11 @@ class Metrics:
         """Take over the state of an engine after a step."""
         if self._engines.update(index, stats) and stats.step_tokens:
             self._step_tokens.observe(stats.step_tokens)
+        for life in stats.page_lives:
+            self._page_life.observe(life.lifetime_s)
+            self._page_idle.observe(life.idle_s)
+            for gap_s in life.gaps_s:
+                self._page_gap.observe(gap_s)
 
     def observe_request(self, *, prompt_tokens: int, max_tokens: int, n: int) -> None:
         """A request was sent to an engine."""

@@ -178,6 +178,14 @@ class OrderDone(msgspec.Struct, frozen=True, array_like=True):
     error: ErrorInfo | None = None
 
 
+class PageLife(msgspec.Struct, frozen=True, array_like=True):
+    """Of a known page of KV memory that was evicted; all in seconds."""
+
+    lifetime_s: float  # since it was taken
+    idle_s: float  # since it was last found
+    gaps_s: tuple[float, ...]  # between its uses
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one engine after a step. Counters only grow within one incarnation."""
 
@@ -194,6 +202,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int = 0  # tokens computed in the last step
     sleep_level: int = 0  # 0 awake · 1 weights in host memory, no KV cache · 2 no weights either
     is_profiling: bool = False
+    page_lives: tuple[PageLife, ...] = ()  # that ended since the last stats, of watched pages
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):

@@ -26,6 +26,7 @@ class SchedulerLimits:
     prefix_caching: bool = True
     policy: SchedulingPolicy = "fcfs"
     vocab_size: int = 2**31 - 1  # ids are 0 … vocab_size - 1
+    watched_pages: float = 0.0  # share of the KV pages whose lives are told, 0 to 1
 
     def __post_init__(self) -> None:
         problems = list(self._problems())

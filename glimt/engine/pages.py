@@ -18,16 +18,26 @@ given to a new owner while the last step of the old one still runs.
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from glimt.engine.page_watch import PageWatch
+
 _NO_PAGE = -1
 
 
 class PagePool:
     """Page allocation, sharing, prefix index, eviction. All methods take constant time a page."""
 
-    def __init__(self, num_pages: int, page_size: int, *, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        *,
+        prefix_caching: bool = True,
+        watch: PageWatch | None = None,
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.prefix_caching = prefix_caching
+        self._watch = watch
         self._free = list(range(num_pages - 1, -1, -1))  # a stack: low numbers first
         self._num_holders = [0] * num_pages
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
@@ -53,6 +63,8 @@ class PagePool:
         for _ in range(num_pages):
             page = self._free.pop() if self._free else self._evict()
             self._num_holders[page] = 1
+            if self._watch is not None:
+                self._watch.take(page)
             pages.append(page)
         return pages
 
@@ -70,8 +82,10 @@ class PagePool:
         """How many of `pages` nobody holds: sharing these makes fewer pages available."""
         return sum(self._num_holders[page] == 0 for page in pages)
 
-    def share(self, pages: Iterable[int]) -> None:
+    def share(self, pages: Sequence[int]) -> None:
         """One more request holds `pages`, as `match` gave them."""
+        if self._watch is not None:
+            self._watch.use(pages)
         for page in pages:
             if self._num_holders[page] == 0:
                 del self._cached[page]
@@ -143,6 +157,8 @@ class PagePool:
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
         self._unregister(page)
+        if self._watch is not None:
+            self._watch.evict(page)
         return page
 
     def _unregister(self, page: int) -> None:

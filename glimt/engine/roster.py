@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from glimt.engine.audit import audit
 from glimt.engine.image_cache import ImageCache
 from glimt.engine.limits import SchedulerLimits
+from glimt.engine.page_watch import PageWatch
 from glimt.engine.pages import PagePool
 from glimt.engine.queue import RequestQueue
 from glimt.engine.request import NO_ROW, Request, RequestState
@@ -19,10 +20,13 @@ _NEVER = 2**62
 class Roster:
     """The unfinished requests of one engine and everything they share."""
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, watch: PageWatch | None = None) -> None:
         self.limits = limits
         self.pool = PagePool(
-            limits.num_pages, limits.page_size, prefix_caching=limits.prefix_caching
+            limits.num_pages,
+            limits.page_size,
+            prefix_caching=limits.prefix_caching,
+            watch=watch,
         )
         self.images = ImageCache(limits.image_cache_tokens)
         self.running = RequestQueue()

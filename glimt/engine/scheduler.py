@@ -23,6 +23,7 @@ from glimt.engine.admission import read_prompt
 from glimt.engine.draft import StepDraft
 from glimt.engine.grammars import Failure, Grammars
 from glimt.engine.limits import SchedulerLimits
+from glimt.engine.page_watch import PageWatch
 from glimt.engine.plan import StepPlan, StepResult, TokenMasks
 from glimt.engine.request import Request, RequestState
 from glimt.engine.roster import Roster
@@ -57,7 +58,8 @@ class Scheduler:
         compiler: GrammarCompiler | None = None,
     ) -> None:
         self.limits = limits
-        self.roster = Roster(limits)
+        self._watch = PageWatch(limits.watched_pages, clock) if limits.watched_pages else None
+        self.roster = Roster(limits, self._watch)
         self._grammars = Grammars(compiler, limits.vocab_size)
         self._clock = clock
         self._in_flight: deque[InFlightStep] = deque()
@@ -383,6 +385,7 @@ class Scheduler:
             image_hits=self._image_hits,
             preemptions=self._num_preemptions,
             step_tokens=self._step_tokens,
+            page_lives=() if self._watch is None else self._watch.told(),
         )
 
 

@@ -195,6 +195,7 @@ def _limits(
         prefix_caching=start.prefix_caching,
         policy=_policy(start.policy),
         vocab_size=config.text.vocab_size,
+        watched_pages=start.watched_pages,
     )
 
 

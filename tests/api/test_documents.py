@@ -18,7 +18,7 @@ from glimt.api.completion import ChatChunk, ChatCompletion
 from glimt.api.routes import ROUTES
 from glimt.log import escaped, set_up
 from glimt.metrics import Metrics
-from glimt.wire import EngineStats
+from glimt.wire import EngineStats, PageLife
 from tests.support.http_half import INFO, MODEL, Serving, spoken
 
 HOST = [(b"host", b"localhost")]
@@ -96,7 +96,8 @@ NAMES = re.findall(
     time_per_output_token_seconds_bucket num_requests_swapped cpu_cache_usage_perc
     num_requests_waiting_by_reason engine_sleep_state prompt_tokens_by_source_total
     external_prefix_cache_queries_total external_prefix_cache_hits_total
-    admission_rejections_total corrupted_requests_total
+    admission_rejections_total corrupted_requests_total kv_block_lifetime_seconds_bucket
+    kv_block_idle_before_evict_seconds_count kv_block_reuse_gap_seconds_sum
     """,
 )
 
@@ -308,3 +309,13 @@ def test_a_traceback_is_logged_line_by_line(stream: io.StringIO) -> None:
     assert head.endswith(r"ERROR glimt.x it\x0afailed")
     assert all(line.startswith("    ") for line in rest)
     assert rest[-1].endswith(r"bad\x1b[31m")
+
+
+async def test_the_lives_of_pages_are_counted_as_engines_tell_them() -> None:
+    serving = Serving()
+    life = PageLife(12.0, 5.0, (3.0, 4.0))
+    serving.engine.deliver(stats=EngineStats(step=1, page_lives=(life, life)))
+    values = samples((await serving.ask("GET", "/metrics", headers=HOST)).body.decode())
+    assert values["vllm:kv_block_lifetime_seconds_sum"] == 24.0
+    assert values["vllm:kv_block_idle_before_evict_seconds_count"] == 2
+    assert values["vllm:kv_block_reuse_gap_seconds_count"] == 4
