@@ -72,19 +72,19 @@ class SharedPool(Generic[Value]):
         self._records, self._leases = self._table.records, self._table.leases
         with self._table.locked():
             self._leases[:, owner] = 0
-            mine = (self._records["state"] == TAKEN) & (self._records["owner"] == owner)
-            self._records["state"][mine] = FREE
+            mine = (self._records.state == TAKEN) & (self._records.owner == owner)
+            self._records.state[mine] = FREE
 
     @property
     def num_kept(self) -> int:
         """Keys that can be leased, by any owner."""
-        return int(np.count_nonzero(self._records["state"] == KEPT))
+        return int(np.count_nonzero(self._records.state == KEPT))
 
     @property
     def num_free_bytes(self) -> int:
         """Bytes that no range holds; cached ranges are not free but can be had."""
-        used = self._records["state"] != FREE
-        return self.nbytes - int(self._records["size"][used].sum())
+        used = self._records.state != FREE
+        return self.nbytes - int(self._records.size[used].sum())
 
     def allocate(self, nbytes: int) -> PixelRef | None:
         """A range of `nbytes` >= 1, evicting cached ones as needed; None = not now.
@@ -103,15 +103,15 @@ class SharedPool(Generic[Value]):
                     return None
             records = self._records
             self._leases[slot] = 0
-            records["offset"][slot], records["size"][slot] = offset, size
-            records["nbytes"][slot], records["owner"][slot] = nbytes, self._owner
-            records["state"][slot] = TAKEN
+            records.offset[slot], records.size[slot] = offset, size
+            records.nbytes[slot], records.owner[slot] = nbytes, self._owner
+            records.state[slot] = TAKEN
         return PixelRef(self.index, offset, nbytes)
 
     def free(self, place: PixelRef) -> None:
         """Give an allocated range back that was not kept."""
         with self._table.locked():
-            self._records["state"][self._taken(place)] = FREE
+            self._records.state[self._taken(place)] = FREE
         self.on_room()
 
     def keep(self, key: bytes, place: PixelRef, value: Value) -> SharedLease[Value]:
@@ -127,13 +127,13 @@ class SharedPool(Generic[Value]):
         with self._table.locked():
             slot = self._taken(place)
             if (other := self._table.find(key)) is not None:
-                self._records["state"][slot] = FREE
+                self._records.state[slot] = FREE
                 return self._begin_lease(other)
             self._table.write_value(slot, encoded)
-            self._records["key"][slot] = np.frombuffer(key, "<u8")
+            self._records.key[:, slot] = np.frombuffer(key, np.uint64)
             self._leases[slot] = 0
             lease = self._begin_lease(slot, value)
-            self._records["state"][slot] = KEPT
+            self._records.state[slot] = KEPT
         return lease
 
     def lease(self, key: bytes) -> SharedLease[Value] | None:
@@ -146,24 +146,28 @@ class SharedPool(Generic[Value]):
     def forget_unleased(self) -> None:
         """Give back all that is kept and that nobody has a lease on."""
         with self._table.locked():
-            self._records["state"][self._unleased()] = FREE
+            self._records.state[self._unleased()] = FREE
         self.on_room()
 
     def check(self) -> None:
         """Raise AssertionError unless the ranges lie apart inside the arena, under one key each."""
+        records = self._records
         with self._table.locked():
-            used = self._records[self._records["state"] != FREE]
-            ranges = np.sort(used, order="offset")
-        starts, sizes = ranges["offset"].astype(np.int64), ranges["size"].astype(np.int64)
+            used = np.flatnonzero(records.state != FREE)
+            used = used[np.argsort(records.offset[used])]
+            starts, sizes = (
+                column[used].astype(np.int64) for column in (records.offset, records.size)
+            )
+            is_short = np.any(records.nbytes[used] > records.size[used])
+            keys = [records.key_of(int(slot)) for slot in np.flatnonzero(records.state == KEPT)]
         ends = starts + sizes
         if np.any(starts % ALIGNMENT) or np.any(sizes % ALIGNMENT) or np.any(sizes <= 0):
             raise AssertionError("a range that is not made of whole pages")
         if np.any(ends[:-1] > starts[1:]) or np.any(ends > self.nbytes):
             raise AssertionError("ranges overlap, or lie outside the arena")
-        if np.any(used["nbytes"] > used["size"]):
+        if is_short:
             raise AssertionError("a range that is shorter than its bytes")
-        keys = used["key"][used["state"] == KEPT]
-        if len({key.tobytes() for key in keys}) != len(keys):
+        if len(set(keys)) != len(keys):
             raise AssertionError("a key is kept twice")
 
     # ------------------------------------------------------------------------- under the lock
@@ -172,22 +176,22 @@ class SharedPool(Generic[Value]):
         if value is None:
             value = self._decoder.decode(self._table.read_value(slot))
         self._leases[slot, self._owner] += 1
-        self._records["used"][slot] = self._table.tick()
+        self._records.used[slot] = self._table.tick()
         place = PixelRef(
-            self.index, int(self._records["offset"][slot]), int(self._records["nbytes"][slot])
+            self.index, int(self._records.offset[slot]), int(self._records.nbytes[slot])
         )
         return SharedLease(place, value, lambda: self._end_lease(slot))
 
     def _end_lease(self, slot: int) -> None:
         with self._table.locked():
             self._leases[slot, self._owner] -= 1
-            self._records["used"][slot] = self._table.tick()
+            self._records.used[slot] = self._table.tick()
             is_last = not self._leases[slot].any()
         if is_last:
             self.on_room()
 
     def _unleased(self) -> NDArray[np.intp]:
-        kept = self._records["state"] == KEPT
+        kept = self._records.state == KEPT
         return np.flatnonzero(kept & ~self._leases.any(axis=1))
 
     def _evict(self) -> bool:
@@ -195,19 +199,19 @@ class SharedPool(Generic[Value]):
         slots = self._unleased()
         if not len(slots):
             return False
-        victim = slots[np.argmin(self._records["used"][slots])]
-        self._records["state"][victim] = FREE
+        victim = slots[np.argmin(self._records.used[slots])]
+        self._records.state[victim] = FREE
         return True
 
     def _free_slot(self) -> int | None:
-        free = np.flatnonzero(self._records["state"] == FREE)
+        free = np.flatnonzero(self._records.state == FREE)
         return int(free[0]) if len(free) else None
 
     def _first_fit(self, size: int) -> int | None:
         """Where the first gap of `size` bytes between the ranges begins."""
-        used = self._records["state"] != FREE
-        starts = self._records["offset"][used].astype(np.int64)
-        ends = starts + self._records["size"][used].astype(np.int64)
+        used = self._records.state != FREE
+        starts = self._records.offset[used].astype(np.int64)
+        ends = starts + self._records.size[used].astype(np.int64)
         order = np.argsort(starts)
         gap_starts = np.concatenate(([0], ends[order]))
         gap_ends = np.concatenate((starts[order], [self.nbytes]))
@@ -215,8 +219,8 @@ class SharedPool(Generic[Value]):
         return int(gap_starts[fitting[0]]) if len(fitting) else None
 
     def _taken(self, place: PixelRef) -> int:
-        mine = (self._records["state"] == TAKEN) & (self._records["owner"] == self._owner)
-        (slot,) = np.flatnonzero(mine & (self._records["offset"] == place.offset))
+        mine = (self._records.state == TAKEN) & (self._records.owner == self._owner)
+        (slot,) = np.flatnonzero(mine & (self._records.offset == place.offset))
         return int(slot)
 
 

@@ -55,7 +55,8 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Decode steps that were really measured: (requests, seconds)."""
+    """Decode steps that were really measured, (requests, seconds), and a first token: tokens of its
+    image, all tokens of its prompt, seconds on the device."""
 
     model: str
     gpu: str
@@ -64,6 +65,7 @@ class Measured:
     context: int
     where: str
     steps: tuple[tuple[int, float], ...]
+    first_token: tuple[int, int, float]
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,16 @@ def _is_positive(value: Any) -> bool:
 def _measured(table: Mapping[str, Any], problems: list[str]) -> Measured:
     try:
         return Measured(
-            **{**table, "steps": tuple((int(batch), float(s)) for batch, s in table["steps"])}
+            **{
+                **table,
+                "steps": tuple((int(batch), float(s)) for batch, s in table["steps"]),
+                "first_token": _first_token(*table["first_token"]),
+            }
         )
     except (KeyError, TypeError, ValueError):
         problems.append("measured: needs " + ", ".join(field.name for field in fields(Measured)))
-        return Measured("", "", "", 1, 1, "", ())
+        return Measured("", "", "", 1, 1, "", (), (1, 1, 0.0))
+
+
+def _first_token(image_tokens: int, tokens: int, seconds: float) -> tuple[int, int, float]:
+    return int(image_tokens), int(tokens), float(seconds)

@@ -3,10 +3,11 @@
 A copy that gets r requests a second spends the share r x prompt time on prompts; answers that run
 beside them get one token in each prompt's step and one in each decode step between. So
 
-    TPOT(B) = 1 / ((1 - busy) / step(B) + prompts per second),   B = r x output x TPOT   (Little)
+    TPOT(B) = 1 / ((1 - busy) / step(1 + B) + prompts per second),   B = r x output x TPOT(B)
 
-and a prompt waits as in a queue with random arrivals and equal service (M/D/1). Copies that share
-experts step together: a prompt of any of them holds all up.
+(Little's law; an answer sees B others beside itself), and a prompt waits as in a queue with random
+arrivals and equal service (M/D/1). Copies that share experts step together: a prompt of any of them
+holds all up.
 """
 
 from collections.abc import Callable
@@ -93,8 +94,8 @@ class _Pace:
     output_tokens: int
 
     def tpot_s(self, batch: float) -> float:
-        """With `batch` answers running."""
-        decode_steps_per_s = max(0.0, 1 - self.blocked) / self.step_s(max(batch, 1.0))
+        """With `batch` answers running on average: each sees so many others, and itself."""
+        decode_steps_per_s = max(0.0, 1 - self.blocked) / self.step_s(1 + batch)
         return 1 / max(1e-12, decode_steps_per_s + self.prompts_per_s)
 
     def excess(self, batch: float) -> float:

@@ -127,6 +127,13 @@ def step_at(question: Question, measured: Measured, batch: int) -> float:
     return speed.step_s(batch, measured.context)
 
 
+def first_token_at(question: Question, measured: Measured) -> float:
+    """What is expected of the first token that was measured, in seconds on the device."""
+    speed = _speed(question, Layout(tp=measured.tensor_parallel_size))
+    image, tokens, _ = measured.first_token
+    return speed.image_s(image) + speed.prompt_s(tokens, question.work.chunk)
+
+
 def _speed(q: Question, layout: Layout) -> Speed:
     return Speed(q.config, layout, q.gpu, q.constants, q.fp8, q.fp8_kv)
 

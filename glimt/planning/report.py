@@ -11,7 +11,7 @@ from rich.table import Table
 
 from glimt.planning.constants import Constants
 from glimt.planning.load import Under
-from glimt.planning.plan import Estimate, Plan, step_at
+from glimt.planning.plan import Estimate, Plan, first_token_at, step_at
 
 GIB = 2**30
 
@@ -182,12 +182,15 @@ def notes(plan: Plan) -> Iterator[str]:
     )
     for m in plan.measured:
         steps = ", ".join(
-            f"{1e3 * seconds:.0f} ms at {batch} (estimate {1e3 * step_at(q, m, batch):.1f})"
+            f"{1e3 * seconds:.3g} ms at {batch} (estimate {1e3 * step_at(q, m, batch):.1f})"
             for batch, seconds in m.steps
         )
+        image, tokens, seconds = m.first_token
         yield (
             f"measured: Glimt {m.version}, TP{m.tensor_parallel_size} on {q.gpu.name}: a step "
-            f"took {steps}; {m.where}"
+            f"took {steps}; the first token after {tokens:,} tokens, {image:,} of an image, "
+            f"{1e3 * seconds:.0f} ms without the host (estimate {1e3 * first_token_at(q, m):.0f}); "
+            f"{m.where}"
         )
     if plan.nodes_needed is not None:
         count = plan.nodes_needed

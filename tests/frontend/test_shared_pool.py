@@ -121,7 +121,7 @@ def test_a_server_that_dies_with_the_lock_does_not_stop_the_others(shared: Share
         "import sys, signal; from glimt.frontend.shared_index import SharedIndex\n"
         "index = SharedIndex(int(sys.argv[1]), 64, 4)\n"
         "with index.locked():\n"
-        "    index.records['offset'][5] = 7\n"  # half a record
+        "    index.records.offset[5] = 7\n"  # half a record
         "    print('locked', flush=True); signal.pause()\n"
     )
     words = [sys.executable, "-c", code, str(shared.index_fd)]
