@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = 1.4426950408889634
+_WEIGHT_UNIT = tl.constexpr(256.0)  # keeps weight · scale in float16's normal range
 
 
 class Tiles(NamedTuple):
@@ -19,6 +20,27 @@ class Tiles(NamedTuple):
     block_l: int
     num_warps: int
     num_stages: int
+
+
+@triton.jit
+def to_operand(q_MH, kv_ptr):
+    """Queries in the type that products are taken in.
+
+    e4m3 widens to float16 in one instruction, to bfloat16 in three, one of them slow. Queries of
+    65504 and more would not fit, but no softmax of theirs would be more than one number.
+    """
+    if kv_ptr.dtype.element_ty == tl.float8e4nv and q_MH.dtype == tl.bfloat16:
+        return q_MH.to(tl.float32).to(tl.float16)
+    else:
+        return q_MH
+
+
+@triton.jit
+def mean(acc_MH, sum_M, scale_ptr):
+    """What is left to do after the last block: float32 [M, H], zeros where nothing was seen."""
+    if scale_ptr is not None:
+        sum_M *= _WEIGHT_UNIT
+    return acc_MH / tl.where(sum_M > 0.0, sum_M, 1.0)[:, None]
 
 
 @triton.jit
@@ -43,7 +65,7 @@ def attend(
 ):
     """(acc, top, sum) after context tokens first … first + BLOCK_L - 1 of one key-value head.
 
-    `acc / sum` is the weighted mean of the values so far, `top` the largest score. Query m sees
+    `mean` of acc and sum is that of the values so far, `top` the largest score. Query m sees
     tokens before `limit_M[m]`; none are read from `end` on. Without MASKED all is seen.
     """
     l_L, h_H = first + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_H)
@@ -72,7 +94,8 @@ def attend(
     fade_M = tl.exp2(top_M - new_top_M)
     sum_M = sum_M * fade_M + tl.sum(weight_ML, 1)
     if scale_ptr is not None:
-        weight_ML *= tl.load(scale_ptr + slot_L + to_values, mask=l_L < end, other=0.0)[None]
+        scale_L = tl.load(scale_ptr + slot_L + to_values, mask=l_L < end, other=0.0)
+        weight_ML *= (scale_L * _WEIGHT_UNIT)[None]
     acc_MH = acc_MH * fade_M[:, None]
     acc_MH = tl.dot(weight_ML.to(q_MH.dtype), v_LH.to(q_MH.dtype), acc_MH, input_precision="ieee")
     return acc_MH, new_top_M, sum_M

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_attention_block import LOG2_E, Tiles, attend
+from glimt.kernels.triton_attention_block import LOG2_E, Tiles, attend, mean, to_operand
 
 CONFIGS = (  # the first is used
     Tiles(128, 64, 8, 3),
@@ -106,6 +106,7 @@ def _chunk_kernel(
     token_M1 = (start + token_M).to(tl.int64)[:, None]
     place_MH = head_M[:, None] * HEAD_DIM + h_H[None]
     q_MH = tl.load(q_ptr + token_M1 * q_stride + place_MH, mask=there_MH, other=0.0)
+    q_MH = to_operand(q_MH, kv_ptr)
     before = tl.load(lens_ptr + row) - num_tokens
     limit_M = before + token_M + 1
     last = tl.minimum(((block - first_block) * BLOCK_M + BLOCK_M - 1) // QUERIES, num_tokens - 1)
@@ -127,5 +128,5 @@ def _chunk_kernel(
             acc_MH, top_M, sum_M, q_MH, limit_M, kv_ptr, scale_ptr, table_ptr, place, end, unit,
             GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H, True,
         )  # fmt: skip
-    out_MH = (acc_MH / sum_M[:, None]).to(out_ptr.dtype.element_ty)
+    out_MH = mean(acc_MH, sum_M, scale_ptr).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + token_M1 * (GROUPS * QUERIES * HEAD_DIM) + place_MH, out_MH, mask=there_MH)

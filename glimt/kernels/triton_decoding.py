@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_attention_block import LOG2_E, attend
+from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
 
 _MAX_SPLITS = 64
-_PROGRAMS = 8 * 132  # that keep every multiprocessor of an H200 busy
+_PROGRAMS = 4 * 132  # that keep every multiprocessor of an H200 busy, all at the same time
 _BLOCK_M = 16  # the least number of rows of a product; heads are filled up with zeros
 
 
@@ -34,9 +34,11 @@ CONFIGS = tuple(  # the first is used
     for block_l, num_warps, num_stages in (
         (64, 4, 3),
         (64, 4, 2),
+        (64, 2, 3),
         (64, 8, 3),
+        (32, 1, 3),
+        (32, 2, 3),
         (32, 4, 3),
-        (32, 8, 3),
         (128, 8, 3),
     )
     if block_l <= least_tokens
@@ -105,14 +107,12 @@ def attend_singles(
 
 
 def _num_splits(num_programs: int, max_context_len: int, least_tokens: int) -> int:
-    """Parts of a context, a power of two: enough for the device, not more than are worth it.
+    """Parts of a context: enough for the device, not more than are worth it.
 
     At least enough that a row of the longest context does not keep the others waiting.
     """
     wanted = max(_PROGRAMS // num_programs, max_context_len // 4096, 1)
-    useful = triton.cdiv(max_context_len, least_tokens)
-    splits: int = triton.next_power_of_2(min(wanted, useful))
-    return min(splits, _MAX_SPLITS)
+    return min(wanted, -(-max_context_len // least_tokens), _MAX_SPLITS)
 
 
 @triton.jit
@@ -159,6 +159,7 @@ def _split_kernel(
     there_MH = (m_M < QUERIES)[:, None] & (h_H < HEAD_DIM)[None]
     place_MH = head_M[:, None] * HEAD_DIM + h_H[None]
     q_MH = tl.load(q_ptr + token.to(tl.int64) * q_stride + place_MH, mask=there_MH, other=0.0)
+    q_MH = to_operand(q_MH, kv_ptr)
     end = tl.minimum(first + size, length)
     limit_M = tl.full([BLOCK_M], 0, tl.int32) + end
     acc_MH = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
@@ -172,7 +173,7 @@ def _split_kernel(
             acc_MH, top_M, sum_M, q_MH, limit_M, kv_ptr, scale_ptr, table_ptr, block, end, unit,
             GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H, True,
         )  # fmt: skip
-    mean_MH = acc_MH / tl.where(sum_M > 0.0, sum_M, 1.0)[:, None]
+    mean_MH = mean(acc_MH, sum_M, scale_ptr)
     if size >= length:
         out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
         tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)

@@ -75,7 +75,8 @@ def test_decoding_streams_the_cache_in_wide_loads(heads: tuple[int, int, int], f
     assert split.registers <= (232 if fp8 else 128)
     assert split.count("LDGSTS.E.BYPASS.128") >= 8  # asynchronous, 16 bytes for each thread
     assert split.count("LDG.E.U8") == split.count("LDG.E.U16") == 0
-    assert split.count("HMMA.16816.F32.BF16") > 0
+    assert split.count("HMMA.16816.F32") > 0
+    assert split.count("F2F") == 0  # a slow instruction, of which e4m3 to bfloat16 takes many
     assert split.shared_bytes <= 48 * 1024  # four programs on a multiprocessor
     assert combine.count("LDG.E.128") >= 8
 

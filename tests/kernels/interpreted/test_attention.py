@@ -28,6 +28,15 @@ def test_decoding_rows_attend_to_their_whole_context(heads: Heads, page: int, fp
     torch.testing.assert_close(got, rows.exact(), atol=3e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_products_with_e4m3_pages_are_good_for_values_of_any_size(size: float) -> None:
+    rows = paged_rows([(300, 1), (40, 9)], Heads(4, 2, 32), 16, fp8=True, dtype=torch.bfloat16)
+    rows.options["scale_P2GS"][:, 1] *= size
+    got = triton_attention.paged_attention(*rows.tensors, **rows.options).float()
+    exact = rows.exact()
+    assert float(((got - exact).norm(dim=-1) / exact.norm(dim=-1)).max()) < 0.01
+
+
 @pytest.mark.parametrize("max_context_len", [4096, 131072])
 def test_a_launch_for_longer_contexts_gives_the_same(max_context_len: int) -> None:
     rows = paged_rows(DECODING, Heads(4, 2, 32), 16)
