@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.test_failures import LONG, answers, folders_of, post
+from tests.e2e.test_failures import LONG, SHORT, answers, folders_of, post
 from tests.support.serving import Serving
 
 
@@ -17,6 +17,9 @@ from tests.support.serving import Serving
 def pair(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     log = tmp_path_factory.mktemp("log") / "server.txt"
     flags = ["--tensor-parallel-size", "2", "--enable-expert-parallel", "--device", "cpu"]
+    flags += ["--admin-key", "root", "--enable-sleep-mode"]
+    profiler = {"profiler": "torch", "torch_profiler_dir": str(log.parent / "profiles")}
+    flags += ["--profiler-config", json.dumps(profiler)]
     with Serving(checkpoint, *flags, log=log) as serving:
         yield serving
 
@@ -33,9 +36,40 @@ def ranks_of(serving: Serving) -> list[psutil.Process]:
     return [serving.child("engine"), serving.child("peer")]
 
 
+def order(serving: Serving, path: str) -> None:
+    """What an operator wants of all ranks."""
+    headers = {"Authorization": "Bearer root"}
+    request = urllib.request.Request(serving.url + path, b"", headers, method="POST")
+    with urllib.request.urlopen(request, timeout=60):
+        pass
+
+
+def test_all_ranks_sleep_and_wake_and_say_the_same(pair: Serving) -> None:
+    with urllib.request.urlopen(post(pair, SHORT), timeout=60) as response:
+        before = json.load(response)["choices"][0]["message"]
+    for level in (1, 2):
+        order(pair, f"/sleep?level={level}")
+        order(pair, "/wake_up")
+        with urllib.request.urlopen(post(pair, SHORT), timeout=60) as response:
+            assert json.load(response)["choices"][0]["message"] == before
+
+
+def test_each_rank_writes_a_profile_of_its_own(pair: Serving) -> None:
+    order(pair, "/start_profile")
+    assert answers(pair)
+    order(pair, "/stop_profile")
+    folder = pair.log.parent / "profiles"
+    pair.wait_for(lambda: len(list(folder.glob("engine-rank-*.pt.trace.json*"))) == 2)
+    assert answers(pair)
+
+
 @pytest.mark.parametrize(
     ("module", "signum"),
-    [("peer", signal.SIGKILL), ("peer", signal.SIGSTOP), ("engine", signal.SIGSTOP)],
+    [
+        ("peer", signal.SIGKILL),
+        ("peer", signal.SIGSTOP),
+        pytest.param("engine", signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
     ids=["a peer is killed", "a peer is stopped", "the engine is stopped"],
 )
 def test_the_replica_ends_its_requests_and_comes_back_with_all_its_ranks(
@@ -52,6 +86,7 @@ def test_the_replica_ends_its_requests_and_comes_back_with_all_its_ranks(
     assert not {process.pid for process in ranks_of(pair)} & {process.pid for process in before}
 
 
+@pytest.mark.slow
 def test_a_stopped_peer_does_not_survive_its_engine(pair: Serving) -> None:
     """It reads nothing, so only the kernel can end it."""
     peer = pair.child("peer")
