@@ -140,7 +140,7 @@ class ParallelSettings:
     data_parallel_size_local: Annotated[int | None, Parameter(alias="-dpl")] = None
     """Copies on this machine."""
     data_parallel_rank: Annotated[int | None, Parameter(alias="-dpn")] = None
-    """This copy's number, when an outside balancer is used."""
+    """Run one copy only, this one: a balancer of your own leads requests to the servers of all."""
     data_parallel_address: Annotated[str | None, Parameter(alias="-dpa")] = None
     """Address of the machine that leads the copies."""
     data_parallel_rpc_port: Annotated[int | None, Parameter(alias="-dpp")] = None

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from glimt.config import (
+    ParallelSettings,
     ServerSettings,
     Settings,
     names_in,
@@ -19,10 +20,15 @@ def check(settings: Settings) -> list[str]:
 
     Raises BadSettings with all problems at once.
     """
-    problems = [*_later(settings), *_ranges(settings)]
+    problems = [*_later(settings), *_counts(settings.parallel), *_ranges(settings)]
     if problems:
         raise BadSettings("these settings cannot be used:", problems)
     return list(_notes(settings))
+
+
+def num_replicas(parallel: ParallelSettings) -> int:
+    """Copies of the model that this server runs."""
+    return 1 if parallel.data_parallel_rank is not None else parallel.data_parallel_size
 
 
 def _later(settings: Settings) -> Iterator[str]:
@@ -36,13 +42,13 @@ def _later(settings: Settings) -> Iterator[str]:
     ):
         if value != 1:
             yield f"{flag} {value}{one}"
-    if parallel.data_parallel_size_local not in (None, parallel.data_parallel_size):
+    here = num_replicas(parallel)
+    if parallel.data_parallel_size_local not in (None, here):
         yield (
-            f"--data-parallel-size-local {parallel.data_parallel_size_local}: "
-            f"all {parallel.data_parallel_size} copies run on one machine here; leave it out"
+            f"--data-parallel-size-local {parallel.data_parallel_size_local}: this server runs "
+            f"{here} of the copies; leave it out"
         )
     for flag, wanted in (
-        ("--data-parallel-rank", parallel.data_parallel_rank is not None),
         ("--data-parallel-address", parallel.data_parallel_address is not None),
         ("--data-parallel-rpc-port", parallel.data_parallel_rpc_port is not None),
         ("--data-parallel-backend ray", parallel.data_parallel_backend == "ray"),
@@ -58,14 +64,19 @@ def _later(settings: Settings) -> Iterator[str]:
         yield "--no-enable-chunked-prefill: prompts are always computed in chunks; leave it out"
 
 
-def _ranges(settings: Settings) -> Iterator[str]:
-    parallel = settings.parallel
+def _counts(parallel: ParallelSettings) -> Iterator[str]:
     for flag, size in (
         ("--tensor-parallel-size", parallel.tensor_parallel_size),
         ("--data-parallel-size", parallel.data_parallel_size),
     ):
         if size < 1:
             yield f"{flag} {size}: must be at least 1"
+    rank, copies = parallel.data_parallel_rank, parallel.data_parallel_size
+    if rank is not None and not 0 <= rank < copies:
+        yield f"--data-parallel-rank {rank}: with --data-parallel-size {copies}, 0 to {copies - 1}"
+
+
+def _ranges(settings: Settings) -> Iterator[str]:
     cache, media, server = settings.cache, settings.media, settings.server
     if not 0 < cache.gpu_memory_utilization <= 1:
         yield f"--gpu-memory-utilization {cache.gpu_memory_utilization}: must be above 0, at most 1"
@@ -163,6 +174,11 @@ def _unreadable(settings: Settings) -> Iterator[str]:
 def _notes(settings: Settings) -> Iterator[str]:
     """What is accepted and has no effect, or deserves a word."""
     parallel, server = settings.parallel, settings.server
+    if parallel.data_parallel_rank is not None:
+        yield (
+            f"--data-parallel-rank {parallel.data_parallel_rank}: one of "
+            f"{parallel.data_parallel_size} copies, on the first visible GPUs; yours to balance"
+        )
     if parallel.tensor_parallel_size == 1:
         if parallel.enable_expert_parallel:
             yield "--enable-expert-parallel has no effect on one GPU"

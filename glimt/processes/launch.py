@@ -24,7 +24,7 @@ from glimt.config import (
     parse_object,
     parse_profiler,
 )
-from glimt.config_check import check
+from glimt.config_check import check, num_replicas
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
@@ -152,7 +152,7 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     return Plan(
         engine=_engine_start(settings, checkpoint, image, video),
         server=server,
-        num_engines=settings.parallel.data_parallel_size,
+        num_engines=num_replicas(settings.parallel),
         num_media_workers=media.media_workers or max(1, min(8, (os.cpu_count() or 2) // 2)),
         arena_bytes=arena_bytes(
             media,
@@ -173,7 +173,7 @@ def _engine_start(
     parallel, wanted = settings.parallel, cache.kv_cache_memory_bytes
     return EngineStart(
         index=0,
-        num_ranks_here=parallel.tensor_parallel_size * parallel.data_parallel_size,
+        num_ranks_here=parallel.tensor_parallel_size * num_replicas(parallel),
         inbox="",
         server_inboxes=(),
         arena_fds=(),

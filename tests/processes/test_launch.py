@@ -128,6 +128,15 @@ def test_seeds_reach_the_half_that_draws_them(checkpoint: Path) -> None:
     assert (given.server.seed, given.engine.seed) == (7, 7)
 
 
+def test_a_copy_behind_an_outside_balancer_runs_alone(checkpoint: Path) -> None:
+    both = ParallelSettings(data_parallel_size=2, tensor_parallel_size=2)
+    assert plan(checkpoint, parallel=both).num_engines == 2
+    second = ParallelSettings(data_parallel_size=2, data_parallel_rank=1)
+    assert plan(checkpoint, parallel=second).num_engines == 1
+    with pytest.raises(BadSettings, match="0 to 1"):
+        plan(checkpoint, parallel=ParallelSettings(data_parallel_size=2, data_parallel_rank=2))
+
+
 @pytest.mark.parametrize(
     ("groups", "flag"),
     [
