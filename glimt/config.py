@@ -89,6 +89,8 @@ class CacheSettings:
     """Where to compute; auto takes a GPU if there is one."""
     enable_sleep_mode: bool = False
     """Accepted: with an admin key there are /sleep and /wake_up, with or without this."""
+    enable_mfu_metrics: bool = False
+    """Metrics of the operations and memory traffic of steps, by arithmetic."""
     kv_cache_metrics: bool = False
     """Metrics of how long known KV pages live, lie idle and wait for their next use."""
     kv_cache_metrics_sample: float = 0.01

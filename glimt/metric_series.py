@@ -84,6 +84,9 @@ _COUNTERS = (
     ("vllm:num_preemptions", (), "preemptions"),
     ("glimt:encoder_cache_queries", (), "image_queries"),
     ("glimt:encoder_cache_hits", (), "image_hits"),
+    ("vllm:estimated_flops_per_gpu", (), "estimated_flops"),
+    ("vllm:estimated_read_bytes_per_gpu", (), "estimated_read_bytes"),
+    ("vllm:estimated_write_bytes_per_gpu", (), "estimated_written_bytes"),
 )
 
 
@@ -97,7 +100,7 @@ class EngineSeries(Collector):
         self._cache_config = dict(cache_config)
         self._infos: dict[int, EngineInfo] = {}
         self._stats: dict[int, EngineStats] = {}
-        self._before: dict[tuple[int, str], int] = {}
+        self._before: dict[tuple[int, str], float] = {}
 
     def add(self, index: int, info: EngineInfo) -> None:
         """A new incarnation of engine `index`."""

@@ -202,6 +202,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     step_tokens: int = 0  # tokens computed in the last step
     sleep_level: int = 0  # 0 awake · 1 weights in host memory, no KV cache · 2 no weights either
     is_profiling: bool = False
+    estimated_flops: float = 0.0  # of one device, as are the bytes; 0 unless they are asked for
+    estimated_read_bytes: float = 0.0
+    estimated_written_bytes: float = 0.0
     page_lives: tuple[PageLife, ...] = ()  # that ended since the last stats, of watched pages
 
 

@@ -22,8 +22,19 @@ from glimt.engine.orders import Machine, OrderDesk
 from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult, TokenMasks
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.terminal import Addressed, refuse
+from glimt.engine.work_meter import WorkMeter
 from glimt.errors import EngineAsleep, EngineDied, EngineFailed, ReplicaLost, StepFailed
-from glimt.wire import Abort, EngineInbound, ErrorInfo, Order, OrderDone, Output, Outputs, Submit
+from glimt.wire import (
+    Abort,
+    EngineInbound,
+    EngineStats,
+    ErrorInfo,
+    Order,
+    OrderDone,
+    Output,
+    Outputs,
+    Submit,
+)
 
 STATS_INTERVAL_S = 0.5
 COMPILING_INTERVAL_S = 0.001  # at which an idle loop looks whether a grammar is compiled
@@ -66,7 +77,8 @@ class EngineLoop:
     turn, for a watchdog: a turn takes as long as the longest step, or half a second when idle.
     `overlap` False commits each step in the turn that launched it: right where a launch returns
     only when the step is done (a CPU), since there is nothing to overlap with.
-    `machine` is what the executor runs on, for orders of operators.
+    `machine` is what the executor runs on, for orders of operators. `meter` counts what is
+    launched.
     """
 
     def __init__(
@@ -76,6 +88,7 @@ class EngineLoop:
         mailbox: Mailbox,
         *,
         machine: Machine | None = None,
+        meter: WorkMeter | None = None,
         servers: Sequence[int] = (0,),
         overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -99,6 +112,7 @@ class EngineLoop:
         self._stats_due_s = clock()
         self._outputs: list[Addressed] = []  # to be sent at the end of the turn
         self._desk = OrderDesk(machine)
+        self._meter = meter
         self._orders: list[tuple[int, OrderDone]] = []  # likewise
 
     def stop(self) -> None:
@@ -187,6 +201,8 @@ class EngineLoop:
             self._stats_due_s = self._clock()  # they tell the new state
 
     def _launch(self, plan: StepPlan) -> InFlight:
+        if self._meter is not None:
+            self._meter.count(plan)
         try:
             return self._executor.launch(plan)
         except Exception as error:
@@ -219,15 +235,26 @@ class EngineLoop:
         now_s = self._clock()
         if now_s >= self._stats_due_s:
             self._stats_due_s = now_s + STATS_INTERVAL_S
-            stats = msgspec.structs.replace(
-                self._scheduler.stats(),
-                sleep_level=self._desk.sleep_level,
-                is_profiling=self._desk.is_profiling,
-            )
+            stats = self._stats()
             for server in self._servers:
                 by_server[server] += ()
         for server, its_outputs in by_server.items():
             self._mailbox.send(server, Outputs(tuple(its_outputs), stats, tuple(done[server])))
+
+    def _stats(self) -> EngineStats:
+        stats = msgspec.structs.replace(
+            self._scheduler.stats(),
+            sleep_level=self._desk.sleep_level,
+            is_profiling=self._desk.is_profiling,
+        )
+        if (meter := self._meter) is None:
+            return stats
+        return msgspec.structs.replace(
+            stats,
+            estimated_flops=meter.flops,
+            estimated_read_bytes=meter.read_bytes,
+            estimated_written_bytes=meter.written_bytes,
+        )
 
     def _check(self) -> None:
         self._is_checked = True

@@ -12,6 +12,7 @@ import torch
 from glimt.checkpoint import read_checkpoint
 from glimt.engine.limits import SchedulerLimits, SchedulingPolicy
 from glimt.engine.scheduler import Scheduler
+from glimt.engine.work_meter import WorkMeter, WorkSizes
 from glimt.errors import BadSettings
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.vocabulary import Vocabulary
@@ -28,6 +29,7 @@ from glimt.processes.profiling import Profiler
 from glimt.processes.ranks import ALONE, Place, describe_mesh, make_mesh
 from glimt.processes.sizes import StepSizes, longest_request, memory_sizes, step_sizes
 from glimt.processes.team import Loss, Team, TeamMachine
+from glimt.processes.work_sizes import work_sizes
 from glimt.runner.build import ExecutorSizes, KvDtype, build_executor, kv_layout
 from glimt.runner.encoder import PixelSource
 from glimt.runner.graphs import Record, cuda_recorder
@@ -48,6 +50,7 @@ class Rank:
     info: EngineInfo
     vocabulary: Vocabulary
     device: torch.device
+    work: WorkSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Engine:
     executor: Machine | TeamMachine
     info: EngineInfo
     vocabulary: Vocabulary
+    meter: WorkMeter | None  # of what steps cost this process's device, if that is wanted
     overlap: bool  # plan the next step while one runs; a CPU has nothing to overlap with
     team: Team | None = None
 
@@ -114,6 +118,7 @@ def build_engine(
         executor=rank.executor if team is None else TeamMachine(rank.executor, team),
         info=rank.info,
         vocabulary=rank.vocabulary,
+        meter=WorkMeter(rank.work) if start.estimates_work else None,
         overlap=start.overlap and rank.device.type != "cpu",
         team=team,
     )
@@ -178,7 +183,7 @@ def build_rank(
         weights_format=weights_format,
         phases_s=phases.seconds,
     )
-    return Rank(executor, limits, info, vocabulary, device)
+    return Rank(executor, limits, info, vocabulary, device, work_sizes(model, layout))
 
 
 def _limits(

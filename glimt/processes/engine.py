@@ -143,6 +143,7 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
         engine.executor,
         mailbox,
         machine=engine.executor,
+        meter=engine.meter,
         overlap=engine.overlap,
         progress=heartbeat.progress,
     )

@@ -97,7 +97,9 @@ NAMES = re.findall(
     num_requests_waiting_by_reason engine_sleep_state prompt_tokens_by_source_total
     external_prefix_cache_queries_total external_prefix_cache_hits_total
     admission_rejections_total corrupted_requests_total kv_block_lifetime_seconds_bucket
-    kv_block_idle_before_evict_seconds_count kv_block_reuse_gap_seconds_sum
+    estimated_flops_per_gpu_total estimated_read_bytes_per_gpu_total
+    estimated_write_bytes_per_gpu_total kv_block_idle_before_evict_seconds_count
+    kv_block_reuse_gap_seconds_sum
     """,
 )
 

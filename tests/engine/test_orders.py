@@ -9,6 +9,7 @@ import pytest
 
 from glimt.engine.loop import EngineLoop
 from glimt.engine.scheduler import Scheduler
+from glimt.engine.work_meter import WorkMeter
 from glimt.errors import EngineFailed, InvalidRequest
 from glimt.wire import Order, OrderDone, ResetCaches
 from tests.engine.test_loop import Post, assert_answered, simulated
@@ -48,7 +49,9 @@ class Bed:
 class Told:
     """A loop over a bed, moved turn by turn."""
 
-    def __init__(self, bed: Bed | None, *, overlap: bool = True) -> None:
+    def __init__(
+        self, bed: Bed | None, *, overlap: bool = True, meter: WorkMeter | None = None
+    ) -> None:
         limits = make_limits()
         self.post = Post()
         self.scheduler = Scheduler(limits, clock=self.post.clock)
@@ -57,6 +60,7 @@ class Told:
             simulated(limits),
             self.post,
             machine=bed,
+            meter=meter,
             overlap=overlap,
             clock=self.post.clock,
         )
