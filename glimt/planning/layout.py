@@ -22,7 +22,7 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """`tp` GPUs share each of `dp` copies. With `spread`, experts stay whole and are spread over
-    all GPUs; then the copies step together. `vision_data`: the tower is whole on each GPU."""
+    the GPUs of their copy. `vision_data`: the tower is whole on each GPU."""
 
     tp: int = 1
     dp: int = 1
@@ -38,7 +38,7 @@ class Layout:
     @property
     def ep(self) -> int:
         """GPUs over which the whole experts of a layer are spread; 1 = every expert is split."""
-        return self.tp * self.dp if self.spread else 1
+        return self.tp if self.spread else 1
 
     @property
     def expert_tp(self) -> int:
@@ -54,11 +54,6 @@ class Layout:
     def tp_crosses_nodes(self) -> bool:
         """Whether one copy lies on several machines."""
         return self.tp > self.gpus_per_node
-
-    @property
-    def ep_crosses_nodes(self) -> bool:
-        """Whether experts are looked for on other machines."""
-        return self.spread and self.num_gpus > self.gpus_per_node
 
     @property
     def name(self) -> str:
@@ -101,4 +96,4 @@ def _divides_vision(config: ModelConfig, tp: int) -> bool:
 
 def _can_spread(config: ModelConfig, layout: Layout) -> bool:
     moe = config.text.moe
-    return moe is not None and layout.num_gpus > 1 and moe.num_experts % layout.num_gpus == 0
+    return moe is not None and layout.tp > 1 and moe.num_experts % layout.tp == 0

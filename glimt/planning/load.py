@@ -6,8 +6,7 @@ beside them get one token in each prompt's step and one in each decode step betw
     TPOT(B) = 1 / ((1 - busy) / step(1 + B) + prompts per second),   B = r x output x TPOT(B)
 
 (Little's law; an answer sees B others beside itself), and a prompt waits as in a queue with random
-arrivals and equal service (M/D/1). Copies that share experts step together: a prompt of any of them
-holds all up.
+arrivals and equal service (M/D/1).
 """
 
 from collections.abc import Callable
@@ -58,10 +57,10 @@ class Under:
     output_rate: float  # tokens/s of all answers
 
 
-def gpu_prompt_s(speed: Speed, work: Workload, copies: int = 1) -> float:
-    """Device time of a prompt: tower, then decoder; `copies` as in `Speed.prompt_s`."""
+def gpu_prompt_s(speed: Speed, work: Workload) -> float:
+    """Device time of a prompt: tower, then decoder."""
     tower_s = speed.image_s(work.image_tokens, work.num_images)
-    return tower_s + speed.prompt_s(work.prompt_tokens, work.chunk, copies)
+    return tower_s + speed.prompt_s(work.prompt_tokens, work.chunk)
 
 
 def host_s(speed: Speed, work: Workload) -> float:
@@ -78,7 +77,7 @@ def alone_ttft_s(speed: Speed, work: Workload) -> float:
 
 def alone_tpot_s(speed: Speed, work: Workload) -> float:
     """Time per further token when nothing else runs."""
-    return speed.step_s(1, work.mean_context, copies=1)
+    return speed.step_s(1, work.mean_context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +86,14 @@ class _Pace:
 
     per_copy: float  # requests/s
     prompt_s: float
-    busy: float  # share of a copy's time that its own prompts take
-    blocked: float  # share of the time that it computes prompts, or waits for others' prompts
+    busy: float  # share of a copy's time that prompts take
     prompts_per_s: float  # steps with a prompt in them
     step_s: Callable[[float], float]
     output_tokens: int
 
     def tpot_s(self, batch: float) -> float:
         """With `batch` answers running on average: each sees so many others, and itself."""
-        decode_steps_per_s = max(0.0, 1 - self.blocked) / self.step_s(1 + batch)
+        decode_steps_per_s = max(0.0, 1 - self.busy) / self.step_s(1 + batch)
         return 1 / max(1e-12, decode_steps_per_s + self.prompts_per_s)
 
     def excess(self, batch: float) -> float:
@@ -104,16 +102,13 @@ class _Pace:
 
 
 def _pace(speed: Speed, work: Workload, rate: float) -> _Pace:
-    dp, together = speed.layout.dp, speed.copies_together
-    prompt_s = gpu_prompt_s(speed, work, together)
-    busy = min(1.0, rate / dp * prompt_s)
-    blocked = 1 - (1 - busy) ** together
+    per_copy, prompt_s = rate / speed.layout.dp, gpu_prompt_s(speed, work)
+    busy = min(1.0, per_copy * prompt_s)
     return _Pace(
-        per_copy=rate / dp,
+        per_copy=per_copy,
         prompt_s=prompt_s,
         busy=busy,
-        blocked=blocked,
-        prompts_per_s=blocked / prompt_s * -(-work.prompt_tokens // work.chunk),
+        prompts_per_s=busy / prompt_s * -(-work.prompt_tokens // work.chunk),
         step_s=lambda batch: speed.step_s(batch, work.mean_context),
         output_tokens=work.output_tokens,
     )
@@ -161,7 +156,7 @@ def highest_rate(speed: Speed, work: Workload, max_running: int) -> float:
     if max_running < 1:
         return 0.0
     low = 0.0
-    high = speed.layout.dp / gpu_prompt_s(speed, work, speed.copies_together)
+    high = speed.layout.dp / gpu_prompt_s(speed, work)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if carries(speed, work, middle, max_running):

@@ -46,74 +46,57 @@ class Speed:
         distinct = distinct_experts(num_tokens, moe.num_experts, moe.num_experts_per_token)
         return fullest_gpu(distinct, moe.num_experts, self.layout.ep)
 
-    @property
-    def copies_together(self) -> int:
-        """Copies that step together, because they share their experts."""
-        return self.layout.dp if self.layout.spread else 1
-
-    def step_bytes(self, batch: float, context: float, copies: int) -> float:
-        """What a GPU reads in a decode step of `batch` requests in each of `copies` copies."""
+    def step_bytes(self, batch: float, context: float) -> float:
+        """What a GPU reads in a decode step of `batch` requests."""
         kv = kv_token_bytes(self.config.text, self.layout.tp, fp8=self.fp8_kv)
-        weights = self.share.read_bytes(self.touched_experts(batch * copies))
-        return weights + batch * context * kv
+        return self.share.read_bytes(self.touched_experts(batch)) + batch * context * kv
 
-    def step_s(self, batch: float, context: float, copies: int | None = None) -> float:
-        """A decode step of `batch` requests per copy with `context` tokens each.
-
-        `copies`: how many of those that step together have so many; all of them if None.
-        """
+    def step_s(self, batch: float, context: float) -> float:
+        """A decode step of a copy: `batch` requests with `context` tokens each."""
         engine = self.constants.engine
-        copies = self.copies_together if copies is None else copies
-        reading_s = self.step_bytes(batch, context, copies) / self.gpu.bandwidth
-        links_s = self._step_links_s(batch, copies)
+        reading_s = self.step_bytes(batch, context) / self.gpu.bandwidth
         if self.floor:
-            return reading_s + links_s
+            return reading_s + self._step_links_s(batch)
         launches_s = self.config.text.num_layers * engine.launches_per_layer * engine.launch_s
-        return reading_s / engine.decode_efficiency + launches_s + links_s
+        return reading_s / engine.decode_efficiency + launches_s + self._step_links_s(batch)
 
-    def _step_links_s(self, batch: float, copies: int) -> float:
-        """Two sums over all GPUs of a copy in each layer; spread experts join those of all copies.
-
-        A sum counts for gathering the tokens and scattering the results: as many bytes.
-        """
+    def _step_links_s(self, batch: float) -> float:
+        """Two sums over all GPUs of a copy in each layer, whether experts are split or spread."""
         text, layout = self.config.text, self.layout
         cost = all_reduce_floor_s if self.floor else all_reduce_s
-        row = text.hidden_size * ACTIVATION_BYTES
-        links = self.constants.collectives
-        inside = cost(batch * row, layout.tp, links, crosses_nodes=layout.tp_crosses_nodes)
-        if not layout.spread or layout.dp == 1:
-            return 2 * text.num_layers * inside
-        across = cost(
-            batch * copies * row, layout.num_gpus, links, crosses_nodes=layout.ep_crosses_nodes
+        return (
+            2
+            * text.num_layers
+            * cost(
+                batch * text.hidden_size * ACTIVATION_BYTES,
+                layout.tp,
+                self.constants.collectives,
+                crosses_nodes=layout.tp_crosses_nodes,
+            )
         )
-        num_moe = self.share.num_moe_layers
-        return (2 * text.num_layers - num_moe) * inside + num_moe * across
 
     # ------------------------------------------------------------------------------------ prompts
 
-    def prompt_s(self, num_tokens: float, chunk: int, copies: int = 1) -> float:
-        """A prompt of so many tokens, images included, in chunks of `chunk` tokens at most.
-
-        `copies`: how many of the copies that step together compute such a prompt at once.
-        """
+    def prompt_s(self, num_tokens: float, chunk: int) -> float:
+        """A prompt of so many tokens, images included, in chunks of `chunk` tokens at most."""
         seconds, done = 0.0, 0.0
         while done < num_tokens:
             tokens = min(float(chunk), num_tokens - done)
-            seconds += self._chunk_s(tokens, done, copies)
+            seconds += self._chunk_s(tokens, done)
             done += tokens
         return seconds
 
-    def _chunk_s(self, tokens: float, before: float, copies: int) -> float:
-        products_s = self._products_s(tokens, copies)
+    def _chunk_s(self, tokens: float, before: float) -> float:
+        products_s = self._products_s(tokens)
         attention = 4 * self._query_width() * self.config.text.num_layers / self.layout.tp
         pairs = tokens * before + tokens * tokens / 2
         attention_s = attention * pairs / self.gpu.attention
         seconds = products_s + attention_s
         if not self.floor:
             seconds /= self.constants.engine.prefill_efficiency
-        return seconds + self._chunk_links_s(tokens, copies)
+        return seconds + self._chunk_links_s(tokens)
 
-    def _products_s(self, tokens: float, copies: int) -> float:
+    def _products_s(self, tokens: float) -> float:
         """Of one chunk: dense products by their rate, experts by rate or reading, the head once."""
         share, moe = self.share, self.config.text.moe
         rate = self.gpu.fp8 if self.fp8 else self.gpu.bf16
@@ -124,30 +107,24 @@ class Speed:
         if moe is None:
             return dense_s + head_s
         whole = share.expert.elements * self.layout.expert_tp * share.num_moe_layers
-        gpus = self.layout.num_gpus if self.layout.spread else self.layout.tp
-        routed_s = 2 * tokens * copies * moe.num_experts_per_token * whole / gpus / rate
-        touched = self.touched_experts(tokens * copies) * share.num_moe_layers
+        routed_s = 2 * tokens * moe.num_experts_per_token * whole / self.layout.tp / rate
+        touched = self.touched_experts(tokens) * share.num_moe_layers
         read = touched * share.expert.num_bytes(self.fp8)
         return dense_s + head_s + max(routed_s, read / self.gpu.bandwidth)
 
-    def _chunk_links_s(self, tokens: float, copies: int) -> float:
+    def _chunk_links_s(self, tokens: float) -> float:
         text, layout = self.config.text, self.layout
-        num_bytes = tokens * text.hidden_size * ACTIVATION_BYTES
-        links = self.constants.collectives
-        inside = large_all_reduce_s(
-            num_bytes, layout.tp, self.gpu, links, crosses_nodes=layout.tp_crosses_nodes
+        return (
+            2
+            * text.num_layers
+            * large_all_reduce_s(
+                tokens * text.hidden_size * ACTIVATION_BYTES,
+                layout.tp,
+                self.gpu,
+                self.constants.collectives,
+                crosses_nodes=layout.tp_crosses_nodes,
+            )
         )
-        if not layout.spread or layout.dp == 1:
-            return 2 * text.num_layers * inside
-        across = large_all_reduce_s(
-            num_bytes * copies,
-            layout.num_gpus,
-            self.gpu,
-            links,
-            crosses_nodes=layout.ep_crosses_nodes,
-        )
-        num_moe = self.share.num_moe_layers
-        return (2 * text.num_layers - num_moe) * inside + num_moe * across
 
     def _query_width(self) -> int:
         return self.config.text.num_heads * self.config.text.head_dim
