@@ -18,7 +18,7 @@ from glimt.kernels import (
     reference_experts,
     sampling,
 )
-from glimt.kernels.noise import add_noise_
+from glimt.kernels.draws import add_noise_, mask_top_k_top_p_
 
 FP8 = torch.float8_e4m3fn
 FP8_SUM = 0.05  # tensor cores keep about 14 bits of a sum of FP8 products; see accumulation.py
@@ -377,7 +377,7 @@ def _draw_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
         scores = x.clone()
         off = torch.full_like(seed, vocab)
         share = torch.full(seed.shape, 0.9, device=seed.device)
-        sampling.mask_top_k_top_p_(scores, off, share, vocab)
+        mask_top_k_top_p_(scores, off, share, vocab)
         add_noise_(scores, seed, seed, torch.ones_like(seed, dtype=torch.bool))
         return scores.max(dim=1).values
 

@@ -1,4 +1,4 @@
-"""Logits to tokens, in plain torch: the specification, and but for noise the path of every device.
+"""Logits to tokens, in plain torch: the specification, and the path of every device for the most.
 
 Letters: N rows, V vocabulary, L tokens of history, C candidates, W words, M tokens of a word.
 Scores are float32. Functions ending in `_` change their first argument.
@@ -130,10 +130,8 @@ def mask_min_p_(scores_NV: Tensor, min_p_N: Tensor) -> None:
     scores_NV.masked_fill_(scores_NV < least_N1, NEVER)
 
 
-def mask_top_k_top_p_(
-    scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int
-) -> None:
-    """Keep the k highest scores, then of these the smallest set whose probability reaches p.
+def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int) -> Tensor:
+    """[N]: the lowest of the k highest scores, of which the fewest whose probability reaches p.
 
     `top_k_N` int64 in [1, V] (V = off), `top_p_N` in (0, 1] (1 = off). `num_candidates`: V, or a
     smaller number that no row's k exceeds, except in rows with both off; it saves the full sort.
@@ -150,8 +148,7 @@ def mask_top_k_top_p_(
     beyond_NC |= (reached_NC >= top_p_N[:, None]) & (top_p_N < 1.0)[:, None]
     beyond_NC[:, 0] = False
     least_N = candidates_NC.masked_fill(beyond_NC, math.inf).amin(1)
-    least_N = least_N.masked_fill(is_off_N, NEVER)
-    scores_NV.masked_fill_(scores_NV < least_N[:, None], NEVER)
+    return least_N.masked_fill(is_off_N, NEVER)
 
 
 def token_logprobs(

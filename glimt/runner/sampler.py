@@ -15,7 +15,7 @@ from torch import Tensor
 from glimt.engine.plan import TokenMasks
 from glimt.errors import InvalidRequest, NumericalError
 from glimt.kernels import sampling
-from glimt.kernels.noise import add_noise_
+from glimt.kernels.draws import add_noise_, mask_top_k_top_p_
 from glimt.runner.sampling_rows import SamplingRows, num_candidates
 from glimt.runner.staging import Array, to_device
 from glimt.wire import ErrorInfo, TokenLogprobs
@@ -201,7 +201,5 @@ def _randomise_(scores_NV: Tensor, tensors: dict[str, Tensor], num_candidates: i
     if "min_p_N" in tensors:
         sampling.mask_min_p_(scores_NV, tensors["min_p_N"])
     if num_candidates:
-        sampling.mask_top_k_top_p_(
-            scores_NV, tensors["top_k_N"], tensors["top_p_N"], num_candidates
-        )
+        mask_top_k_top_p_(scores_NV, tensors["top_k_N"], tensors["top_p_N"], num_candidates)
     add_noise_(scores_NV, tensors["seed_N"], tensors["length_N"], tensors["is_random_N"])

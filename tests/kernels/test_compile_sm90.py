@@ -17,6 +17,7 @@ triton = pytest.importorskip("triton", reason="Triton has packages for Linux onl
 from glimt.kernels import (  # noqa: E402
     triton_attention,
     triton_chunks,
+    triton_cut,
     triton_decoding,
     triton_experts,
     triton_linear,
@@ -201,6 +202,14 @@ def test_noise_is_added_in_wide_loads_and_stores() -> None:
     assert noise.registers <= 64
     assert noise.count("LDG.E.128") > 0
     assert noise.count("STG.E.128") > 0
+
+
+def test_cuts_read_scores_in_wide_loads() -> None:
+    numbers, shares = meta(4, dtype=torch.int64), meta(4, dtype=torch.float32)
+    scores = meta(4, 151552, dtype=torch.float32)
+    for binary in binaries(lambda: triton_cut.least_kept(scores, numbers, shares, 151552)):
+        assert binary.stack_bytes == 0
+        assert binary.count("LDG.E.128") > 0 or binary.name == "cut_kernel"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glimt.kernels import sampling
+from glimt.kernels.draws import mask_top_k_top_p_
 
 MASK = (1 << 64) - 1
 
@@ -80,7 +81,7 @@ def test_top_k_then_top_p_keep_the_smallest_set_that_reaches_p(
     before = scores_NV.clone()
     limits = [k for k, p in rows if k < vocab_size or p < 1]
     num_candidates = min(vocab_size, max(limits, default=1) + spare)
-    sampling.mask_top_k_top_p_(
+    mask_top_k_top_p_(
         scores_NV,
         torch.tensor([k for k, _ in rows]),
         torch.tensor([p for _, p in rows]),
@@ -94,7 +95,7 @@ def test_top_k_then_top_p_keep_the_smallest_set_that_reaches_p(
 
 def test_tokens_that_tie_with_the_last_one_kept_are_kept() -> None:
     scores_NV = torch.tensor([[1.0, 2.0, 1.0, 0.0]])
-    sampling.mask_top_k_top_p_(scores_NV, torch.tensor([2]), torch.tensor([1.0]), 2)
+    mask_top_k_top_p_(scores_NV, torch.tensor([2]), torch.tensor([1.0]), 2)
     assert scores_NV.tolist() == [[1.0, 2.0, 1.0, -math.inf]]
 
 

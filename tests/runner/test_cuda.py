@@ -9,7 +9,7 @@ import torch
 
 from glimt.engine.plan import RowWork, StepPlan
 from glimt.kernels import sampling
-from glimt.kernels.noise import add_noise_
+from glimt.kernels.draws import add_noise_, mask_top_k_top_p_
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
 from glimt.models.glm4v import Glm4v
@@ -230,3 +230,17 @@ def test_noise_on_a_gpu_is_that_of_the_definition(gpu: torch.device, num_rows: i
     got = torch.zeros(num_rows, 151552, device=gpu)
     add_noise_(got, seed.to(gpu), index.to(gpu), is_random.to(gpu))
     torch.testing.assert_close(got.cpu(), expected, rtol=2e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("num_rows", [1, 6])
+def test_cuts_on_a_gpu_are_those_that_sorting_finds(gpu: torch.device, num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    scores = (torch.randn(num_rows, 151552, generator=generator) * 3).to(gpu)
+    top_k = torch.tensor([151552, 50, 1000, 151552, 2, 20_000][:num_rows], device=gpu)
+    top_p = torch.tensor([0.9, 1.0, 0.5, 0.01, 0.6, 0.999][:num_rows], device=gpu)
+    found, defined = (each.clone() for each in (scores, scores))
+    mask_top_k_top_p_(found, top_k, top_p, 151552)
+    least = sampling.least_kept(defined, top_k, top_p, 151552)
+    kept = (found > sampling.NEVER).sum(1), (scores >= least[:, None]).sum(1)
+    # sums in float32 and in integers may differ at the edge of p
+    assert ((kept[0] - kept[1]).abs() <= 1 + kept[1] // 1000).all()

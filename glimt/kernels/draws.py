@@ -1,0 +1,39 @@
+"""The costly operations of a draw: Triton twins where they run, elsewhere the definitions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glimt.kernels import sampling
+
+try:
+    if torch.version.cuda is None:
+        raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
+    from glimt.kernels import triton_cut, triton_noise, triton_support
+except ImportError:
+    triton_cut = triton_noise = triton_support = None  # type: ignore[assignment]
+
+
+def add_noise_(scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor) -> None:
+    """See `sampling.add_noise_`."""
+    chosen: Any = triton_noise if _has_twin(scores_NV) else sampling
+    chosen.add_noise_(scores_NV, seed_N, index_N, is_random_N)
+
+
+def mask_top_k_top_p_(
+    scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int
+) -> None:
+    """Forbid what is below `sampling.least_kept`."""
+    chosen: Any = triton_cut if _has_twin(scores_NV) else sampling
+    least_N = chosen.least_kept(scores_NV, top_k_N, top_p_N, num_candidates)
+    scores_NV.masked_fill_(scores_NV < least_N[:, None], sampling.NEVER)
+
+
+def _has_twin(scores_NV: Tensor) -> bool:
+    return (
+        triton_support is not None
+        and scores_NV.is_cuda
+        and scores_NV.is_contiguous()
+        and triton_support.works_on(scores_NV.device)
+    )

@@ -1,0 +1,50 @@
+"""Cuts by top_k and top_p without sorting."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from glimt.kernels import sampling, triton_cut
+
+
+def cuts(
+    scores: Tensor, top_k: list[int], top_p: list[float], block: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """(found, defined)."""
+    given = (scores, torch.tensor(top_k), torch.tensor(top_p), scores.shape[1])
+    return triton_cut.least_kept(*given, block=block), sampling.least_kept(*given)
+
+
+def test_cuts_are_those_that_sorting_finds() -> None:
+    scores = torch.randn(6, 40, generator=torch.Generator().manual_seed(1)) * 3
+    scores[2, ::2] = -math.inf
+    top_k, top_p = [40, 1, 7, 20, 40, 30], [1.0, 1.0, 1.0, 0.8, 0.01, 0.3]
+    found, defined = cuts(scores, top_k, top_p)
+    assert torch.equal(found, defined)
+
+
+def test_a_row_of_several_blocks_is_cut_as_one() -> None:
+    scores = torch.randn(2, 150, generator=torch.Generator().manual_seed(3))
+    found, defined = cuts(scores, [50, 150], [0.9, 0.5], block=64)
+    assert torch.equal(found, defined)
+
+
+def test_scores_that_tie_are_kept_together() -> None:
+    scores = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0, -1.0]]).repeat(3, 1)
+    top_k, top_p = [2, 3, 4], [0.9, 0.6, 0.2]
+    found, defined = cuts(scores, top_k, top_p)
+    assert torch.equal(found, defined)
+
+
+def test_scores_rounded_to_few_values_are_cut_between_them() -> None:
+    scores = torch.randn(3, 700, generator=torch.Generator().manual_seed(2)).bfloat16().float()
+    top_k, top_p = [700, 50, 200], [0.9, 0.95, 0.42]
+    found, defined = cuts(scores, top_k, top_p)
+    assert torch.equal(found, defined)
+
+
+def test_zeros_of_both_signs_and_huge_scores_have_their_places() -> None:
+    scores = torch.tensor([[0.0, -0.0, -3e38, 3e38, 1e-40, -1e-40]])
+    found, defined = cuts(scores, [3], [1.0])
+    assert torch.equal(found, defined)
