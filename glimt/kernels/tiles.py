@@ -40,7 +40,7 @@ LINEAR_CONFIGS = [
 ]
 EXPERT_CONFIGS = [
     ExpertTile(block_o, block_i, warps, stages)
-    for block_o, warps in ((64, 4), (128, 4), (128, 8))
+    for block_o, warps in ((32, 4), (64, 4), (128, 4), (128, 8))
     for block_i, stages in ((128, 3), (128, 4), (128, 6), (256, 2), (256, 3))
 ]
 
@@ -60,13 +60,15 @@ def linear_tile(num_outputs: int, num_inputs: int, num_rows: int) -> LinearTile:
 def gate_up_tile(width: int, num_inputs: int, num_rows: int) -> ExpertTile:
     """The tile of the experts' first product; block_o counts gates, and as many ups beside them."""
     found = _lookup("gate_up", width, num_inputs, num_rows)
-    return ExpertTile(**found) if found else ExpertTile(64, 128, 4, 4)
+    # So few rows make few tiles: smaller ones give each processor of an H200 three.
+    return ExpertTile(**found) if found else ExpertTile(32 if num_rows <= 4 else 64, 128, 4, 4)
 
 
 def down_tile(num_outputs: int, width: int, num_rows: int) -> ExpertTile:
     """The tile of the experts' second product."""
     found = _lookup("down", num_outputs, width, num_rows)
-    return ExpertTile(**found) if found else ExpertTile(64, 128, 4, 4)
+    # Three steps ahead, six programs share a processor, and few rows' tiles run all at once.
+    return ExpertTile(**found) if found else ExpertTile(64, 128, 4, 3 if num_rows <= 4 else 4)
 
 
 def bucket(num_rows: int) -> int:

@@ -8,6 +8,15 @@ from torch import Tensor
 
 from glimt import kernels
 from glimt.kernels import Fp8Mlp, QuantizedRows, choice, reference, reference_experts
+
+if choice.triton_support is not None:
+    from glimt.kernels import (
+        triton_experts,
+        triton_linear,
+        triton_plan,
+        triton_router,
+        triton_rows,
+    )
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -214,3 +223,42 @@ def test_the_router(num_tokens: int) -> None:
     as_chosen = ((got > 0) == (expected > 0)).all(1)
     assert as_chosen.float().mean() > 0.99
     torch.testing.assert_close(got[as_chosen], expected[as_chosen], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16])
+def test_kernels_that_start_before_the_last_one_ended_give_the_same(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed, shared = mlps(32, 1408, 4096), Fp8Mlp(*(t[0] for t in mlps(1, 1408, 4096)))
+    weight, scale = fp8_weight(4096, 4096, seed=2)
+    router, bias = randn(32, 4096, seed=3) / 64, torch.zeros(32, device="cuda")
+    g, start = randn(4096, seed=4), randn(num_tokens, 4096)
+    rule = {
+        "num_experts_per_token": 8,
+        "num_groups": 1,
+        "num_groups_per_token": 1,
+        "norm_topk_prob": True,
+        "scale": 1.0,
+    }
+
+    def layers() -> Tensor:
+        x, delta = start, start
+        for _ in range(6):
+            rows, x = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+            delta = kernels.fp8_linear(rows, weight, scale)
+            rows, x = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+            weights, experts = kernels.route(rows.x_TI, router, bias, **rule)
+            delta = kernels.fp8_moe(rows, weights, experts, routed, shared)
+        return x + delta
+
+    expected = layers()
+    for module in (triton_experts, triton_linear, triton_plan, triton_router, triton_rows):
+        monkeypatch.setattr(module, "PDL", True)
+    layers()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layers()
+    for _ in range(50):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, expected)
