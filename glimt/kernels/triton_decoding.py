@@ -90,6 +90,7 @@ def attend_singles(
         num_stages=tiles.num_stages,
     )
     if num_splits > 1:
+        block_x = triton.next_power_of_2(num_splits)
         _combine_kernel[(num_heads, num_rows)](
             part_RNXH,
             weight_RNX,
@@ -99,10 +100,10 @@ def attend_singles(
             num_splits,
             num_heads,
             head_dim,
-            _MAX_SPLITS,
+            block_x,
             *tiles[:2],
             triton.next_power_of_2(head_dim),
-            num_warps=4,
+            num_warps=1 if block_x <= 8 else 4,
         )
 
 
