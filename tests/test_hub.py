@@ -138,6 +138,17 @@ def test_a_download_takes_data_and_never_code(hub: tuple[str, list[str]], tmp_pa
     assert "not in the local cache, and HF_HUB_OFFLINE is set" in absent
 
 
+def test_one_file_can_be_all_that_is_fetched(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, asked = hub
+    alone, whole = ask(
+        endpoint, tmp_path, {"model": "us/tiny", "only": "config.json"}, {"model": "us/tiny"}
+    )
+    assert alone == whole
+    fetched = [path.rpartition("/")[2] for path in asked if "/resolve/" in path]
+    assert fetched[0] == "config.json"
+    assert "model.safetensors" in fetched[1:], "the rest comes when it is asked for"
+
+
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     (answer,) = ask("http://127.0.0.1:9", tmp_path, {"model": "us/tiny"})
     assert "http://127.0.0.1:9 cannot be reached" in answer

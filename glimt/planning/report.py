@@ -21,7 +21,8 @@ def print_plan(plan: Plan, model: str, lines: Sequence[str], refused: Sequence[s
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(model)}[/bold] on {_cluster(plan)}; {_request(plan)}")
     table_console = Console(highlight=False, width=None if console.is_terminal else 180)
-    table_console.print(_table(plan))
+    for table in _tables(plan, table_console.width):
+        table_console.print(table)
     for sentence in notes(plan):
         console.print(f"  {escape(sentence)}")
     console.print()
@@ -114,7 +115,23 @@ def _under_json(under: Under | None) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------ table
 
 
-def _table(plan: Plan) -> Table:
+_COLUMNS_EACH = 4  # of memory, of speed, and under the rate
+
+
+def _tables(plan: Plan, width: int) -> list[Table]:
+    """One table, or, on a narrow terminal, one for each kind of column."""
+    whole = _table(plan, slice(None))
+    if Console(width=1000).measure(whole).maximum <= width:
+        return [whole]
+    kinds = 2 if plan.question.rate is None else 3
+    return [
+        _table(plan, slice(_COLUMNS_EACH * kind, _COLUMNS_EACH * (kind + 1)))
+        for kind in range(kinds)
+    ]
+
+
+def _table(plan: Plan, columns: slice) -> Table:
+    """Layouts by `columns` of all that is known of them."""
     table = Table(header_style="bold")
     table.add_column("layout", no_wrap=True)
     loaded = plan.question.rate is not None
@@ -135,16 +152,17 @@ def _table(plan: Plan) -> Table:
             "running",
             "prompts\nbusy",
         ]
-    for heading in headings:
+    for heading in headings[columns]:
         table.add_column(heading, justify="right", no_wrap=True)
     for e in plan.estimates:
-        table.add_row(*_row(e, loaded=loaded), style="bold green" if e is plan.best else None)
+        cells = _row(e, loaded=loaded)[columns]
+        table.add_row(e.layout.name, *cells, style="bold green" if e is plan.best else None)
     return table
 
 
 def _row(e: Estimate, *, loaded: bool) -> list[str]:
     fit = e.fit
-    cells = [e.layout.name, f"{fit.weight_bytes / GIB:.1f}"]
+    cells = [f"{fit.weight_bytes / GIB:.1f}"]
     if not fit.fits:
         cells += [f"lacks {fit.short_bytes / GIB:.1f} GiB"]
         return [*cells, *["-"] * (10 if loaded else 6)]

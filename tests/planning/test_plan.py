@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -208,6 +209,19 @@ def test_the_report_names_layouts_reasons_and_the_command(
         "measured: Glimt 0.1",
     ):
         assert words in text
+
+
+def test_a_narrow_terminal_gets_tables_that_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("plan", "GLM-4.5V-FP8", "--gpus", "4", "--rate", "20") == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines]
+    assert sum("TP2 x DP2 + EP" in row for row in rows) == 3
+    assert all(len(row) <= 80 for row in rows if row.startswith(("┃", "│", "┏")))
+    assert not any("…" in row for row in rows)
 
 
 def test_the_json_has_what_the_table_shows(capsys: pytest.CaptureFixture[str]) -> None:
