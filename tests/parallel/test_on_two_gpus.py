@@ -1,55 +1,126 @@
-"""Two GPUs, NCCL, sums in CUDA graphs: the tokens are those of one GPU."""
+"""Two GPUs, NCCL, sums in CUDA graphs: the tokens are those of one GPU.
 
+Everything but the GPUs is tested on CPUs too: `GLIMT_TEST_DEVICE=cpu pytest -m gpu2 …` runs this
+file there.
+"""
+
+import os
+import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from glimt import LLM, SamplingParams
+from glimt.checkpoint import read_checkpoint
+from glimt.config import (
+    CacheSettings,
+    MediaSettings,
+    ModelSettings,
+    ParallelSettings,
+    Settings,
+)
+from glimt.grammar.source import regex_grammar
+from glimt.offline.engine_thread import EngineThread
+from glimt.processes.build import build_engine
+from glimt.processes.launch import make_plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
-from tests.parallel.test_ranks import picture
+from glimt.wire import Grammar, Outputs
+from tests.support.tiny_model import Album, make_ask
+
+DEVICE: Any = os.environ.get("GLIMT_TEST_DEVICE", "cuda")
 
 pytestmark = [
     pytest.mark.gpu2,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+    pytest.mark.skipif(
+        DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two CUDA devices"
+    ),
 ]
 
-SPLITS: dict[str, dict[str, Any]] = {
-    "every matrix split": {},
-    "without graphs": {"enforce_eager": True},
-    "sums by NCCL only": {"disable_custom_all_reduce": True},
-    "whole experts, images dealt out": {
-        "enable_expert_parallel": True,
-        "mm_encoder_tp_mode": "data",
-    },
-}
-COMMON: dict[str, Any] = {
-    "device": "cuda",
-    "dtype": "float32",
-    "max_model_len": 512,
-    "gpu_memory_utilization": 0.5,
-}
+ALBUM = Album()
+PAIR = ParallelSettings(tensor_parallel_size=2)
+ASKS = [
+    make_ask(ALBUM, "t", 1, max_tokens=32),
+    make_ask(ALBUM, "ttttttttttttttttttttttttttt", 2, max_tokens=32),
+    make_ask(ALBUM, "tititbt", 3, max_tokens=32),
+    make_ask(ALBUM, "tvt", 4, max_tokens=32, logprobs=2),
+    make_ask(ALBUM, "ttt", 5, max_tokens=32, temperature=1.0, top_p=0.9, top_k=50),
+    make_ask(ALBUM, "tbt", 6, max_tokens=32, temperature=0.8, repetition_penalty=1.2),
+    make_ask(
+        ALBUM,
+        "tt",
+        7,
+        max_tokens=12,
+        temperature=1.0,
+        eos_token_ids=(602,),
+        grammar=Grammar(text=regex_grammar("[0-9]{3}-[a-f]{2}")),
+    ),
+]
 
 
-def answers(llm: LLM) -> list[list[int]]:
-    """Texts, images, a random draw, a grammar; alone and in company."""
-    conversations = [
-        [{"role": "user", "content": "Hi."}],
-        [{"role": "user", "content": "Tell me something about this. " * 5}],
-        [{"role": "user", "content": [picture(0), picture(1)]}],
-        [{"role": "user", "content": [picture(2), {"type": "text", "text": "What?"}]}],
-        [{"role": "user", "content": "Draw."}],
-        [{"role": "user", "content": "A number."}],
-    ]
-    wishes: list[dict[str, Any]] = [{"temperature": 0.0}] * 4
-    wishes += [{"temperature": 1.0, "top_p": 0.9}]
-    wishes += [{"temperature": 1.0, "structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}}]
-    params = [SamplingParams(seed=i, max_tokens=32, **wish) for i, wish in enumerate(wishes)]
-    found = llm.chat(conversations[0], params[0], use_tqdm=False)
-    found += llm.chat(conversations, params, use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in found]
+class Answers:
+    """Runs an engine and collects what it says, in the order of the requests."""
+
+    def __init__(self, folder: Path, dtype: str, **groups: Any) -> None:
+        settings = Settings(
+            model=str(folder),
+            models=ModelSettings(
+                dtype=dtype, max_model_len="512", enforce_eager=groups.pop("eager", False)
+            ),
+            cache=CacheSettings(device=DEVICE, gpu_memory_utilization=0.5),
+            **groups,
+        )
+        plan = make_plan(settings, read_checkpoint(folder))
+        start = msgspec.structs.replace(plan.engine, arena_fds=(ALBUM.arena.fd,))
+        engine = build_engine(start, [ALBUM.arena], lambda *phase: print(*phase))
+        self._tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self._num_ended = 0
+        self._change = threading.Condition()
+        self._is_dead = False
+        self._thread = EngineThread(engine, self._take, self._die)
+
+    def of(self, *numbers: int) -> dict[int, list[int]]:
+        """The answers to these of ASKS, which run side by side."""
+        self._tokens.clear()
+        self._num_ended = 0
+        for number in numbers:
+            self._thread.post(ASKS[number].submit(number))
+        with self._change:
+            ended = self._change.wait_for(
+                lambda: self._is_dead or self._num_ended == len(numbers), timeout=200
+            )
+        assert ended
+        assert not self._is_dead
+        return dict(self._tokens)
+
+    def stop(self) -> None:
+        self._thread.stop()
+
+    def _take(self, outputs: Outputs) -> None:
+        with self._change:
+            for output in outputs.outputs:
+                assert output.error is None, output.error
+                self._tokens[output.request_id] += output.token_ids
+                self._num_ended += output.finish_reason is not None
+            self._change.notify_all()
+
+    def _die(self) -> None:
+        with self._change:
+            self._is_dead = True
+            self._change.notify_all()
+
+
+def all_answers(folder: Path, dtype: str = "float32", **groups: Any) -> list[dict[int, list[int]]]:
+    """Alone, then all together, then again with caches warm."""
+    answers = Answers(folder, dtype, **groups)
+    try:
+        everything = range(len(ASKS))
+        return [answers.of(0), answers.of(6), answers.of(*everything), answers.of(*everything)]
+    finally:
+        answers.stop()
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +129,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint: Path) -> list[list[int]]:
-    with LLM(checkpoint, **COMMON) as llm:
-        return answers(llm)
+def alone(checkpoint: Path) -> list[dict[int, list[int]]]:
+    return all_answers(checkpoint)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"parallel": PAIR, "eager": True},
+        {"parallel": PAIR},
+        {"parallel": ParallelSettings(tensor_parallel_size=2, disable_custom_all_reduce=True)},
+        {
+            "parallel": ParallelSettings(tensor_parallel_size=2, enable_expert_parallel=True),
+            "media": MediaSettings(mm_encoder_tp_mode="data"),
+        },
+    ],
+    ids=["without graphs", "with graphs", "sums by NCCL only", "whole experts, images dealt out"],
+)
 def test_two_gpus_give_the_tokens_of_one(
-    split: str, checkpoint: Path, alone: list[list[int]]
+    groups: dict[str, Any], checkpoint: Path, alone: list[dict[int, list[int]]]
 ) -> None:
-    with LLM(checkpoint, tensor_parallel_size=2, **COMMON, **SPLITS[split]) as llm:
-        assert answers(llm) == alone
+    assert all_answers(checkpoint, **groups) == alone
 
 
 def test_fp8_weights_and_bfloat16_run_on_two_gpus(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path / "fp8", fp8=True)
-    with LLM(folder, tensor_parallel_size=2, **{**COMMON, "dtype": "bfloat16"}) as llm:
-        assert all(answers(llm))
+    for answers in all_answers(folder, "bfloat16", parallel=PAIR):
+        assert all(answers.values())
