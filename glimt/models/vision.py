@@ -48,9 +48,10 @@ class Vision(nn.Module):
         lengths = [height * width for height, width in grids]
         x_PD = self.norm_in(self.patch_embed(self._pixels(patches))) + self._positions(grids)
         angles = self._angles(grids)
+        delta_PD: Tensor | None = None
         for block in self.blocks:
-            x_PD = block(x_PD, angles, lengths)
-        x_PD = self.norm_out(x_PD)
+            x_PD, delta_PD = block(x_PD, delta_PD, angles, lengths)
+        x_PD, _ = self.norm_out.add(x_PD, delta_PD)
         y_BY = self.merger(self.downsample(x_PD.view(-1, self.downsample.weight.shape[1])))
         return list(torch.split(y_BY, [length // self.config.merge_size**2 for length in lengths]))
 
@@ -85,7 +86,10 @@ class Vision(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Attention and feed-forward, pre-norm, no biases."""
+    """Attention and feed-forward, pre-norm, no biases.
+
+    As in the decoder, the norm that follows a branch adds it.
+    """
 
     def __init__(self, config: VisionConfig, mesh: Mesh) -> None:
         super().__init__()
@@ -96,10 +100,14 @@ class VisionBlock(nn.Module):
         self.attention = VisionAttention(width, config.num_heads, mesh)
         self.mlp = Mlp(width, mesh.tp_share(config.block_intermediate_size, "vision width"))
 
-    def forward(self, x_PD: Tensor, angles: Angles, lengths: list[int]) -> Tensor:
-        """[P, D] -> [P, D]; `lengths` are the patches of each image."""
-        x_PD = x_PD + self.mesh.tp_sum(self.attention(self.norm_1(x_PD), angles, lengths))
-        return x_PD + self.mesh.tp_sum(self.mlp(self.norm_2(x_PD)))
+    def forward(
+        self, x_PD: Tensor, delta_PD: Tensor | None, angles: Angles, lengths: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """(x, delta) -> (x, delta), as `DecoderLayer`; `lengths` are the patches of each image."""
+        h_PD, x_PD = self.norm_1.add(x_PD, delta_PD)
+        delta_PD = self.mesh.tp_sum(self.attention(h_PD, angles, lengths))
+        h_PD, x_PD = self.norm_2.add(x_PD, delta_PD)
+        return x_PD, self.mesh.tp_sum(self.mlp(h_PD))
 
 
 class VisionAttention(nn.Module):

@@ -138,21 +138,23 @@ def dummy_model(gpu: torch.device, num_layers: int | None, fp8: bool) -> Glm4v:
 @pytest.mark.parametrize("num_layers", [None, 2], ids=["tiny", "full size, two layers"])
 @pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
-@pytest.mark.parametrize("num_rows", [1, 3, 8, 11])
-@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}])
+@pytest.mark.parametrize("num_rows", [1, 11])
 def test_a_replay_gives_what_its_work_gives(
     gpu: torch.device,
     num_layers: int | None,
     fp8: bool,
     kv_dtype: str,
     num_rows: int,
-    sampling: dict[str, Any],
 ) -> None:
     """The same padded steps, done as they come and replayed: the same kernels on the same
     numbers."""
     model = dummy_model(gpu, num_layers, fp8)
     album = Album()
-    asks = [make_ask(album, "t" * (2 + n % 3), n, **sampling) for n in range(num_rows)]
+    sampling: list[dict[str, Any]] = [{}, {"temperature": 1.0}, {"temperature": 1, "top_p": 0.9}]
+    asks = [
+        make_ask(album, "t" * (2 + n % 3), n, **sampling[(n + num_rows) % 3])
+        for n in range(num_rows)
+    ]
     answers = []
     for record in (again, cuda_recorder()):
         executor = make_executor(
