@@ -252,6 +252,7 @@ class ImageSettings(msgspec.Struct, frozen=True, kw_only=True):
     fps: float = 2.0
     max_duration_s: float = 300.0
     max_frames: int = 640
+    num_frames: int = 0  # so many, spread evenly, in place of the sampler's rule; 0: by the rule
     background: tuple[int, int, int] = (255, 255, 255)  # red, green, blue behind transparent pixels
 
 

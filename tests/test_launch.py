@@ -61,11 +61,13 @@ def test_preprocessing_can_be_changed_and_unknown_keys_are_refused(model: Path) 
     )
     plan = plan_of(model, media=smaller)
     assert plan.server.image.max_pixels == 50_176
-    assert plan.server.video.fps == 1
+    assert (plan.server.video.fps, plan.server.video.num_frames) == (1, 0)
+    few = MediaSettings(media_io_kwargs='{"video": {"num_frames": 16}}')
+    assert plan_of(model, media=few).server.video.num_frames == 16
     for wrong in (
         MediaSettings(mm_processor_kwargs='{"min_pixels": 1}'),
         MediaSettings(mm_processor_kwargs='{"size": {"longest_edge": "big"}}'),
-        MediaSettings(media_io_kwargs='{"video": {"num_frames": 16}}'),
+        MediaSettings(media_io_kwargs='{"video": {"num_frames": 0}}'),
         MediaSettings(media_io_kwargs='{"audio": {}}'),
     ):
         with pytest.raises(BadSettings):

@@ -39,7 +39,8 @@ class ImageIoWishes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VideoWishes(msgspec.Struct, frozen=True, kw_only=True):
-    """Of videos. `num_frames` -1: all frames are there to choose from, as they always are."""
+    """Of videos. `num_frames`: so many, spread evenly over the video; -1: as the model's rule has
+    it, which may choose from all frames."""
 
     size: PixelSize | None = None
     fps: Annotated[float, Meta(ge=0.001, le=MAX_FPS)] | None = None
@@ -119,11 +120,8 @@ def _changed(
     if isinstance(wish, ImageWishes):
         changes |= _pixels(settings, limit, wish, path)
     else:
-        if wish.num_frames not in (None, -1):
-            raise Unsupported(
-                f"{path}.num_frames is not supported but for -1; use max_frames",
-                param=f"{path}.num_frames",
-            )
+        if wish.num_frames is not None:
+            changes["num_frames"] = _number_of_frames(wish, limit, f"{path}.num_frames")
         if wish.fps is not None:
             if settings.sampler == "glm46v":
                 raise Unsupported(
@@ -131,11 +129,22 @@ def _changed(
                     "max_frames",
                     param=f"{path}.fps",
                 )
-            changes["fps"] = wish.fps
+            changes |= {"fps": wish.fps, "num_frames": 0}
         if wish.max_frames is not None:
             _check_most(wish.max_frames, limit.max_frames, f"{path}.max_frames")
             changes["max_frames"] = wish.max_frames
     return msgspec.structs.replace(settings, **changes)
+
+
+def _number_of_frames(wish: VideoWishes, limit: ImageSettings, path: str) -> int:
+    """0 = the sampler's own. Raises InvalidRequest."""
+    count = wish.num_frames or 0
+    if count == 0:
+        raise InvalidRequest(f"{path} is 0; at least 1, or -1", param=path)
+    if count > 0 and wish.fps is not None:
+        raise InvalidRequest(f"{path} and fps exclude each other", param=path)
+    _check_most(count, limit.max_frames, path)
+    return max(count, 0)
 
 
 def _pixels(

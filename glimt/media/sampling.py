@@ -4,6 +4,8 @@ Two generations, two rules; both are exactly `sample_frames` of transformers' vi
 
     glm4v    GLM-4.1V, GLM-4.5V         `fps` frames a second up to `max_duration_s`
     glm46v   GLM-4.6V, GLM-4.6V-Flash   6, 2 or 1 frames a second, by duration
+
+A number of frames that is asked for takes the place of either; they are then spread evenly.
 """
 
 import math
@@ -28,7 +30,9 @@ def sample(
     # Readers give frames / rate as the duration; from a missing one HF derives another.
     duration_s = num_frames / fps
     cap = max(2, min(max_frames, settings.max_frames) // 2 * 2)
-    if settings.sampler == "glm46v":
+    if settings.num_frames:
+        indices = _spread(0, num_frames - 1, min(settings.num_frames, num_frames))
+    elif settings.sampler == "glm46v":
         indices = _by_duration(num_frames, fps, duration_s, settings.temporal_patch_size, cap)
     else:
         indices = _by_rate(num_frames, fps, duration_s, settings)

@@ -32,8 +32,8 @@ def pixel_settings(
     io = parse_object(media.media_io_kwargs)
     video = _section(io, "video", "--media-io-kwargs")
     video_changes = {name: video.pop(name) for name in _VIDEO_NAMES if name in video}
-    if video.pop("num_frames", -1) != -1:
-        raise BadSettings('--media-io-kwargs: "num_frames" is not supported; use "max_frames"')
+    if "num_frames" in video and (count := video.pop("num_frames")) != -1:
+        video_changes["num_frames"] = count or -1  # no frames at all are refused below
     if unknown := [*processor, *size, *io, *video]:
         raise BadSettings(
             "--mm-processor-kwargs and --media-io-kwargs: unknown " + ", ".join(map(repr, unknown))
@@ -63,6 +63,10 @@ def _changed(settings: ImageSettings, changes: Mapping[str, Any], flag: str) -> 
         (changed.min_pixels > changed.max_pixels, "shortest_edge is larger than longest_edge"),
         (not 0.001 <= changed.fps < math.inf, "fps must be at least 0.001"),
         (changed.max_frames < 1, "max_frames must be at least 1"),
+        (
+            not 0 <= changed.num_frames <= changed.max_frames,
+            f"num_frames must be -1, or 1 to {changed.max_frames}",
+        ),
     ):
         if is_wrong:
             raise BadSettings(f"{flag}: {problem}")

@@ -223,7 +223,17 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     ("frames", {"mm_processor_kwargs": {"max_frames": 641}}, "mm_processor_kwargs.max_frames"),
     (
         "number of frames",
-        {"media_io_kwargs": {"video": {"num_frames": 8}}},
+        {"media_io_kwargs": {"video": {"num_frames": 641}}},
+        "media_io_kwargs.video.num_frames",
+    ),
+    (
+        "no frames",
+        {"mm_processor_kwargs": {"videos_kwargs": {"num_frames": 0}}},
+        "mm_processor_kwargs.videos_kwargs.num_frames",
+    ),
+    (
+        "number and rate",
+        {"media_io_kwargs": {"video": {"num_frames": 8, "fps": 1}}},
         "media_io_kwargs.video.num_frames",
     ),
     ("loop once", {"repetition_detection": {"max_pattern_size": 3, "min_count": 1}}, None),

@@ -130,6 +130,7 @@ async def test_a_prompt_with_a_picture_is_not_cut() -> None:
             {"background": (0, 9, 255)},
             None,
         ),
+        ({"media_io_kwargs": {"video": {"num_frames": 8}}}, None, {"num_frames": 8}),
         (
             {"media_io_kwargs": {"video": {"fps": 4, "max_frames": 8}}},
             None,
@@ -159,6 +160,14 @@ async def test_media_are_prepared_as_the_request_wants(
         else:
             assert settings is not None
             assert {name: getattr(settings, name) for name in wish} == wish
+
+
+@pytest.mark.parametrize("wish", [{"fps": 1}, {"num_frames": -1}])
+async def test_a_request_may_leave_the_operators_number_of_frames(wish: Any) -> None:
+    serving = Serving(media_settings={"video": replace(VIDEO, num_frames=16)})
+    messages = [{"role": "user", "content": [CLIP]}]
+    assert (await serving.chat(messages=messages, media_io_kwargs={"video": wish})).status == 200
+    assert serving.media.settings[0].num_frames == 0
 
 
 async def test_a_rate_is_refused_where_frames_are_chosen_by_length() -> None:

@@ -118,6 +118,15 @@ def test_the_operators_rate_and_limit_count() -> None:
     assert len(sample(300, 30.0, ImageSettings(sampler="glm46v", max_frames=9), 640)) == 8
 
 
+@pytest.mark.parametrize("sampler", ["glm4v", "glm46v"])
+def test_a_number_of_frames_is_spread_evenly_over_the_video(sampler: str) -> None:
+    settings = ImageSettings(sampler=sampler, num_frames=4)
+    assert sample(301, 30.0, settings, 640) == (0, 100, 200, 300)
+    assert sample(3, 30.0, settings, 640) == (0, 1, 2, 2)
+    assert len(sample(301, 30.0, ImageSettings(sampler=sampler, num_frames=32), 640)) == 32
+    assert len(sample(301, 30.0, ImageSettings(sampler=sampler, num_frames=32), 8)) == 8
+
+
 def test_times_are_written_as_each_generation_does() -> None:
     assert timestamps((0, 15, 30, 45, 60, 75), 30.0, "glm4v") == ("0", "1", "2")
     assert timestamps((0, 5, 11, 20), 30.0, "glm46v") == ("0.0 seconds", "0.4 seconds")
