@@ -143,7 +143,8 @@ def plan(experts_TK: Tensor, num_experts: int, has_shared: bool) -> Tiles:
     num_pairs = num_tokens * per_token
     if num_tokens <= _MAX_UNGROUPED_TOKENS:
         return Tiles(experts_TK, None, 16, num_pairs, int(has_shared))
-    block_t = 16 if num_tokens <= 64 else 32
+    # Small tiles leave room for more programs at once; an expert seldom has twice its share.
+    block_t = 16 if num_pairs <= 10 * num_experts else 32
     max_tiles = min(num_experts, num_pairs) + num_pairs // block_t
     expert_N = experts_TK.new_empty(max_tiles, dtype=torch.int32)
     pair_NB = experts_TK.new_empty((max_tiles, block_t), dtype=torch.int32)
