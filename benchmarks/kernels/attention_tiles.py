@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from benchmarks.kernels.cases import Inputs
 from benchmarks.kernels.measure import MAX_SETS, ROTATED_BYTES, microseconds
-from glimt.kernels import triton_chunks, triton_decoding, triton_rope
+from glimt.kernels import triton_chunks, triton_decoding, triton_rope, triton_segments
 
 DECODING = [(1, 1600), (1, 16000), (8, 1600), (32, 1600), (64, 1600), (128, 1600), (8, 16000)]
+SEGMENTS = [[2048], [5376], [5376, 5376, 1024, 256], [1024] * 16]  # the vision tower's patches
 CHUNKS = [(1433, 0), (2048, 0), (8192, 0), (700, 5000), (64, 16000)]  # new tokens, those before
 
 
@@ -83,6 +85,14 @@ def main() -> None:
     shape = Shape(**vars(parser.parse_args()))
     inputs = Inputs(torch.device("cuda", 0), torch.bfloat16)
     print(f"{torch.cuda.get_device_name(0)}, {shape}; * is in use")
+    for lengths in SEGMENTS:
+        compare(
+            f"segments {lengths[0]} … ({len(lengths)})",
+            (4 * sum(n * n for n in lengths) * 1536 / 1e6, "TFLOP/s"),
+            (*triton_segments.CONFIGS, "varlen_attn"),
+            lambda tiles: _segments_with(tiles, max(lengths)),  # noqa: B023
+            sets_of(lambda n: _segments(inputs, n, lengths)),  # noqa: B023
+        )
     for is_fp8 in (False, True):
         kind = "e4m3" if is_fp8 else "bf16"
         token_bytes = 2 * shape.groups * shape.dim * (1 if is_fp8 else 2)
@@ -122,6 +132,20 @@ def _decode_with(tiles: triton_decoding.Tiles, length: int) -> Callable[..., Non
     return lambda *given: triton_decoding.attend_singles(
         *given, max_context_len=length, tiles=tiles
     )
+
+
+def _segments_with(tiles: Any, longest: int) -> Callable[..., None]:
+    """Ours with these tiles, or torch's flash attention."""
+    if tiles == "varlen_attn":
+        return lambda q, k, v, starts: varlen.varlen_attn(q, k, v, starts, starts, longest, longest)
+    return lambda *given: triton_segments.segment_attention(*given, tiles=tiles)
+
+
+def _segments(inputs: Inputs, seed: int, lengths: list[int]) -> tuple[Tensor, ...]:
+    """Queries, keys and values of the vision tower's 12 heads, and where segments begin."""
+    heads = inputs.randn(seed, sum(lengths), 36, 128)
+    starts = torch.tensor([0, *lengths], device=inputs.device).cumsum(0).int()
+    return (*heads.chunk(3, dim=1), starts)
 
 
 def _heads(inputs: Inputs, seed: int, shape: Shape, rows: int, is_fp8: bool) -> tuple[Any, ...]:

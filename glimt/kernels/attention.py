@@ -8,16 +8,15 @@ import itertools
 
 import torch
 from torch import Tensor
-from torch.nn.attention import varlen
 
 from glimt.kernels import reference, reference_attention
 
 try:
     if torch.version.cuda is None:
         raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_attention, triton_rope, triton_support
+    from glimt.kernels import triton_attention, triton_rope, triton_segments, triton_support
 except ImportError:
-    triton_attention = triton_rope = triton_support = None  # type: ignore[assignment]
+    triton_attention = triton_rope = triton_segments = triton_support = None  # type: ignore[assignment]
 
 
 def rope(x_TNH: Tensor, cos_TJ: Tensor, sin_TJ: Tensor, *, interleaved: bool) -> Tensor:
@@ -72,20 +71,19 @@ def paged_attention(
 
 
 def segment_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, lengths: list[int]) -> Tensor:
-    """See `reference_attention.segment_attention`; here torch's flash attention is the twin."""
-    if not (q_TNH.is_cuda and q_TNH.dtype == torch.bfloat16 and q_TNH.shape[2] % 8 == 0):
+    """See `reference_attention.segment_attention`."""
+    if not _has_twin(q_TNH):
         return reference_attention.segment_attention(q_TNH, k_TNH, v_TNH, lengths)
     starts_S1 = _starts(tuple(lengths), q_TNH.device)
-    longest = max(lengths)
-    out = varlen.varlen_attn(q_TNH, k_TNH, v_TNH, starts_S1, starts_S1, longest, longest)
-    return out if isinstance(out, Tensor) else out[0]
+    out_TNH: Tensor = triton_segments.segment_attention(q_TNH, k_TNH, v_TNH, starts_S1)
+    return out_TNH
 
 
 @functools.lru_cache(maxsize=4)  # all blocks of the tower ask for the same
 def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where segments begin, int32 [S + 1]; sent without waiting for the device."""
     starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    return starts.pin_memory().to(device, non_blocking=True)
+    return (starts.pin_memory() if device.type == "cuda" else starts).to(device, non_blocking=True)
 
 
 def _has_twin(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What both attention kernels do over and over: attend a block of context.
+"""What the attention kernels do over and over: attend a block of context.
 
 Letters as in `reference_attention.py`; M queries of a program (token and head in one), L context
 tokens of a block. Softmax is to the base of two, in float32.
@@ -44,6 +44,36 @@ def mean(acc_MH, sum_M, scale_ptr):
 
 
 @triton.jit
+def absorb(
+    acc_MH, top_M, sum_M, q_MH, k_LH, v_LH, is_seen_ML, unit, scale_at_L, to_values, is_there_L
+):  # fmt: skip
+    """(acc, top, sum) after more keys and values.
+
+    `mean` of acc and sum is that of the values so far, `top` the largest score · `unit`. None for
+    `is_seen_ML` means all. `scale_at_L` points to the keys' scales, `to_values` before the values'.
+    """
+    score_ML = tl.dot(q_MH, tl.trans(k_LH.to(q_MH.dtype)), input_precision="ieee")
+    if scale_at_L is not None:
+        score_ML *= tl.load(scale_at_L, mask=is_there_L, other=0.0)[None] * unit
+    if is_seen_ML is not None:
+        score_ML = tl.where(is_seen_ML, score_ML, float("-inf"))
+    if scale_at_L is not None:
+        new_top_M = tl.maximum(top_M, tl.max(score_ML, 1))
+        weight_ML = tl.exp2(score_ML - new_top_M[:, None])
+    else:  # product and difference are one instruction
+        new_top_M = tl.maximum(top_M, tl.max(score_ML, 1) * unit)
+        weight_ML = tl.exp2(score_ML * unit - new_top_M[:, None])
+    fade_M = tl.exp2(top_M - new_top_M)
+    sum_M = sum_M * fade_M + tl.sum(weight_ML, 1)
+    if scale_at_L is not None:
+        scale_L = tl.load(scale_at_L + to_values, mask=is_there_L, other=0.0)
+        weight_ML *= (scale_L * _WEIGHT_UNIT)[None]
+    acc_MH = acc_MH * fade_M[:, None]
+    acc_MH = tl.dot(weight_ML.to(q_MH.dtype), v_LH.to(q_MH.dtype), acc_MH, input_precision="ieee")
+    return acc_MH, new_top_M, sum_M
+
+
+@triton.jit
 def attend(
     acc_MH,
     top_M,
@@ -63,10 +93,10 @@ def attend(
     BLOCK_H: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """(acc, top, sum) after context tokens first … first + BLOCK_L - 1 of one key-value head.
+    """`absorb` context tokens first … first + BLOCK_L - 1 of one key-value head's pages.
 
-    `mean` of acc and sum is that of the values so far, `top` the largest score. Query m sees
-    tokens before `limit_M[m]`; none are read from `end` on. Without MASKED all is seen.
+    Query m sees tokens before `limit_M[m]`; none are read from `end` on. Without MASKED it sees
+    all.
     """
     l_L, h_H = first + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_H)
     if PAGE % BLOCK_L == 0:  # one page, one load
@@ -84,18 +114,25 @@ def attend(
     else:
         k_LH = tl.load(kv_ptr + place_LH)
         v_LH = tl.load(kv_ptr + place_LH + to_values * HEAD_DIM)
-    score_ML = tl.dot(q_MH, tl.trans(k_LH.to(q_MH.dtype)), input_precision="ieee") * unit
+    scale_at_L, is_seen_ML = None, None
     if scale_ptr is not None:
-        score_ML *= tl.load(scale_ptr + slot_L, mask=l_L < end, other=0.0)[None]
+        scale_at_L = scale_ptr + slot_L
     if MASKED:
-        score_ML = tl.where(l_L[None] < limit_M[:, None], score_ML, float("-inf"))
-    new_top_M = tl.maximum(top_M, tl.max(score_ML, 1))
-    weight_ML = tl.exp2(score_ML - new_top_M[:, None])
-    fade_M = tl.exp2(top_M - new_top_M)
-    sum_M = sum_M * fade_M + tl.sum(weight_ML, 1)
-    if scale_ptr is not None:
-        scale_L = tl.load(scale_ptr + slot_L + to_values, mask=l_L < end, other=0.0)
-        weight_ML *= (scale_L * _WEIGHT_UNIT)[None]
-    acc_MH = acc_MH * fade_M[:, None]
-    acc_MH = tl.dot(weight_ML.to(q_MH.dtype), v_LH.to(q_MH.dtype), acc_MH, input_precision="ieee")
-    return acc_MH, new_top_M, sum_M
+        is_seen_ML = l_L[None] < limit_M[:, None]
+    return absorb(
+        acc_MH, top_M, sum_M, q_MH, k_LH, v_LH, is_seen_ML, unit, scale_at_L, to_values, l_L < end
+    )  # fmt: skip
+
+
+@triton.jit
+def row_of_block(block, starts_ptr, num_rows, QUERIES: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(row, its first block): the last row whose blocks begin at or before `block`.
+
+    Row r's blocks begin at starts[r] · QUERIES // BLOCK_M + r, which leaves room for all of them.
+    """
+    low, high = num_rows * 0, num_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_before = tl.load(starts_ptr + middle) * QUERIES // BLOCK_M + middle <= block
+        low, high = tl.where(is_before, middle, low), tl.where(is_before, high, middle)
+    return low, tl.load(starts_ptr + low) * QUERIES // BLOCK_M + low

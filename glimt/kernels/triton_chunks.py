@@ -4,7 +4,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_attention_block import LOG2_E, Tiles, attend, mean, to_operand
+from glimt.kernels.triton_attention_block import (
+    LOG2_E,
+    Tiles,
+    attend,
+    mean,
+    row_of_block,
+    to_operand,
+)
 
 CONFIGS = (  # the first is used
     Tiles(128, 64, 8, 3),
@@ -56,20 +63,6 @@ def attend_chunks(
     )
 
 
-@triton.jit
-def _row_of_block(block, starts_ptr, num_rows, QUERIES: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(row, its first block): the last row whose blocks begin at or before `block`.
-
-    Row r's blocks begin at starts[r] · QUERIES // BLOCK_M + r, which leaves room for all of them.
-    """
-    low, high = num_rows * 0, num_rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_before = tl.load(starts_ptr + middle) * QUERIES // BLOCK_M + middle <= block
-        low, high = tl.where(is_before, middle, low), tl.where(is_before, high, middle)
-    return low, tl.load(starts_ptr + low) * QUERIES // BLOCK_M + low
-
-
 @triton.jit(do_not_specialize=["table_stride", "num_rows"])
 def _chunk_kernel(
     q_ptr,
@@ -94,7 +87,7 @@ def _chunk_kernel(
     """A block of a row's (token, query head) pairs of one key-value head over all they see."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # later blocks see more: start with them
     group = tl.program_id(1)
-    row, first_block = _row_of_block(block, starts_ptr, num_rows, QUERIES, BLOCK_M)
+    row, first_block = row_of_block(block, starts_ptr, num_rows, QUERIES, BLOCK_M)
     start = tl.load(starts_ptr + row)
     num_tokens = tl.load(starts_ptr + row + 1) - start
     m_M, h_H = (block - first_block) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_H)

@@ -25,6 +25,7 @@ from glimt.kernels import (  # noqa: E402
     triton_rope,
     triton_router,
     triton_rows,
+    triton_segments,
 )
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
 from glimt.kernels.reference_experts import Fp8Mlp  # noqa: E402
@@ -91,6 +92,16 @@ def test_chunks_are_attended_by_warpgroups(fp8: bool) -> None:
     assert chunk.count("LDGSTS.E.BYPASS.128") > 0
     assert chunk.count("LDG.E.U8") == chunk.count("LDG.E.U16") == 0
     assert chunk.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
+
+
+def test_the_vision_tower_attends_by_warpgroups() -> None:
+    q, k, v = meta(1000, 36, 128).chunk(3, dim=1)
+    starts = meta(3, dtype=torch.int32)
+    (segments,) = binaries(lambda: triton_segments.segment_attention(q, k, v, starts))
+    assert segments.stack_bytes == 0
+    assert segments.count("HGMMA") > 0
+    assert segments.count("LDGSTS.E.BYPASS.128") > 0
+    assert segments.count("LDG.E.U16") == 0
 
 
 @pytest.mark.parametrize("fp8", [also(False), True])

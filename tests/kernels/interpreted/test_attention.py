@@ -11,6 +11,7 @@ from glimt.kernels import (
     triton_chunks,
     triton_decoding,
     triton_rope,
+    triton_segments,
 )
 from glimt.kernels.triton_attention_block import Tiles
 from tests.support.paged_rows import Heads, paged_rows
@@ -101,6 +102,16 @@ def test_a_cache_with_gaps_is_refused() -> None:
     q, cache, *rest = rows.tensors
     with pytest.raises(ValueError, match="contiguous"):
         triton_attention.paged_attention(q, cache.transpose(2, 3), *rest, **rows.options)
+
+
+@pytest.mark.parametrize("lengths", [[5], [70, 1, 64, 130], [64, 64]])
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(2, 128), (3, 24)])
+def test_segments_do_not_see_each_other(lengths: list[int], num_heads: int, head_dim: int) -> None:
+    q, k, v = torch.randn(sum(lengths), 3 * num_heads, head_dim).chunk(3, dim=1)
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    got = triton_segments.segment_attention(q, k, v, starts)
+    expected = reference_attention.segment_attention(q, k, v, lengths)
+    torch.testing.assert_close(got, expected, atol=3e-6, rtol=1e-5)
 
 
 def cache_and_scale(heads: Heads, page: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glimt.kernels import attention, triton_attention, triton_rope
+from glimt.kernels import attention, triton_attention, triton_rope, triton_segments
 from tests.support.schedules import Schedule
 from tests.support.tiny_model import Album, make_ask, make_executor, tiny_model
 
@@ -21,6 +21,7 @@ def test_chunks_decoding_rows_and_images_give_the_same_tokens(
     monkeypatch.setattr(attention, "_has_twin", lambda x: not used.append(x.shape))
     monkeypatch.setattr(attention, "triton_attention", triton_attention)
     monkeypatch.setattr(attention, "triton_rope", triton_rope)
+    monkeypatch.setattr(attention, "triton_segments", triton_segments)
     got = Schedule(make_executor(tiny_model(kind), album), asks, seed=seed, depth=2).run()
     assert used
     assert got == expected
