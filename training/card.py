@@ -88,18 +88,19 @@ def _training(log: dict[str, list[Json]]) -> Iterator[str]:
     yield "## How it was made"
     yield ""
     yield (
-        f"From nothing, by `python -m training.train`: {last['elapsed_s'] / 60:.1f} minutes on one "
-        f"GPU, {last['step']:,} steps, {samples / 1e6:.1f} million samples (drawn scenes with "
-        f"conversations about them; no other data), last loss {last['loss']:.3f} nats per token. "
+        "From nothing, by `python -m training.train`, on drawn scenes with conversations about "
+        f"them and no other data. Its last run took {last['elapsed_s'] / 60:.1f} minutes on one "
+        f"GPU: {last['step']:,} steps, {samples / 1e6:.1f} million samples, last loss "
+        f"{last['loss']:.3f} nats per token. All runs, with commands, hardware, seeds and curves, "
+        "are told in `training/record`."
     )
-    yield "The record with command, hardware, seeds and curves is in `training/record`."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m training.card", description=__doc__)
     parser.add_argument("results", type=Path, help="results.json of glimt eval")
-    parser.add_argument("--log", type=Path, required=True, help="log.jsonl of the training")
+    parser.add_argument("--log", type=Path, required=True, help="log.jsonl of the last run")
     parser.add_argument("--out", type=Path, required=True, help="the card's file")
     options = parser.parse_args(arguments)
     try:

@@ -1,8 +1,4 @@
-"""The OpenAPI document against the server: whatever is sent, no answer is undocumented or a 5xx.
-
-Here in one process, with bodies of our own making (broken JSON included), judged by the types of
-the answers. `tests/e2e/test_openapi.py` has schemathesis judge a running server.
-"""
+"""The OpenAPI document against the server: whatever is sent, no answer is undocumented or a 5xx."""
 
 import asyncio
 import functools
