@@ -1,6 +1,6 @@
 """The requests and answers of /v1/messages, as Anthropic names their fields."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -29,6 +29,8 @@ class Base64Source(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
 
 class FileSource(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="file"):
     """An uploaded file; refused, there are no uploads here."""
+
+    is_refused: ClassVar[bool] = True
 
     file_id: str
 
@@ -93,6 +95,8 @@ class RedactedThinkingBlock(_Block, frozen=True, kw_only=True, tag="redacted_thi
 
 class DocumentBlock(_Block, frozen=True, kw_only=True, tag="document"):
     """A document; refused."""
+
+    is_refused: ClassVar[bool] = True
 
     source: Any = None
     title: Any = None

@@ -6,7 +6,7 @@ finds the first two, the types themselves know the third. 4 MB of base64 cost ab
 """
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ MAX_KEYS = 4096  # of one object
 MAX_VALUES = 524_288  # strings, and opening and closing brackets, of the whole body
 MAX_TEXT_BYTES = 8 * 2**20  # the body without its data: addresses
 
+_MAX_CHOICES = 24
 _MAX_ERROR_CHARS = 300  # the text may quote what the client sent
 _OPEN, _CLOSE = frozenset(b"{["), frozenset(b"}]")
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b"{}[]:")
@@ -42,22 +43,29 @@ def decode_body(
     try:
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise named(error) from None
+        raise named(error, known) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The texts of these speak of bytes and buffers; lone surrogates end here as well.
         raise InvalidRequest("the body is not valid JSON in UTF-8", code="invalid_json") from None
     return decoded, known.ignored_in(msgspec.json.decode(outline))
 
 
-def named(error: msgspec.ValidationError) -> InvalidRequest:
-    """The error of a wrong type or range, with the path of the field."""
+def named(error: msgspec.ValidationError, known: KnownFields | None = None) -> InvalidRequest:
+    """The error of a wrong type or range, with the path of the field, and what it may be."""
     match = _PATH.match(str(error))
     if match is None:
         return InvalidRequest("the body does not have the expected form")
     text, path = match["text"][:_MAX_ERROR_CHARS], match["path"] or None
     if missing := _MISSING.search(text):
         path = f"{path}.{missing[1]}" if path else missing[1]
+    if known is not None and path and text.startswith(("Invalid enum value", "Invalid value")):
+        text += _choices(known.choices(path))
     return InvalidRequest(f"{path}: {text}" if path else text, param=path)
+
+
+def _choices(values: tuple[Any, ...]) -> str:
+    shown = ", ".join(str(value) for value in values[:_MAX_CHOICES])
+    return f"; what may be: {shown}" if shown else ""
 
 
 def _scan(body: bytes) -> bytes:

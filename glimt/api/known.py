@@ -5,6 +5,7 @@ The decoder of msgspec drops what it does not know, and refuses it only type by 
 types say once what is known where, and a request's plain JSON is held against that.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,12 +21,15 @@ class _Shape:
     fields: "dict[str, _Shape] | None" = None
     tag_field: str | None = None
     by_tag: "dict[Any, _Shape]" = field(default_factory=dict)
+    tags: tuple[Any, ...] = ()  # those that are not known only to be refused
     items: "_Shape | None" = None
     values: "_Shape | None" = None
     has_effect: bool = True
+    choices: tuple[Any, ...] = ()  # values that are allowed, where these are a list
 
 
 _ANY = _Shape()
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]")  # of a path: a name, or a place in a list
 # Of a field without effect, these ask for nothing.
 _NOTHING: tuple[Any, ...] = (None, False, "auto", "default", [], {})
 
@@ -48,6 +52,26 @@ class KnownFields:
         found = set(_ignored(self._shape, value, ""))
         unknown = sorted(path for path, is_known in found if not is_known)
         return Ignored(tuple(unknown), tuple(sorted(path for path, is_known in found if is_known)))
+
+    def choices(self, path: str) -> tuple[Any, ...]:
+        """The values that may stand at a JSON path such as `messages[0].role`, if they are few."""
+        shapes = [self._shape]
+        for name, index in _STEP.findall(path):
+            if index:
+                shapes = [shape.items for shape in shapes if shape.items is not None]
+            else:
+                shapes = [inner for shape in shapes for inner in _fields(shape, name)]
+        return tuple(dict.fromkeys(choice for shape in shapes for choice in shape.choices))
+
+
+def _fields(shape: _Shape, name: str) -> Iterator[_Shape]:
+    """What may stand under a name, whichever struct of a union it is."""
+    if name == shape.tag_field:
+        yield _Shape(choices=shape.tags)
+    for each in (shape, *shape.by_tag.values()):
+        inner = (each.fields or {}).get(name) or each.values
+        if inner is not None and name != each.tag_field:
+            yield inner
 
 
 def _ignored(shape: _Shape, value: Any, path: str) -> Iterator[tuple[str, bool]]:
@@ -89,6 +113,8 @@ def _shape_of(kind: inspect.Type) -> _Shape:
         return _Shape(items=_shape_of(kind.item_type))
     if isinstance(kind, inspect.DictType):
         return _Shape(values=_shape_of(kind.value_type))
+    if isinstance(kind, inspect.LiteralType):
+        return _Shape(choices=tuple(kind.values))
     if isinstance(kind, inspect.UnionType):
         return _union([_plain(each) for each in kind.types])
     return _Shape()
@@ -100,11 +126,13 @@ def _union(kinds: list[inspect.Type]) -> _Shape:
         return whole
     for kind in kinds:
         shape = _shape_of(kind)
+        whole.choices += shape.choices
         whole.items = whole.items or shape.items
         whole.values = whole.values or shape.values
         if isinstance(kind, inspect.StructType) and kind.tag_field is not None:
             whole.tag_field = kind.tag_field
             whole.by_tag[kind.tag] = shape
+            whole.tags += () if getattr(kind.cls, "is_refused", False) else (kind.tag,)
         elif shape.fields is not None:
             whole.fields = shape.fields
     return whole

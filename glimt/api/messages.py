@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -77,29 +77,29 @@ class VideoPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     uuid: NoEffect = None
 
 
-class InputAudioPart(
-    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="input_audio"
-):
+class _Refused(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    is_refused: ClassVar[bool] = True  # known, so that it can be said why
+
+
+class InputAudioPart(_Refused, frozen=True, kw_only=True, tag="input_audio"):
     """Sound; refused."""
 
     input_audio: Any = None
 
 
-class AudioUrlPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audio_url"):
+class AudioUrlPart(_Refused, frozen=True, kw_only=True, tag="audio_url"):
     """Sound; refused."""
 
     audio_url: Any = None
 
 
-class FilePart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="file"):
+class FilePart(_Refused, frozen=True, kw_only=True, tag="file"):
     """A file; refused."""
 
     file: Any = None
 
 
-class ImageEmbedsPart(
-    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="image_embeds"
-):
+class ImageEmbedsPart(_Refused, frozen=True, kw_only=True, tag="image_embeds"):
     """Embeddings made elsewhere; refused."""
 
     image_embeds: Any = None

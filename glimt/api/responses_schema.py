@@ -1,6 +1,6 @@
 """The requests and answers of /v1/responses, as OpenAI names their fields."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -73,6 +73,8 @@ class InputVideo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="input_file"):
     """A file; refused."""
+
+    is_refused: ClassVar[bool] = True
 
     file_id: Any = None
     file_data: Any = None

@@ -356,6 +356,30 @@ async def test_thoughts_among_the_parts_are_those_of_the_answer() -> None:
     assert "<think>hm</think>" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            "what may be: assistant, developer, system, tool, user",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_pil"}]}]},
+            "what may be: text, input_text, output_text, refusal, thinking, image_url, input_image,"
+            " video_url",
+        ),
+        ({"tool_choice": "maybe"}, "what may be: auto, none, required"),
+        ({"tools": [{"type": "web_search"}]}, "what may be: function"),
+        ({"response_format": {"type": "yaml"}}, "json_schema"),
+    ],
+)
+async def test_a_value_that_is_none_of_a_few_is_refused_with_these(fields: Any, told: str) -> None:
+    reply = await Serving().chat(**fields)
+    assert reply.status == 400
+    assert told in reply.error["message"]
+    assert "audio" not in reply.error["message"]
+
+
 async def test_an_unknown_model_is_a_404() -> None:
     for model in ("other", "a\nb"):
         reply = await Serving().chat(model=model)
