@@ -45,6 +45,7 @@ class Engine:
 
     decode_efficiency: float
     prefill_efficiency: float
+    tower_efficiency: float
     launch_s: float
     launches_per_layer: float
     reserve_bytes: float

@@ -1,20 +1,25 @@
 """A layout under load: pace, waiting and throughput from step and prompt times.
 
-A copy that gets r requests a second spends the share r x prompt time on prompts; answers that run
-beside them get one token in each prompt's step and one in each decode step between. So
+A copy that gets r requests a second spends the share busy = r x prompt time on prompts. Of n
+answers that run beside them, each gets a token in each prompt's step and one in each decode step:
 
-    TPOT(B) = 1 / ((1 - busy) / step(1 + B) + prompts per second),   B = r x output x TPOT(B)
+    t(n) = 1 / ((1 - busy) / step(n) + prompts per second)      seconds per token, in the long run
 
-(Little's law; an answer sees B others beside itself), and a prompt waits as in a queue with random
-arrivals and equal service (M/D/1).
+An answer begins when a prompt ends, so at first it waits for the prompts that came meanwhile, and
+for those that come while it waits: for q / (1 - busy) prompts, q = busy + busy^2 / (2 (1 - busy)).
+What that adds is spread over its tokens. The copy is a shared processor: n runs with the chance
+p(n) ~ product of r x output x t(k) / k over k up to n, and by Little's law TPOT = mean n / (r x
+output). A prompt waits as in a queue with random arrivals and equal service (M/D/1).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from glimt.planning.speed import Speed
 
 _HALVINGS = 40
+_MOST_BUSY = 0.999  # beyond it nothing is carried, and nothing divides by zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +96,37 @@ class _Pace:
     step_s: Callable[[float], float]
     output_tokens: int
 
-    def tpot_s(self, batch: float) -> float:
-        """With `batch` answers running on average: each sees so many others, and itself."""
-        decode_steps_per_s = max(0.0, 1 - self.busy) / self.step_s(1 + batch)
-        return 1 / max(1e-12, decode_steps_per_s + self.prompts_per_s)
+    def token_s(self, batch: int) -> float:
+        """Seconds per token of each of `batch` answers."""
+        steady_s = 1 / ((1 - self.busy) / self.step_s(batch) + self.prompts_per_s)
+        return steady_s + self._first_share * max(0.0, self.prompt_s - steady_s)
 
-    def excess(self, batch: float) -> float:
-        """By how many more would run, at this pace, than `batch`."""
-        return self.per_copy * self.output_tokens * self.tpot_s(batch) - batch
+    @property
+    def _first_share(self) -> float:
+        """Share of an answer's tokens that come in the prompts' steps it begins among. How many
+        these are varies so widely that their mean is cut short by the answer's end."""
+        queued = self.busy + self.busy**2 / (2 * (1 - self.busy))
+        first = queued / (1 - self.busy)
+        return first / (first + self.output_tokens)
+
+    def inflow(self, batch: int) -> float:
+        """Answers that would run if all went at the pace of `batch` running ones, over `batch`:
+        below 1 they become fewer."""
+        return self.per_copy * self.output_tokens * self.token_s(batch) / batch
+
+    def mean_running(self, max_running: int) -> float:
+        """Answers that run at once, on average, at most `max_running`."""
+        logs = [0.0]
+        for batch in range(1, max_running + 1):
+            logs.append(logs[-1] + math.log(self.inflow(batch)))
+        highest = max(logs)
+        weights = [math.exp(log - highest) for log in logs]
+        return sum(batch * weight for batch, weight in enumerate(weights)) / sum(weights)
 
 
 def _pace(speed: Speed, work: Workload, rate: float) -> _Pace:
     per_copy, prompt_s = rate / speed.layout.dp, gpu_prompt_s(speed, work)
-    busy = min(1.0, per_copy * prompt_s)
+    busy = min(_MOST_BUSY, per_copy * prompt_s)
     return _Pace(
         per_copy=per_copy,
         prompt_s=prompt_s,
@@ -120,7 +143,7 @@ def carries(speed: Speed, work: Workload, rate: float, max_running: int) -> bool
 
 
 def _is_carried(speed: Speed, pace: _Pace, max_running: int) -> bool:
-    return pace.busy <= speed.constants.engine.most_busy and pace.excess(max_running) <= 0
+    return pace.busy <= speed.constants.engine.most_busy and pace.inflow(max_running) <= 1
 
 
 def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
@@ -137,14 +160,14 @@ def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
             busy=pace.busy,
             output_rate=rate * work.output_tokens,
         )
-    running = _smallest_root(pace.excess, float(max_running))
+    running = pace.mean_running(max_running)
     waiting_s = pace.busy * pace.prompt_s / (2 * (1 - pace.busy))
     under_way_s = min(1.0, running) * pace.step_s(max(1.0, running)) / 2
     return Under(
         rate=rate,
         carried=True,
         ttft_s=host_s(speed, work) + under_way_s + waiting_s + pace.prompt_s,
-        tpot_s=pace.tpot_s(running),
+        tpot_s=running / (pace.per_copy * work.output_tokens),
         running=running * speed.layout.dp,
         busy=pace.busy,
         output_rate=rate * work.output_tokens,
@@ -164,15 +187,3 @@ def highest_rate(speed: Speed, work: Workload, max_running: int) -> float:
         else:
             high = middle
     return low
-
-
-def _smallest_root(excess: Callable[[float], float], high: float) -> float:
-    """Where `excess` first falls to 0 between 0 and `high`, at which it is not above 0."""
-    end = min(1.0, high)
-    while excess(end) > 0 and end < high:
-        end = min(2 * end, high)
-    low = 0.0 if end <= 1 else end / 2
-    for _ in range(_HALVINGS):
-        middle = (low + end) / 2
-        low, end = (middle, end) if excess(middle) > 0 else (low, middle)
-    return end

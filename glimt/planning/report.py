@@ -195,8 +195,8 @@ def notes(plan: Plan) -> Iterator[str]:
     """What to know about these numbers."""
     q = plan.question
     yield (
-        "times are estimates for a good engine, floors what the device allows; routing is taken "
-        "as even; --explain lists the constants"
+        "times are estimates, floors what the device allows; routing is taken as even; --explain "
+        "lists the constants"
     )
     for m in plan.measured:
         steps = ", ".join(

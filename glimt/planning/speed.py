@@ -4,7 +4,7 @@
     prompt   products at their rates; routed experts at the slower of products and reading
     image    the vision tower's products and attention, in 16 bits
 
-Each time comes as a floor (the device's own limits) or as expected (what a good engine makes of
+Each time comes as a floor (the device's own limits) or as expected (what the engine makes of
 them). Formulas and the hand-calculated tables that tests hold them to: docs/planning.md.
 """
 
@@ -155,7 +155,7 @@ class Speed:
         flops += 2 * num_tokens * 3 * out * vision.merger_intermediate_size / split
         seconds = flops / self.gpu.bf16
         if not self.floor:
-            seconds /= self.constants.engine.prefill_efficiency
+            seconds /= self.constants.engine.tower_efficiency
         sums = large_all_reduce_s(
             patches * width * ACTIVATION_BYTES,
             split,

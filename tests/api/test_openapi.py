@@ -1,4 +1,8 @@
-"""The OpenAPI document against the server: whatever is sent, no answer is undocumented or a 5xx."""
+"""The OpenAPI document against the server: whatever is sent, no answer is undocumented or a 5xx.
+
+Here in one process, with bodies of our own making (broken JSON included), judged by the types of
+the answers. `tests/e2e/test_openapi.py` has schemathesis judge a running server.
+"""
 
 import asyncio
 import functools

@@ -6,14 +6,16 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from glimt.engine.loop import EngineLoop
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.work_meter import WorkMeter
 from glimt.errors import EngineFailed, InvalidRequest
-from glimt.wire import Order, OrderDone, ResetCaches
+from glimt.wire import Abort, Order, OrderDone, ResetCaches
 from tests.engine.test_loop import Post, assert_answered, simulated
-from tests.support.workload import make_limits, make_submit
+from tests.support.workload import make_image, make_limits, make_submit
 
 
 class Bed:
@@ -119,6 +121,41 @@ def test_nothing_is_known_of_earlier_prompts_after_a_sleep() -> None:
             told.order("sleep", 1)
             told.order("wake")
     assert told.post.outputs(3)[-1].num_cached_tokens == 0
+
+
+ACTIONS = st.sampled_from(["submit", "picture", "abort", "sleep", "wake", "reset", "turn"])
+
+
+@given(st.lists(ACTIONS, max_size=40), st.booleans(), st.integers(1, 2))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_asked_and_ordered_every_request_is_answered_once(
+    actions: list[str], overlap: bool, level: int
+) -> None:
+    told = Told(Bed(), overlap=overlap)
+    asked: list[int] = []
+    for number, action in enumerate(actions):
+        if action in ("submit", "picture"):
+            asked.append(number)
+            images = [make_image(2, 4, f"{number % 3}", number)] if action == "picture" else []
+            told.turn(make_submit(number, list(range(2, 14)), images=images, max_tokens=6))
+        elif action == "abort" and asked:
+            told.turn(Abort(0, asked[-1]))
+        elif action in ("sleep", "wake"):
+            told.turn(Order(server=0, order_id=number, kind=action, level=level))
+        elif action == "reset":
+            told.turn(ResetCaches())
+        else:
+            told.turn()
+    last = len(actions)
+    told.turn(Order(server=0, order_id=last, kind="wake"))
+    told.turn_until(lambda: bool(told.done) and told.done[-1].order_id == last)
+    told.turn_until(lambda: not told.scheduler.has_requests)
+    told.turn()
+    for number in asked:
+        ends = [o.finish_reason for o in told.post.outputs(number) if o.finish_reason]
+        assert len(ends) == 1
+    assert len(told.done) == 1 + sum(action in ("sleep", "wake") for action in actions)
+    assert told.scheduler.roster.check() == []
 
 
 def test_the_loop_goes_on_answering_while_the_engine_falls_asleep() -> None:
