@@ -34,6 +34,7 @@ from glimt.processes.control import (
     child_line,
     watch,
 )
+from glimt.processes.machine import settle
 from glimt.processes.team import Loss, end_process
 from glimt.transport import Inbox, Outbox
 from glimt.wire import Abort, EngineInbound, Outputs, Submit
@@ -156,6 +157,7 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
 
     watch(line, on_message)
     heartbeat.start()
+    settle()
     line.send(Ready(engine.info))
     try:
         loop.run()

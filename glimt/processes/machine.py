@@ -115,8 +115,19 @@ class Machine:
         return self._profiler.stop()
 
 
+def settle() -> None:
+    """Hide from the garbage collector what the start has left for good.
+
+    A full collection looks at all objects, which takes longer than twenty steps of a decoding
+    request: measured on a CPU machine 0.16 s after the imports alone, a microsecond when hidden.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def give_back(device: torch.device) -> None:
     """Hand free memory that torch or the C library keeps for later back to the system."""
+    gc.unfreeze()  # what was for good before, an executor say, may be garbage now
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -31,7 +31,7 @@ from glimt.processes.control import (
     watch,
 )
 from glimt.processes.engine import Heartbeat, use_spare_cores
-from glimt.processes.machine import Machine
+from glimt.processes.machine import Machine, settle
 from glimt.processes.plan_message import OrderMessage, PlanMessage, ToPeer, unpack
 from glimt.processes.ranks import Place
 from glimt.runner.launched import CrashedStep
@@ -56,6 +56,7 @@ def run(start: PeerStart, line: ControlLine[ToChild]) -> None:
     messages: Inbox[ToPeer] = Inbox(start.inbox, ToPeer)
     heartbeat = Heartbeat(line)
     heartbeat.start()
+    settle()
     line.send(Ready())
     follow(built.executor, messages, heartbeat)
 

@@ -1,6 +1,7 @@
 """Machine: what a sleeping engine gives back, and what it is after waking."""
 
 import copy
+import gc
 import gzip
 import json
 import weakref
@@ -14,7 +15,7 @@ from glimt.engine.plan import RowWork, StepPlan
 from glimt.errors import EngineAsleep, EngineFailed, GlimtError, InvalidRequest, Unsupported
 from glimt.models.glm4v import Glm4v
 from glimt.processes.control import ProfilerSettings
-from glimt.processes.machine import Machine
+from glimt.processes.machine import Machine, give_back, settle
 from glimt.processes.profiling import Profiler
 from glimt.runner.executor import ModelExecutor
 from tests.support.tiny_model import Album, make_ask, make_executor, new_row, tiny_model
@@ -157,3 +158,22 @@ def test_profiles_begin_and_end_in_turn(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(GlimtError, match="no profile into"):
         profiler(tmp_path / "file").start()
+
+
+def test_what_a_start_leaves_is_hidden_from_collections_until_memory_is_given_back() -> None:
+    class Node:
+        def __init__(self) -> None:
+            self.itself = self
+
+    node = Node()
+    gone = weakref.ref(node)
+    settle()
+    try:
+        assert gc.get_freeze_count() > 0
+        del node
+        gc.collect()
+        assert gone() is not None, "a cycle that was hidden"
+        give_back(torch.device("cpu"))
+        assert gone() is None
+    finally:
+        gc.unfreeze()
