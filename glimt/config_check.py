@@ -42,6 +42,11 @@ def _later(settings: Settings) -> Iterator[str]:
     ):
         if value != 1:
             yield f"{flag} {value}{one}"
+    if parallel.distributed_executor_backend == "uni" and parallel.tensor_parallel_size > 1:
+        yield (
+            f"--distributed-executor-backend uni is one process, and --tensor-parallel-size "
+            f"{parallel.tensor_parallel_size} needs as many: use mp, or leave it out"
+        )
     here = num_replicas(parallel)
     if parallel.data_parallel_size_local not in (None, here):
         yield (

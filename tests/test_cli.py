@@ -85,6 +85,10 @@ def test_the_missions_flags_are_all_accepted(
     [
         Settings(model="m", parallel=ParallelSettings(tensor_parallel_size=0)),
         Settings(model="m", parallel=ParallelSettings(data_parallel_size=0)),
+        Settings(
+            model="m",
+            parallel=ParallelSettings(tensor_parallel_size=2, distributed_executor_backend="uni"),
+        ),
         Settings(model="m", parallel=ParallelSettings(data_parallel_size_local=2)),
         Settings(model="m", parallel=ParallelSettings(headless=True)),
         Settings(model="m", parallel=ParallelSettings(master_addr="10.0.0.1")),

@@ -2,7 +2,9 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from glimt.bench.data.tokens import Tokens
 from glimt.builtin import model as builtin
@@ -36,6 +38,12 @@ class EngineOptions:
     """Type of the KV cache."""
     device: str = "auto"
     """cuda, cpu, or auto."""
+    tensor_parallel_size: Annotated[int, Parameter(alias="-tp")] = 1
+    """GPUs that share the model."""
+    enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
+    """Whole experts on each of them."""
+    mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
+    """How they share the vision tower."""
     enable_prefix_caching: bool = True
     """Look prompts up in the prefix cache. Off for `latency`."""
     seed: int = 0
