@@ -28,6 +28,7 @@ from glimt.config_check import check, num_replicas
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
+from glimt.processes.folders import remove_stale_folders
 from glimt.processes.media_plan import (
     arena_bytes,
     counts_per_prompt,
@@ -35,7 +36,7 @@ from glimt.processes.media_plan import (
     max_tokens,
     pixel_settings,
 )
-from glimt.processes.supervisor import Plan, Supervisor, remove_stale_folders
+from glimt.processes.supervisor import Plan, Supervisor
 from glimt.processes.tls import TlsContext, TlsFiles
 from glimt.wire import ImageSettings, MediaLimits
 

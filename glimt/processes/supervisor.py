@@ -16,10 +16,8 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -42,6 +40,7 @@ from glimt.processes.control import (
     ServerStart,
     Stop,
 )
+from glimt.processes.folders import make_folder
 from glimt.wire import EngineInfo
 
 FORGET_LIMIT_S = 30.0  # for an engine to end the requests of a server that died
@@ -69,8 +68,7 @@ class Supervisor:
         self._plan = plan
         self._listener = listener
         self._say = say
-        self._folder = Path(tempfile.mkdtemp(prefix="glimt-"))  # 0700
-        (self._folder / "pid").write_text(f"{os.getpid()} {process_start(os.getpid())}")
+        self._folder = make_folder()
         self._arena = SharedArena.create(plan.arena_bytes, 0)
         self._index_fd = anonymous_file("glimt-images") if plan.shares_images else -1
         self._children: dict[str, Child] = {}
@@ -356,24 +354,3 @@ def _resolved(info: EngineInfo) -> str:
             "max_image_tokens",
         )
     )
-
-
-def remove_stale_folders() -> None:
-    """Remove socket folders of supervisors that were killed (nobody listens in them any more)."""
-    for folder in Path(tempfile.gettempdir()).glob("glimt-*"):
-        with contextlib.suppress(OSError):
-            owner = folder / "pid"
-            if folder.stat().st_uid != os.getuid() or not owner.exists():
-                continue
-            pid, started = owner.read_text().split()
-            if process_start(int(pid)) != started:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def process_start(pid: int) -> str | None:
-    """When process `pid` started, in the kernel's ticks; None = there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]

@@ -26,6 +26,7 @@ from glimt.engine.plan import InFlight, StepPlan, StepResult, TokenMasks
 from glimt.errors import BadSettings, ReplicaLost
 from glimt.processes.children import Child, exit_text
 from glimt.processes.control import Alive, EngineStart, PeerStart, Phase, Ready, Refused, Stop
+from glimt.processes.folders import make_folder, remove_stale_folders
 from glimt.processes.machine import Machine
 from glimt.processes.plan_message import OrderMessage, ToPeer, pack
 from glimt.runner.launched import CrashedStep
@@ -51,7 +52,11 @@ class Team:
 
     def __init__(self, start: EngineStart, on_loss: Callable[[Loss], None]) -> None:
         """Start them; they meet this process at `meeting_point`."""
-        self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=start.folder or None))
+        if start.folder:
+            self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=start.folder))
+        else:
+            remove_stale_folders()
+            self._folder = make_folder()
         self.meeting_point = self._folder / "meeting-point"
         self._on_loss = on_loss
         self._loss: Loss | None = None
