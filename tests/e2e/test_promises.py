@@ -23,7 +23,7 @@ POISON = "Q"
 FLAGS = [
     *("--scheduling-policy", "priority", "--max-num-seqs", "2", "--max-num-batched-tokens", "64"),
     *("--kv-cache-dtype", "fp8", "--max-model-len", "auto", "--kv-cache-memory-bytes", "2M"),
-    *("--generation-config", "vllm", "--enforce-eager", "--seed", "11"),
+    *("--generation-config", "vllm", "--trust-remote-code", "--seed", "11"),
 ]
 
 
