@@ -12,6 +12,7 @@ from glimt.kernels.triton_attention_block import (
     row_of_block,
     to_operand,
 )
+from glimt.kernels.triton_support import PDL, follow
 
 CONFIGS = (  # the first is used
     Tiles(128, 64, 8, 3),
@@ -60,6 +61,7 @@ def attend_chunks(
         max(16, triton.next_power_of_2(head_dim)),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        launch_pdl=PDL,
     )
 
 
@@ -85,6 +87,7 @@ def _chunk_kernel(
     BLOCK_H: tl.constexpr,
 ):
     """A block of a row's (token, query head) pairs of one key-value head over all they see."""
+    follow()
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # later blocks see more: start with them
     group = tl.program_id(1)
     row, first_block = row_of_block(block, starts_ptr, num_rows, QUERIES, BLOCK_M)

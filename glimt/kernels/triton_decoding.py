@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
+from glimt.kernels.triton_support import PDL, follow
 
 _MAX_SPLITS = 64
 _PROGRAMS = 4 * 132  # that keep every multiprocessor of an H200 busy, all at the same time
@@ -88,23 +89,37 @@ def attend_singles(
         max(16, triton.next_power_of_2(head_dim)),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        launch_pdl=PDL,
     )
     if num_splits > 1:
-        block_x = triton.next_power_of_2(num_splits)
-        _combine_kernel[(num_heads, num_rows)](
-            part_RNXH,
-            weight_RNX,
-            query_starts_R1,
-            context_lens_R,
-            out_TNH,
-            num_splits,
-            num_heads,
-            head_dim,
-            block_x,
-            *tiles[:2],
-            triton.next_power_of_2(head_dim),
-            num_warps=1 if block_x <= 8 else 4,
-        )
+        _combine(part_RNXH, weight_RNX, query_starts_R1, context_lens_R, out_TNH, tiles)
+
+
+def _combine(
+    part_RNXH: Tensor,
+    weight_RNX: Tensor,
+    query_starts_R1: Tensor,
+    context_lens_R: Tensor,
+    out_TNH: Tensor,
+    tiles: Tiles,
+) -> None:
+    num_rows, num_heads, num_splits, head_dim = part_RNXH.shape
+    block_x = triton.next_power_of_2(num_splits)
+    _combine_kernel[(num_heads, num_rows)](
+        part_RNXH,
+        weight_RNX,
+        query_starts_R1,
+        context_lens_R,
+        out_TNH,
+        num_splits,
+        num_heads,
+        head_dim,
+        block_x,
+        *tiles[:2],
+        triton.next_power_of_2(head_dim),
+        num_warps=1 if block_x <= 8 else 4,
+        launch_pdl=PDL,
+    )
 
 
 def _num_splits(num_programs: int, max_context_len: int, least_tokens: int) -> int:
@@ -148,6 +163,7 @@ def _split_kernel(
     BLOCK_H: tl.constexpr,
 ):
     """One part of the context of a row's one token, for the query heads of one key-value head."""
+    follow()
     group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)
@@ -200,6 +216,7 @@ def _combine_kernel(
     BLOCK_H: tl.constexpr,
 ):
     """One head of a row: the mean of its parts' means, by the weights of the parts."""
+    follow()
     head, row = tl.program_id(0), tl.program_id(1)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import row_scale, to_bf16, to_fp8
+from glimt.kernels.triton_support import PDL, follow, row_scale, to_bf16, to_fp8
 
 
 class Tiles(NamedTuple):
@@ -85,6 +85,7 @@ def _turn(
         triton.next_power_of_2(num_pairs),
         triton.next_power_of_2(max(head_dim - 2 * num_pairs, 1)),
         num_warps=tiles.num_warps,
+        launch_pdl=PDL,
     )
     return q_TNH
 
@@ -110,6 +111,7 @@ def _turn_and_write_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """BLOCK_N heads of one token; query, key and value heads follow each other."""
+    follow()
     token = tl.program_id(0).to(tl.int64)
     head_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     pair_J = tl.arange(0, BLOCK_J)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, Tiles, absorb, mean, row_of_block
+from glimt.kernels.triton_support import PDL, follow
 
 CONFIGS = (  # the first is used
     Tiles(128, 64, 8, 3),
@@ -53,6 +54,7 @@ def segment_attention(
         max(16, triton.next_power_of_2(head_dim)),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        launch_pdl=PDL,
     )
     return out_TNH
 
@@ -89,6 +91,7 @@ def _segment_kernel(
     BLOCK_H: tl.constexpr,
 ):
     """A block of a segment's tokens, of one head, over all its segment."""
+    follow()
     block, head = tl.program_id(0), tl.program_id(1)
     segment, first_block = row_of_block(block, starts_ptr, num_segments, 1, BLOCK_M)
     start, end = tl.load(starts_ptr + segment), tl.load(starts_ptr + segment + 1)

@@ -7,6 +7,9 @@ from glimt import kernels
 from glimt.kernels import reference, reference_attention
 from tests.support.paged_rows import Heads, PagedRows, paged_rows
 
+pytest.importorskip("triton", reason="Triton has packages for Linux only")
+from glimt.kernels import triton_decoding, triton_rope
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -149,3 +152,34 @@ def test_pixels_are_normed_without_waiting() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_kernels_that_start_early_wait_for_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With programmatic dependent launch, as a graph, in a chain where each reads the last one."""
+    rows = paged_rows([(3000, 1)] * 8, HEADS[0], 64, dtype=torch.bfloat16, device="cuda")
+    _, cache, table, *rest = rows.tensors
+    heads = torch.randn(8, 112, 128, device="cuda").bfloat16()
+    angles = torch.randn(8, 32, device="cuda")
+    slots = table[:, 2999 // 64].long() * 64 + 2999 % 64
+
+    def layers() -> torch.Tensor:
+        x = heads
+        for _ in range(6):
+            q = kernels.turn_and_write_kv(
+                x, angles.cos(), angles.sin(), cache, slots, interleaved=False
+            )
+            out = kernels.paged_attention(q, cache, table, *rest, **rows.options)
+            x = torch.cat((out, x[:, 96:]), dim=1)
+        return x
+
+    expected = layers()
+    for module in (triton_decoding, triton_rope):
+        monkeypatch.setattr(module, "PDL", True)
+    layers()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = layers()
+    for _ in range(50):
+        got.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(got, expected)
