@@ -148,6 +148,15 @@ def sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor
     return token_M, row_P, ends_E
 
 
+def gather_rows(rows: QuantizedRows, token_M: Tensor) -> tuple[Tensor, Tensor]:
+    """(e4m3 rows [M, I], scales [M]) of the tokens."""
+    if has_twin(*rows, token_M) and rows.q_TI.shape[1] % 16 == 0:
+        q_MI, scale_M = triton_rows.gather_rows(rows.q_TI, rows.scale_T1, token_M)
+        return q_MI, scale_M
+    q_MI = rows.q_TI.view(torch.uint8)[token_M].view(rows.q_TI.dtype)  # e4m3 cannot be indexed
+    return q_MI, rows.scale_T1[token_M, 0]
+
+
 def combine_pairs(
     part_PD: Tensor,
     weights_TK: Tensor,

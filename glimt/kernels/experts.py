@@ -55,15 +55,15 @@ def _fp8_grouped(
     shared_TD: Tensor | None = None,
 ) -> Tensor:
     """On torch's grouped GEMMs; the shared expert's rows, if any, are added."""
-    x_TD, q_TD, scale_T1 = rows
     token, row_P, ends_E = sort_by_expert(experts_TK, routed.down.shape[0])
+    q_MD, scale_M = choice.gather_rows(rows, token)
     gate_up = torch._scaled_grouped_mm(
-        q_TD.view(torch.uint8)[token].view(q_TD.dtype),
+        q_MD,
         routed.gate_up.transpose(1, 2),
-        scale_T1[token, 0],
+        scale_M,
         routed.gate_up_scale,
         offs=ends_E,
-        out_dtype=x_TD.dtype,
+        out_dtype=rows.x_TI.dtype,
         use_fast_accum=True,
     )
     _, q_MI, scale_M1 = silu_mul_quantize(gate_up)
@@ -73,7 +73,7 @@ def _fp8_grouped(
         scale_M1[:, 0],
         routed.down_scale,
         offs=ends_E,
-        out_dtype=x_TD.dtype,
+        out_dtype=rows.x_TI.dtype,
         use_fast_accum=True,
     )
     return _sum_of_pairs(y_MD, weights_TK, experts_TK, row_P, ends_E, shared_TD)

@@ -17,7 +17,15 @@ from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
 from glimt.kernels.triton_plan import Tiles, locate, plan
-from glimt.kernels.triton_support import PDL, follow, row_scale, stream, to_bf16
+from glimt.kernels.triton_support import (
+    follow,
+    launch,
+    power_of_two,
+    row_scale,
+    stream,
+    tiles_of,
+    to_bf16,
+)
 
 MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
 _COMBINE_BLOCK = 512
@@ -215,7 +223,9 @@ def combine(
     (num_tokens, per_token), num_outputs = experts_TK.shape, part_PD.shape[1]
     y_TD = part_PD.new_empty(num_tokens, num_outputs)
     if num_tokens:
-        combine_kernel[(triton.cdiv(num_outputs, _COMBINE_BLOCK), num_tokens)](
+        launch(
+            combine_kernel,
+            (tiles_of(num_outputs, _COMBINE_BLOCK), num_tokens, 1),
             part_PD,
             row_P,
             weights_TK,
@@ -226,8 +236,7 @@ def combine(
             per_token,
             num_outputs,
             _COMBINE_BLOCK,
-            num_warps=4,
-            launch_pdl=PDL,
+            warps=4,
         )
     return y_TD
 
@@ -244,11 +253,13 @@ def gate_up(
     """(inner rows bfloat16 [P, I], largest magnitudes float32 [P, C]); only pairs here are set."""
     num_tokens, num_inputs = rows.q_TI.shape
     num_experts, _, width = routed.down.shape
-    column_tiles = triton.cdiv(width, tile.block_o)
+    column_tiles = tiles_of(width, tile.block_o)
     inner_PI = rows.x_TI.new_empty(num_pairs, width)
     largest_PC = inner_PI.new_empty((num_pairs, column_tiles), dtype=torch.float32)
     also = shared or routed
-    gate_up_kernel[(column_tiles, tiles.num_shared + tiles.num_routed)](
+    launch(
+        gate_up_kernel,
+        (column_tiles, tiles.num_shared + tiles.num_routed, 1),
         rows.q_TI,
         rows.scale_T1,
         tiles.expert_N,
@@ -268,9 +279,8 @@ def gate_up(
         tiles.block_t,
         tile.block_o,
         tile.block_i,
-        num_warps=tile.warps,
-        launch_pdl=PDL,
-        num_stages=tile.stages,
+        warps=tile.warps,
+        stages=tile.stages,
     )
     return inner_PI, largest_PC
 
@@ -289,8 +299,10 @@ def down(
     num_experts, num_outputs, width = routed.down.shape
     part_PD = inner_PI.new_empty(inner_PI.shape[0], num_outputs)
     also = shared or routed
-    grid = (triton.cdiv(num_outputs, tile.block_o), tiles.num_shared + tiles.num_routed)
-    down_kernel[grid](
+    grid = (tiles_of(num_outputs, tile.block_o), tiles.num_shared + tiles.num_routed, 1)
+    launch(
+        down_kernel,
+        grid,
         inner_PI,
         largest_PC,
         tiles.expert_N,
@@ -307,12 +319,11 @@ def down(
         num_outputs,
         width,
         largest_PC.shape[1],
-        triton.next_power_of_2(largest_PC.shape[1]),
+        power_of_two(largest_PC.shape[1]),
         tiles.block_t,
         tile.block_o,
         tile.block_i,
-        num_warps=tile.warps,
-        launch_pdl=PDL,
-        num_stages=tile.stages,
+        warps=tile.warps,
+        stages=tile.stages,
     )
     return part_PD

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
-from glimt.kernels.triton_support import PDL, follow, stream, to_bf16
+from glimt.kernels.triton_support import follow, launch, power_of_two, stream, tiles_of, to_bf16
 
 MAX_ROWS = 64  # above, torch's GEMM is as fast
 _SUM_BLOCK = 512
@@ -119,9 +119,11 @@ def fp8_linear(
     if tile.parts > 1:
         parts_PTO = y_TO.new_empty((tile.parts, num_tokens, num_outputs), dtype=torch.float32)
     has_bias = bias_O is not None
-    block_t = min(64, max(16, triton.next_power_of_2(num_tokens)))
-    grid = (triton.cdiv(num_outputs, tile.block_o), triton.cdiv(num_tokens, block_t), tile.parts)
-    linear_kernel[grid](
+    block_t = min(64, max(16, power_of_two(num_tokens)))
+    grid = (tiles_of(num_outputs, tile.block_o), tiles_of(num_tokens, block_t), tile.parts)
+    launch(
+        linear_kernel,
+        grid,
         rows.q_TI,
         rows.scale_T1,
         weight_OI,
@@ -135,13 +137,14 @@ def fp8_linear(
         tile.block_o,
         tile.block_i,
         tile.parts,
-        has_bias=has_bias,
-        num_warps=tile.warps,
-        launch_pdl=PDL,
-        num_stages=tile.stages,
+        has_bias,
+        warps=tile.warps,
+        stages=tile.stages,
     )
     if tile.parts > 1:
-        add_parts_kernel[(triton.cdiv(num_outputs, _SUM_BLOCK), num_tokens)](
+        launch(
+            add_parts_kernel,
+            (tiles_of(num_outputs, _SUM_BLOCK), num_tokens, 1),
             parts_PTO,
             rows.scale_T1,
             weight_scale_O,
@@ -150,9 +153,8 @@ def fp8_linear(
             num_tokens,
             num_outputs,
             tile.parts,
-            has_bias=has_bias,
-            block=_SUM_BLOCK,
-            num_warps=4,
-            launch_pdl=PDL,
+            has_bias,
+            _SUM_BLOCK,
+            warps=4,
         )
     return y_TO

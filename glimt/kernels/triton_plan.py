@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import PDL, follow
+from glimt.kernels.triton_support import follow, launch, power_of_two, tiles_of
 
 _MAX_UNGROUPED_TOKENS = 4
 _SORT_BLOCK = 4096  # pairs at a time
@@ -148,21 +148,22 @@ def plan(experts_TK: Tensor, num_experts: int, has_shared: bool) -> Tiles:
     max_tiles = min(num_experts, num_pairs) + num_pairs // block_t
     expert_N = experts_TK.new_empty(max_tiles, dtype=torch.int32)
     pair_NB = experts_TK.new_empty((max_tiles, block_t), dtype=torch.int32)
-    plan_kernel[(num_experts + 1,)](
+    launch(
+        plan_kernel,
+        (num_experts + 1, 1, 1),
         experts_TK,
         expert_N,
         pair_NB,
         num_pairs,
         num_experts,
-        triton.next_power_of_2(num_experts + 1),
-        triton.next_power_of_2(num_pairs),
+        power_of_two(num_experts + 1),
+        power_of_two(num_pairs),
         block_t,
         max_tiles,
-        triton.next_power_of_2(max_tiles),
-        num_warps=4,
-        launch_pdl=PDL,
+        power_of_two(max_tiles),
+        warps=4,
     )
-    shared = triton.cdiv(num_tokens, block_t) if has_shared else 0
+    shared = tiles_of(num_tokens, block_t) if has_shared else 0
     return Tiles(expert_N, pair_NB, block_t, max_tiles, shared)
 
 
@@ -172,7 +173,9 @@ def sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor
     token_M = experts_TK.new_empty(num_tokens * per_token)
     row_P = torch.empty_like(token_M)
     ends_E = experts_TK.new_empty(num_experts, dtype=torch.int32)
-    sort_kernel[(num_experts + 1,)](
+    launch(
+        sort_kernel,
+        (num_experts + 1, 1, 1),
         experts_TK,
         token_M,
         row_P,
@@ -181,7 +184,6 @@ def sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor
         num_experts,
         per_token,
         _SORT_BLOCK,
-        num_warps=8,
-        launch_pdl=PDL,
+        warps=8,
     )
     return token_M, row_P, ends_E

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import PDL, follow, stream
+from glimt.kernels.triton_support import follow, launch, power_of_two, stream, tiles_of
 
 MAX_EXPERTS = 1024
 _BLOCK_E = 16
@@ -118,11 +118,13 @@ def route(
     experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
     if not num_tokens:
         return weights_TK, experts_TK
-    block_t = min(64, max(16, triton.next_power_of_2(num_tokens)))
-    tiles = (triton.cdiv(num_experts, _BLOCK_E), triton.cdiv(num_tokens, block_t))
+    block_t = min(64, max(16, power_of_two(num_tokens)))
+    tiles = (tiles_of(num_experts, _BLOCK_E), tiles_of(num_tokens, block_t))
     parts = _num_parts(tiles[0] * tiles[1], num_inputs)
     logits_STE = bias_E.new_empty(parts, num_tokens, num_experts)
-    logits_kernel[(*tiles, parts)](
+    launch(
+        logits_kernel,
+        (*tiles, parts),
         x_TD,
         weight_ED,
         logits_STE,
@@ -133,25 +135,25 @@ def route(
         _BLOCK_E,
         _BLOCK_D,
         parts,
-        num_warps=4,
-        launch_pdl=PDL,
-        num_stages=3,
+        warps=4,
+        stages=3,
     )
-    select_kernel[(num_tokens,)](
+    launch(
+        select_kernel,
+        (num_tokens, 1, 1),
         logits_STE,
         bias_E,
         weights_TK,
         experts_TK,
         num_tokens,
-        scale,
+        float(scale),
         num_experts,
         num_experts_per_token,
-        triton.next_power_of_2(num_experts),
-        triton.next_power_of_2(num_experts_per_token),
+        power_of_two(num_experts),
+        power_of_two(num_experts_per_token),
         parts,
-        normalizes=norm_topk_prob,
-        num_warps=1,
-        launch_pdl=PDL,
+        norm_topk_prob,
+        warps=1,
     )
     return weights_TK, experts_TK
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
-from glimt.kernels.triton_support import PDL, follow, row_scale, to_bf16, to_fp8
+from glimt.kernels.triton_support import follow, launch, power_of_two, row_scale, to_bf16, to_fp8
 
 MAX_WIDTH = 32768  # a row lies in the registers of one program
 
@@ -94,6 +94,48 @@ def silu_mul_kernel(
         _store_quantized(out.to(tl.float32), q_ptr, scale_ptr, column, width)
 
 
+@triton.jit
+def gather_kernel(
+    q_ptr,
+    scale_ptr,
+    token_ptr,
+    out_ptr,
+    out_scale_ptr,
+    width: tl.constexpr,
+    block: tl.constexpr,
+):
+    """One quantised row of a token, and its scale, to another place."""
+    follow()
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    token = tl.load(token_ptr + row)
+    tl.store(out_scale_ptr + row, tl.load(scale_ptr + token))
+    q = tl.load(q_ptr + token * width + column, mask=inside)
+    tl.store(out_ptr + row * width + column, q, mask=inside)
+
+
+def gather_rows(q_TI: Tensor, scale_T1: Tensor, token_M: Tensor) -> tuple[Tensor, Tensor]:
+    """(e4m3 rows [M, I], scales [M]) of the tokens, in one launch."""
+    num_rows, width = token_M.shape[0], q_TI.shape[1]
+    q_MI, scale_M = q_TI.new_empty(num_rows, width), scale_T1.new_empty(num_rows)
+    if num_rows:
+        block, warps = _shape(width)
+        launch(
+            gather_kernel,
+            (num_rows, 1, 1),
+            q_TI,
+            scale_T1,
+            token_M,
+            q_MI,
+            scale_M,
+            width,
+            block,
+            warps=min(8, warps),
+        )
+    return q_MI, scale_M
+
+
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.quantize_rows`."""
     width = x.shape[-1]
@@ -101,8 +143,15 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     if scale.numel():
         block, warps = _shape(width)
-        quantize_kernel[(scale.numel(),)](
-            x, q, scale, width, block, num_warps=warps, launch_pdl=PDL
+        launch(
+            quantize_kernel,
+            (scale.numel(), 1, 1),
+            x,
+            q,
+            scale,
+            width,
+            block,
+            warps=warps,
         )
     return q, scale
 
@@ -148,7 +197,9 @@ def _norm(
     q_TD, scale_T1 = _quantized_like(normed_TD) if quantizes else (normed_TD, normed_TD)
     if num_tokens:
         block, warps = _shape(width)
-        rms_norm_kernel[(num_tokens,)](
+        launch(
+            rms_norm_kernel,
+            (num_tokens, 1, 1),
             x_TD,
             x_TD if delta_TD is None else delta_TD,
             weight_D,
@@ -159,10 +210,9 @@ def _norm(
             eps,
             width,
             block,
-            adds=delta_TD is not None,
-            quantizes=quantizes,
-            num_warps=warps,
-            launch_pdl=PDL,
+            delta_TD is not None,
+            quantizes,
+            warps=warps,
         )
     return normed_TD, sum_TD, q_TD, scale_T1
 
@@ -173,16 +223,17 @@ def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:
     q_TI, scale_T1 = _quantized_like(out_TI) if quantizes else (out_TI, out_TI)
     if num_tokens:
         block, warps = _shape(width)
-        silu_mul_kernel[(num_tokens,)](
+        launch(
+            silu_mul_kernel,
+            (num_tokens, 1, 1),
             gate_up_TF,
             out_TI,
             q_TI,
             scale_T1,
             width,
             block,
-            quantizes=quantizes,
-            num_warps=warps,
-            launch_pdl=PDL,
+            quantizes,
+            warps=warps,
         )
     return QuantizedRows(out_TI, q_TI, scale_T1)
 
@@ -194,5 +245,5 @@ def _quantized_like(x_TI: Tensor) -> tuple[Tensor, Tensor]:
 
 def _shape(width: int) -> tuple[int, int]:
     """(elements of the block, warps): about 16 elements in each thread."""
-    block = max(16, triton.next_power_of_2(width))
+    block = max(16, power_of_two(width))
     return block, min(16, max(1, block // 512))

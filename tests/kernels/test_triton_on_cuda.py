@@ -8,15 +8,6 @@ from torch import Tensor
 
 from glimt import kernels
 from glimt.kernels import Fp8Mlp, QuantizedRows, choice, reference, reference_experts
-
-if choice.triton_support is not None:
-    from glimt.kernels import (
-        triton_experts,
-        triton_linear,
-        triton_plan,
-        triton_router,
-        triton_rows,
-    )
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -252,8 +243,7 @@ def test_kernels_that_start_before_the_last_one_ended_give_the_same(
         return x + delta
 
     expected = layers()
-    for module in (triton_experts, triton_linear, triton_plan, triton_router, triton_rows):
-        monkeypatch.setattr(module, "PDL", True)
+    monkeypatch.setattr(choice.triton_support, "PDL", True)
     layers()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

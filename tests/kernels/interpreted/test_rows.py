@@ -67,3 +67,12 @@ def test_activations_are_those_defined_and_are_quantised(num_tokens: int) -> Non
     rows = triton_rows.silu_mul_quantize(gate_up)
     same(rows.x_TI, reference.silu_mul(gate_up))
     assert torch.equal(rows.q_TI.float(), reference.quantize_rows(rows.x_TI)[0].float())
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 40])
+def test_quantised_rows_are_gathered_with_their_scales(num_rows: int) -> None:
+    q, scale = reference.quantize_rows(randn(9, 96))
+    token = torch.randint(0, 9, (num_rows,), generator=torch.Generator().manual_seed(1))
+    q_rows, scale_rows = triton_rows.gather_rows(q, scale, token)
+    assert torch.equal(q_rows.float(), q.float()[token])
+    assert torch.equal(scale_rows, scale[token, 0])
