@@ -45,6 +45,7 @@ class Engine:
 
     decode_efficiency: float
     prefill_efficiency: float
+    prompt_step_s: float
     tower_efficiency: float
     launch_s: float
     launches_per_layer: float

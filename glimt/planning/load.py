@@ -1,25 +1,25 @@
 """A layout under load: pace, waiting and throughput from step and prompt times.
 
-A copy that gets r requests a second spends the share busy = r x prompt time on prompts. Of n
-answers that run beside them, each gets a token in each prompt's step and one in each decode step:
+Steps with prompts take the share `busy` of a copy's time (`prompts.py`). Of n answers that run
+beside them, each gets a token in each of these steps and in each decode step between:
 
-    t(n) = 1 / ((1 - busy) / step(n) + prompts per second)      seconds per token, in the long run
+    t(n) = 1 / ((1 - busy) / step(n) + steps with prompts per second)    seconds per token
 
-An answer begins when a prompt ends, so at first it waits for the prompts that came meanwhile, and
-for those that come while it waits: for q / (1 - busy) prompts, q = busy + busy^2 / (2 (1 - busy)).
-What that adds is spread over its tokens. The copy is a shared processor: n runs with the chance
+An answer begins when such a step ends, so at first it sits among those that follow without a pause;
+what that adds is spread over its tokens. The copy is a shared processor: n runs with the chance
 p(n) ~ product of r x output x t(k) / k over k up to n, and by Little's law TPOT = mean n / (r x
-output). A prompt waits as in a queue with random arrivals and equal service (M/D/1).
+output).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
+from glimt.planning.prompts import MOST_AT_ONCE, PromptQueue
 from glimt.planning.speed import Speed
 
-_HALVINGS = 40
-_MOST_BUSY = 0.999  # beyond it nothing is carried, and nothing divides by zero
+_HALVINGS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Under:
     output_rate: float  # tokens/s of all answers
 
 
-def gpu_prompt_s(speed: Speed, work: Workload) -> float:
-    """Device time of a prompt: tower, then decoder."""
-    tower_s = speed.image_s(work.image_tokens, work.num_images)
-    return tower_s + speed.prompt_s(work.prompt_tokens, work.chunk)
+def gpu_prompt_s(speed: Speed, work: Workload, together: int = 1) -> float:
+    """Device time of a prompt, or of several in one step: tower, then decoder."""
+    tower_s = speed.image_s(work.image_tokens, together * work.num_images)
+    return tower_s + speed.prompt_s(work.prompt_tokens, work.chunk, together)
 
 
 def host_s(speed: Speed, work: Workload) -> float:
@@ -85,34 +85,19 @@ def alone_tpot_s(speed: Speed, work: Workload) -> float:
     return speed.step_s(1, work.mean_context)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Pace:
-    """How fast answers grow in a copy under a rate; `prompt_s` and `step_s` of batches given."""
+    """How fast answers grow in a copy, beside the prompts of `queue`. `step_s` of a batch."""
 
-    per_copy: float  # requests/s
-    prompt_s: float
-    busy: float  # share of a copy's time that prompts take
-    prompts_per_s: float  # steps with a prompt in them
-    step_s: Callable[[float], float]
+    queue: PromptQueue
+    chunks: int  # steps of one prompt; more than one where it does not fit a step
     output_tokens: int
-
-    def token_s(self, batch: int) -> float:
-        """Seconds per token of each of `batch` answers."""
-        steady_s = 1 / ((1 - self.busy) / self.step_s(batch) + self.prompts_per_s)
-        return steady_s + self._first_share * max(0.0, self.prompt_s - steady_s)
-
-    @property
-    def _first_share(self) -> float:
-        """Share of an answer's tokens that come in the prompts' steps it begins among. How many
-        these are varies so widely that their mean is cut short by the answer's end."""
-        queued = self.busy + self.busy**2 / (2 * (1 - self.busy))
-        first = queued / (1 - self.busy)
-        return first / (first + self.output_tokens)
+    step_s: Callable[[float], float]
 
     def inflow(self, batch: int) -> float:
         """Answers that would run if all went at the pace of `batch` running ones, over `batch`:
         below 1 they become fewer."""
-        return self.per_copy * self.output_tokens * self.token_s(batch) / batch
+        return self.queue.rate * self.output_tokens * self._token_s(batch) / batch
 
     def mean_running(self, max_running: int) -> float:
         """Answers that run at once, on average, at most `max_running`."""
@@ -123,17 +108,39 @@ class _Pace:
         weights = [math.exp(log - highest) for log in logs]
         return sum(batch * weight for batch, weight in enumerate(weights)) / sum(weights)
 
+    def _token_s(self, batch: int) -> float:
+        """Seconds per token of each of `batch` answers."""
+        decode_steps_per_s = (1 - self._busy) / self.step_s(batch)
+        steady_s = 1 / (decode_steps_per_s + self._prompt_steps_per_s)
+        # How many steps an answer begins among varies so widely that its end cuts the mean short.
+        count, time_s = self._behind
+        share = count / (count + self.output_tokens)
+        return steady_s + share * max(0.0, time_s / max(count, 1e-9) - steady_s)
+
+    @cached_property
+    def _busy(self) -> float:
+        return self.queue.busy
+
+    @cached_property
+    def _prompt_steps_per_s(self) -> float:
+        return self.chunks / self.queue.cycle_s
+
+    @cached_property
+    def _behind(self) -> tuple[float, float]:
+        count, time_s = self.queue.steps_behind
+        return self.chunks * count, time_s
+
 
 def _pace(speed: Speed, work: Workload, rate: float) -> _Pace:
-    per_copy, prompt_s = rate / speed.layout.dp, gpu_prompt_s(speed, work)
-    busy = min(_MOST_BUSY, per_copy * prompt_s)
+    most = max(1, min(MOST_AT_ONCE, work.chunk // work.prompt_tokens))
     return _Pace(
-        per_copy=per_copy,
-        prompt_s=prompt_s,
-        busy=busy,
-        prompts_per_s=busy / prompt_s * -(-work.prompt_tokens // work.chunk),
-        step_s=lambda batch: speed.step_s(batch, work.mean_context),
+        queue=PromptQueue(
+            rate / speed.layout.dp,
+            tuple(gpu_prompt_s(speed, work, together) for together in range(1, most + 1)),
+        ),
+        chunks=-(-work.prompt_tokens // work.chunk),
         output_tokens=work.output_tokens,
+        step_s=lambda batch: speed.step_s(batch, work.mean_context),
     )
 
 
@@ -143,7 +150,8 @@ def carries(speed: Speed, work: Workload, rate: float, max_running: int) -> bool
 
 
 def _is_carried(speed: Speed, pace: _Pace, max_running: int) -> bool:
-    return pace.busy <= speed.constants.engine.most_busy and pace.inflow(max_running) <= 1
+    is_light = pace.queue.load <= speed.constants.engine.most_busy
+    return is_light and pace.inflow(max_running) <= 1
 
 
 def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
@@ -157,19 +165,18 @@ def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
             ttft_s=endless,
             tpot_s=endless,
             running=float(max_running * speed.layout.dp),
-            busy=pace.busy,
+            busy=min(1.0, pace.queue.load),
             output_rate=rate * work.output_tokens,
         )
-    running = pace.mean_running(max_running)
-    waiting_s = pace.busy * pace.prompt_s / (2 * (1 - pace.busy))
-    under_way_s = min(1.0, running) * pace.step_s(max(1.0, running)) / 2
+    queue, running = pace.queue, pace.mean_running(max_running)
+    under_way_s = (1 - queue.busy) * min(1.0, running) * pace.step_s(max(1.0, running)) / 2
     return Under(
         rate=rate,
         carried=True,
-        ttft_s=host_s(speed, work) + under_way_s + waiting_s + pace.prompt_s,
-        tpot_s=running / (pace.per_copy * work.output_tokens),
+        ttft_s=host_s(speed, work) + under_way_s + queue.waiting_s + queue.own_step_s,
+        tpot_s=running / (queue.rate * work.output_tokens),
         running=running * speed.layout.dp,
-        busy=pace.busy,
+        busy=queue.busy,
         output_rate=rate * work.output_tokens,
     )
 
@@ -179,7 +186,7 @@ def highest_rate(speed: Speed, work: Workload, max_running: int) -> float:
     if max_running < 1:
         return 0.0
     low = 0.0
-    high = speed.layout.dp / gpu_prompt_s(speed, work)
+    high = speed.layout.dp * MOST_AT_ONCE / gpu_prompt_s(speed, work)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if carries(speed, work, middle, max_running):

@@ -77,24 +77,26 @@ class Speed:
 
     # ------------------------------------------------------------------------------------ prompts
 
-    def prompt_s(self, num_tokens: float, chunk: int) -> float:
-        """A prompt of so many tokens, images included, in chunks of `chunk` tokens at most."""
+    def prompt_s(self, num_tokens: float, chunk: int, together: int = 1) -> float:
+        """A prompt of so many tokens, images included, in chunks of `chunk` tokens at most; or
+        `together` such prompts in one step, which they must fit."""
         seconds, done = 0.0, 0.0
         while done < num_tokens:
             tokens = min(float(chunk), num_tokens - done)
-            seconds += self._chunk_s(tokens, done)
+            seconds += self._chunk_s(tokens, done, together)
             done += tokens
         return seconds
 
-    def _chunk_s(self, tokens: float, before: float) -> float:
-        products_s = self._products_s(tokens)
+    def _chunk_s(self, tokens: float, before: float, together: int) -> float:
+        products_s = self._products_s(together * tokens)
         attention = 4 * self._query_width() * self.config.text.num_layers / self.layout.tp
-        pairs = tokens * before + tokens * tokens / 2
+        pairs = together * (tokens * before + tokens * tokens / 2)
         attention_s = attention * pairs / self.gpu.attention
         seconds = products_s + attention_s
         if not self.floor:
-            seconds /= self.constants.engine.prefill_efficiency
-        return seconds + self._chunk_links_s(tokens)
+            engine = self.constants.engine
+            seconds = seconds / engine.prefill_efficiency + engine.prompt_step_s
+        return seconds + self._chunk_links_s(together * tokens)
 
     def _products_s(self, tokens: float) -> float:
         """Of one chunk: dense products by their rate, experts by rate or reading, the head once."""
