@@ -1,8 +1,7 @@
-"""`make demo`: a model and fresh pictures: three questions, with the true answers beside.
+"""`make demo`: three questions to the built-in model about fresh pictures, the truth beside each.
 
 A scene is composed and drawn, so the truth is known. The server is started as a user starts it,
-asked through the official client, and stopped. The model is the built-in one where this
-installation has it; else a tiny random one, made on the spot, which speaks without knowing.
+asked through the official client, and stopped.
 """
 
 import argparse
@@ -25,8 +24,6 @@ from glimt.builtin import model as builtin
 from glimt.chat.local_server import LocalServer
 from glimt.chat.screen import Screen, look_of
 from glimt.chat.text import harmless
-from glimt.errors import StartupError
-from glimt.tiny.checkpoint import make_tiny_checkpoint
 from training.scenes import pairs, tools
 from training.scenes.ask import counting
 from training.scenes.draw import draw
@@ -134,10 +131,11 @@ def ask(client: OpenAI, model: str, question: Question, screen: Screen) -> None:
     if usage is None or first_s is None:
         raise SystemExit("the stream ended without an answer")
     rate = (usage.completion_tokens - 1) / max(ended_s - first_s, 1e-9)
-    screen.say(
+    timings = (
         f"  {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} answer tokens, "
         f"first after {1000 * (first_s - started_s):.0f} ms, then {rate:.0f} tokens/s"
     )
+    print(screen.look.dim(timings))
 
 
 def show(delta: Any, answer: Answer, screen: Screen) -> bool:
@@ -169,19 +167,6 @@ def as_url(file: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
-def chosen(folder: Path) -> str:
-    """The built-in model, or a random one with the same grammar below `folder`."""
-    try:
-        builtin.model_folder()
-    except StartupError:
-        random_model = folder / "tiny-random-glm4v-moe"
-        if not (random_model / "config.json").exists():
-            make_tiny_checkpoint(random_model)
-        print("this model is random: it sees the pictures and speaks, but it has learnt nothing")
-        return str(random_model)
-    return builtin.NAME
-
-
 def main() -> None:
     """Run the demo from nothing to the end."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -194,7 +179,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     screen = Screen(sys.stdout, sys.stdout, look_of(sys.stdout, os.environ))
     asked = list(questions(options.folder, seed))
-    served = options.model or chosen(options.folder)
+    served = options.model or builtin.NAME
     print(f"$ glimt serve {served}")
     parsers = {"GLIMT_TOOL_CALL_PARSER": "glm45", "GLIMT_ENABLE_AUTO_TOOL_CHOICE": "true"}
     with LocalServer(served, options.folder / "server.log", os.environ | parsers) as server:

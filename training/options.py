@@ -81,7 +81,7 @@ def read_options(arguments: list[str] | None = None) -> Options:
         eval_samples=given.eval_samples,
         checkpoint_every_s=given.checkpoint_every_s,
         log_every_s=given.log_every_s,
-        compiled=given.compile,
+        compiled=device.type == "cuda" if given.compile is None else given.compile,
         smoke=given.smoke,
         device=device,
         recipe=recipe,
@@ -107,7 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(parser)
     _add_recipe(parser)
     add("--device", default=None, help="cuda or cpu; None: cuda if there is one")
-    add("--compile", action="store_true", help="torch.compile the blocks")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile the blocks; None: on CUDA",
+    )
     add("--smoke", action="store_true", help="measure throughput for a minute and write nothing")
     return parser
 

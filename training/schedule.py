@@ -16,6 +16,10 @@ class Clock(Protocol):
         """Seconds of training so far, those of earlier invocations included."""
         ...
 
+    def start(self) -> None:
+        """Begin to count now: what was until then was no training."""
+        ...
+
 
 class TimeClock:
     """A budget of wall-clock time, which starts to run when the clock is made.
@@ -26,7 +30,12 @@ class TimeClock:
     def __init__(self, budget_s: float, elapsed_before_s: float = 0.0, begin: float = 0.0) -> None:
         self._budget_s = budget_s
         self._begin = begin
-        self._start_s = time.monotonic() - elapsed_before_s
+        self._elapsed_before_s = elapsed_before_s
+        self.start()
+
+    def start(self) -> None:
+        """See `Clock`."""
+        self._start_s = time.monotonic() - self._elapsed_before_s
 
     def progress(self, step: int) -> float:
         """By time alone."""
@@ -44,7 +53,12 @@ class StepClock:
     def __init__(self, num_steps: int, elapsed_before_s: float = 0.0, begin: float = 0.0) -> None:
         self._num_steps = num_steps
         self._begin = begin
-        self._start_s = time.monotonic() - elapsed_before_s
+        self._elapsed_before_s = elapsed_before_s
+        self.start()
+
+    def start(self) -> None:
+        """See `Clock`."""
+        self._start_s = time.monotonic() - self._elapsed_before_s
 
     def progress(self, step: int) -> float:
         """By steps alone."""

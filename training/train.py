@@ -118,6 +118,8 @@ class Run:
 
     def loop(self) -> bool:
         """Train until the budget is spent (True) or this invocation shall stop (False)."""
+        if self.options.compiled:
+            self._compile()
         checkpoint = Timer(self.options.checkpoint_every_s, self.save)
         evaluation = Timer(self.options.eval_every_s, self.evaluate)
         reports: list[StepReport] = []
@@ -131,6 +133,13 @@ class Run:
             self._log(reports, log.seconds)
         self.save()
         return self.clock.progress(self.trainer.step) >= 1.0
+
+    def _compile(self) -> None:
+        """The first pass is the one that compiles; it is not part of the budget."""
+        started = time.monotonic()
+        self.trainer.rehearse(self.supply.draw(1, self.clock.progress(self.trainer.step))[0])
+        print(f"compiled in {time.monotonic() - started:.0f} s", flush=True)
+        self.clock.start()
 
     def evaluate(self) -> None:
         """Measure the averaged weights on the held-out set, once after each step."""

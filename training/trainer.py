@@ -71,6 +71,14 @@ class Trainer:
             for block in (*self.network.layers, *self.network.vision.blocks):
                 block.compile(dynamic=True)
 
+    def rehearse(self, batch: Batch) -> None:
+        """Compute what a step computes and learn nothing: whatever compiles, compiles now."""
+        self.network.train()
+        spans, sight = both_losses(self.network, batch)
+        (spans + sight).backward()  # type: ignore[no-untyped-call]
+        self.weights.collect_gradients()
+        self.weights.clear_gradients()
+
     def train(self, batches: Sequence[Batch], progress: float) -> StepReport:
         """One step over all spans of these micro-batches.
 

@@ -163,6 +163,15 @@ def pack_all(samples: list[Any]) -> Batch:
     return to_device(pack(samples), CPU)
 
 
+def test_a_rehearsal_teaches_nothing(small_shape: Shape) -> None:
+    trainer, twin = (Trainer(small_shape.config, CPU, Recipe()) for _ in range(2))
+    batch = to_device(Packer(make_source(), 0, Budget(512, 512), held_out=False).next(0.5), CPU)
+    trainer.rehearse(batch)
+    assert trainer.train([batch], 0.5) == twin.train([batch], 0.5)
+    for name, tensor in trainer.weights.masters().items():
+        assert torch.equal(tensor, twin.weights.masters()[name]), name
+
+
 def test_a_step_that_is_not_finite_changes_nothing(small_shape: Shape) -> None:
     trainer = Trainer(small_shape.config, CPU, Recipe())
     batch = toy_batches(1)[0]
