@@ -19,7 +19,7 @@ _SO_TIMESTAMPNS = 35
 _SO_RCVBUFFORCE = 33
 _OUTGOING = 4  # each packet of the loopback device is seen twice: take it as it leaves
 _BUFFER_BYTES = 64 << 20
-_TOKEN = b"data: "
+_TOKENS = (b'"content":', b'"reasoning', b'"text":')  # what events with tokens have
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Seen:
 
     begun_s: float  # the first packet of the request
     sent_s: float  # the last
-    first_s: float | None = None  # the first packet of the answer that has an event in it
-    last_s: float | None = None  # the last such packet that is not the end's
+    first_s: float = 0.0  # the first packet of the answer with a token in it; 0: there is none
+    last_s: float = 0.0  # the last
 
 
 class Witness:
@@ -72,7 +72,7 @@ class Witness:
                 continue
             elif is_request:
                 seen.sent_s = at_s
-            elif _TOKEN in data:
+            elif any(token in data for token in _TOKENS):
                 seen.first_s = seen.first_s or at_s
                 seen.last_s = at_s
 
