@@ -23,6 +23,7 @@ from glimt.config import (
     ServerSettings,
     Settings,
 )
+from glimt.config_check import refuse_elsewheres
 from glimt.errors import BadSettings, StartupError
 from glimt.evaluation.wishes import EvalWishes
 from glimt.planning.wishes import PlanWishes
@@ -232,6 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise BadSettings(f"--config {file}: {error.strerror}") from None
             sources.append(cyclopts.config.Toml(file, use_commands_as_keys=True))
         app.config = tuple(sources)
+        if arguments and arguments[0] == "serve":
+            refuse_elsewheres(arguments)
         app(list(arguments))
     except StartupError as error:
         print(f"glimt: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Judges the wishes of the user before anything is read or started: all problems at once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from glimt.config import (
     ParallelSettings,
@@ -13,6 +13,56 @@ from glimt.config import (
     parse_profiler,
 )
 from glimt.errors import BadSettings
+
+_LEAVE_OUT = {
+    "structured outputs are made by llguidance, for every request": (
+        *("structured-outputs-config", "guided-decoding-backend"),
+    ),
+    "requests may do that anyhow, within the operator's sizes": ("trust-request-mm-kwargs",),
+    "a request asks for that": ("return-tokens-as-token-ids",),
+    "it is always on": ("enable-server-load-tracking",),
+    "preempted requests are computed again, nothing is swapped": ("swap-space",),
+    "this serves chat models only": ("task", "runner", "convert"),
+    "the tokenizer is the checkpoint's own": ("tokenizer", "tokenizer-mode", "tokenizer-revision"),
+    "texts are never logged": ("enable-log-outputs", "max-log-len"),
+    "/openapi.json is behind the key like every route": ("disable-fastapi-docs",),
+}
+_NOT_DONE = {
+    "weights stay on the device: use more GPUs (--tensor-parallel-size), or --quantization fp8": (
+        *("cpu-offload-gb", "cpu-offload-params", "kv-offloading-size"),
+    ),
+    "there is no speculative decoding: leave it out": (
+        *("speculative-config", "speculative-model", "num-speculative-tokens"),
+    ),
+    "adapters are not loaded: merge them into the checkpoint": (
+        *("enable-lora", "lora-modules", "max-lora-rank", "max-loras"),
+    ),
+    "no code is loaded into the server: leave it out": ("middleware", "logits-processors"),
+    "prompts and answers are made in one place: leave it out": (
+        *("kv-transfer-config", "ec-transfer-config", "enable-mm-embeds"),
+    ),
+    "experts do not move while it runs: leave it out": ("enable-eplb", "enable-elastic-ep"),
+    "graphs are recorded as they are needed; --enforce-eager turns them off": (
+        *("compilation-config", "cuda-graph-sizes", "cudagraph-capture-sizes"),
+    ),
+    "only HTTP is spoken: leave it out": ("grpc",),
+}
+
+
+def refuse_elsewheres(arguments: Sequence[str]) -> None:
+    """Raise BadSettings for flags of vLLM's that have no counterpart here, each with its cure."""
+    reasons = {
+        **{name: f"{why}: leave it out" for why, names in _LEAVE_OUT.items() for name in names},
+        **{name: why for why, names in _NOT_DONE.items() for name in names},
+    }
+    problems = []
+    for argument in arguments:
+        flag = argument.partition("=")[0].partition(".")[0]
+        name = flag.removeprefix("--").replace("_", "-")
+        if flag.startswith("--") and name in reasons:
+            problems.append(f"{flag}: {reasons[name]}")
+    if problems:
+        raise BadSettings("these flags are vLLM's and not Glimt's:", problems)
 
 
 def check(settings: Settings) -> list[str]:

@@ -17,7 +17,7 @@ from glimt.config import (
     names_in,
     parse_count,
 )
-from glimt.config_check import check
+from glimt.config_check import check, refuse_elsewheres
 from glimt.errors import BadSettings
 
 MISSION = [
@@ -69,6 +69,26 @@ def test_a_mistyped_flag_is_refused_with_the_nearest_name(
     assert run("serve", "model", "--max-model-length", "8k") != 0
     output = capsys.readouterr()
     assert "--max-model-len" in output.err + output.out
+
+
+def test_flags_of_vllms_without_a_counterpart_are_refused_with_the_cure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ("--cpu-offload-gb", "4", "--speculative_config={}", "--enable-lora", "--swap-space=1")
+    assert run("serve", "model", *flags, "--compilation-config.mode=3") == 2
+    message = capsys.readouterr().err
+    assert "--cpu-offload-gb: weights stay on the device: use more GPUs" in message
+    assert "--speculative_config: there is no speculative decoding: leave it out" in message
+    assert "--enable-lora: adapters are not loaded: merge them" in message
+    assert "--swap-space: preempted requests are computed again" in message
+    assert "--compilation-config: graphs are recorded" in message
+
+
+def test_no_flag_of_our_own_is_refused_as_somebody_elses() -> None:
+    groups = (ModelSettings, CacheSettings, MediaSettings, ParallelSettings, ServerSettings)
+    for group in groups:
+        for name in group.__dataclass_fields__:
+            refuse_elsewheres(["serve", f"--{name.replace('_', '-')}"])
 
 
 def test_the_missions_flags_are_all_accepted(
