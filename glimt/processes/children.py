@@ -5,6 +5,7 @@ fork of threads), in a session of their own so that Ctrl-C reaches only the supe
 just the descriptors they need.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -55,6 +56,7 @@ def child_environment() -> dict[str, str]:
     }
 
 
+_PR_SET_PDEATHSIG = 1
 SILENCE_LIMIT_S = 6.0  # of processes that speak once a second: they are stopped, or starved
 
 
@@ -113,6 +115,14 @@ class Child:
             return self._process.wait()
         finally:
             self.line.close()
+
+
+def end_with_parent() -> None:
+    """Called by a child: have the kernel end it with the thread that started it.
+
+    Who reads its control line notices by itself; who is stopped, or hangs in a driver, does not.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class Backoff:

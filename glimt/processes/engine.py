@@ -20,6 +20,7 @@ from glimt.engine.loop import EngineLoop
 from glimt.errors import ReplicaLost, StartupError
 from glimt.log import set_up
 from glimt.processes.build import build_engine
+from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
     Alive,
     ControlLine,
@@ -186,6 +187,7 @@ def process_age_s() -> float:
 
 def main() -> None:
     """Entry point of `python -m glimt.processes.engine`."""
+    end_with_parent()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--control-fd", type=int, required=True)
     line = child_line(parser.parse_args().control_fd)

@@ -5,10 +5,8 @@ in the same order, because each of them computes together with the other ranks.
 """
 
 import argparse
-import ctypes
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from glimt.engine.plan import TokenMasks
 from glimt.errors import StartupError
 from glimt.log import set_up
 from glimt.processes.build import build_rank
+from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
     ControlLine,
     PeerStart,
@@ -39,7 +38,6 @@ from glimt.transport import Inbox
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 NO_MASKS = TokenMasks((), np.zeros((0, 0), np.int32))
 
 
@@ -105,11 +103,6 @@ def obey(machine: Machine, order: OrderMessage) -> None:
 def _on_message(message: object) -> None:
     if isinstance(message, Stop):
         os._exit(0)  # nothing is lost, and groups of ranks take long to take apart
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process with its parent, even when it is stopped."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main() -> None:

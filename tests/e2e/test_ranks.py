@@ -97,6 +97,21 @@ def test_a_stopped_peer_does_not_survive_its_engine(pair: Serving) -> None:
     pair.wait_for(lambda: answers(pair), 60)
 
 
+@pytest.mark.slow
+def test_the_death_of_the_supervisor_ends_even_stopped_ranks(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    flags = ["--tensor-parallel-size", "2", "--device", "cpu"]
+    with Serving(checkpoint, *flags, log=tmp_path / "log.txt") as serving:
+        children = serving.children()
+        for rank in ranks_of(serving):
+            rank.send_signal(signal.SIGSTOP)
+        serving.process.kill()
+        serving.process.wait(10)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive
+
+
 def test_sigterm_leaves_neither_ranks_nor_files(pair: Serving) -> None:
     children, folders = pair.children(), folders_of(pair)
     assert len([child for child in children if "peer" in " ".join(child.cmdline())]) == 1

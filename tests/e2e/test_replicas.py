@@ -5,16 +5,24 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.e2e.test_failures import LONG, answers, post, status_of
+from tests.parallel.test_ranks import picture
 from tests.support.serving import Serving
 
 LONG_ENOUGH = {**LONG, "max_tokens": 700}
 FIXED = {"model": "tiny", "max_tokens": 24, "temperature": 0.0, "seed": 1}
-QUESTIONS = ["Hi.", "What is this?", "Go on, tell me more about it.", "One two three"]
+QUESTIONS: list[Any] = [
+    "Hi.",
+    "Go on, tell me more about it.",
+    [picture(0), {"type": "text", "text": "What is this?"}],
+    [picture(1), {"type": "text", "text": "And this?"}],
+    [picture(0), {"type": "text", "text": "And the first once more?"}],
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,7 @@ def engines_of(serving: Serving) -> list[psutil.Process]:
     return [child for child, words in modules if "glimt.processes.engine" in words]
 
 
-def text_of(serving: Serving, question: str) -> str:
+def text_of(serving: Serving, question: Any) -> str:
     body = {**FIXED, "messages": [{"role": "user", "content": question}]}
     with urllib.request.urlopen(post(serving, body), timeout=60) as response:
         return str(json.load(response)["choices"][0]["message"]["content"])
