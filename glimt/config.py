@@ -57,7 +57,7 @@ class ModelSettings:
     trust_remote_code: bool = False
     """Accepted; Glimt never runs code from a checkpoint and needs none."""
     enforce_eager: bool = False
-    """No CUDA graphs of decode steps: slower steps, but none waits for the recording of a graph."""
+    """No CUDA graphs of steps: slower steps, but none waits for the recording of a graph."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,10 +53,20 @@ class Gathered:
     max_context_len: int
 
     @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.query_starts_R1) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return int(self.query_starts_R1[-1])
+
+    @property
     def is_decoding(self) -> bool:
         """See the class."""
-        num_rows = len(self.query_starts_R1) - 1
-        return self.max_query_len == 1 and len(self.row_N) == num_rows and not self.image_parts
+        all_draw = len(self.row_N) == self.num_rows
+        return self.max_query_len == 1 and all_draw and not self.image_parts
 
 
 def gather_work(rows: RowTable, work: Sequence[RowWork]) -> Gathered:

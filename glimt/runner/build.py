@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from glimt.models.glm4v import Glm4v
+from glimt.runner.chunk_graphs import ChunkGraphs
 from glimt.runner.encoder import ImageEncoder, PixelSource
 from glimt.runner.executor import ModelExecutor
 from glimt.runner.graphs import DecodeGraphs, Record
@@ -55,7 +56,7 @@ def build_executor(
     """An executor with its rows, KV cache and image cache, all allocated on `device`.
 
     `model` has its weights on `device`; `arenas` are the pixel sources by number. `record` makes
-    graphs of decode steps, for which the KV cache gets a spare page; None makes none.
+    graphs of steps, for which the KV cache gets a spare page; None makes none.
     """
     config = model.config
     rows = RowTable(
@@ -75,7 +76,9 @@ def build_executor(
         mesh=model.mesh,
     )
     kv = layout.allocate(sizes.num_pages + (record is not None), device)
-    graphs = None
-    if record is not None:
-        graphs = DecodeGraphs(model, rows, kv, sizes.num_pages * sizes.page_size, record)
-    return ModelExecutor(model, rows, kv, encoder, device, graphs)
+    if record is None:
+        return ModelExecutor(model, rows, kv, encoder, device)
+    given = (model, rows, kv, sizes.num_pages * sizes.page_size, record)
+    return ModelExecutor(
+        model, rows, kv, encoder, device, DecodeGraphs(*given), ChunkGraphs(*given)
+    )

@@ -17,8 +17,9 @@ from glimt.errors import StepFailed
 from glimt.layers.attention import KvCache
 from glimt.models.glm4v import Glm4v
 from glimt.runner.batch import Batch, Gathered, build_batch, gather_work, gathered_draws
+from glimt.runner.chunk_graphs import ChunkGraphs
 from glimt.runner.encoder import ImageEncoder
-from glimt.runner.forward import hidden_states
+from glimt.runner.forward import embedded
 from glimt.runner.graphs import DecodeGraphs, plain_draw
 from glimt.runner.launched import CrashedStep, LaunchedStep
 from glimt.runner.prompt_logprobs import judge
@@ -43,12 +44,14 @@ class ModelExecutor:
         encoder: ImageEncoder,
         device: torch.device,
         graphs: DecodeGraphs | None = None,
+        chunk_graphs: ChunkGraphs | None = None,
     ) -> None:
         self._model = model
         self._rows = rows
         self._kv = kv
         self._encoder = encoder
         self._graphs = graphs
+        self._chunk_graphs = chunk_graphs
         self._return_path = ReturnPath(device)
 
     @torch.inference_mode()
@@ -91,7 +94,7 @@ class ModelExecutor:
             if step is not None:
                 return step
         batch = build_batch(rows, work, gathered)
-        logits_NV, judged = self._forward(batch)
+        logits_NV, judged = self._forward(batch, gathered)
 
         def start(draws: Sequence[DrawInputs]) -> ReturnedTensors:
             drawn = self._draw(batch.drawn_place_N, logits_NV, draws)
@@ -148,13 +151,18 @@ class ModelExecutor:
                 if span.content_hash in errors:
                     self._rows.errors[row] = errors[span.content_hash]
 
-    def _forward(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
+    def _forward(self, batch: Batch, gathered: Gathered) -> tuple[Tensor | None, list[Tensor]]:
         """Logits [N, V] of the rows that draw, and the tensors of the judgement.
 
         Device work only, a function of `batch` and the device's state; so is `_draw`.
         """
         tokens_RL = self._rows.tokens_RL
-        hidden_TD = hidden_states(self._model, batch, tokens_RL, self._encoder, self._kv)
+        x_TD = embedded(self._model, batch, tokens_RL, self._encoder)
+        hidden_TD = None
+        if self._chunk_graphs is not None:
+            hidden_TD = self._chunk_graphs.decode(gathered, x_TD)
+        if hidden_TD is None:
+            hidden_TD = self._model.decode(x_TD, batch.step, self._kv)
         logits_NV = self._model.logits(hidden_TD[batch.hidden_index_N]) if batch.draws else None
         judged: list[Tensor] = []
         if batch.judgement is not None:

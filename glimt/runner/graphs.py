@@ -15,7 +15,7 @@ Recording is a function that is given: with one that records nothing, all this r
 """
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -109,6 +109,50 @@ class DecodingPass:
     draw: Callable[[], list[Tensor]] | None  # -> (tokens [N], status [N])
 
 
+class Replays:
+    """Work by key: done as it comes the first time, recorded, and replayed from then on."""
+
+    def __init__(self, record: Record, num_ranks: int) -> None:
+        self._record = record
+        self._num_ranks = num_ranks
+        self._by_key: dict[Hashable, Work | None] = {}
+
+    @property
+    def known(self) -> Collection[Hashable]:
+        """The keys that there was work for."""
+        return self._by_key.keys()
+
+    def run(self, key: Hashable, work: Work) -> bool:
+        """Replay what is recorded under `key`, else work and record it. False: it does not fit.
+
+        All work may be done twice: it writes the same numbers to the same places again.
+        """
+        if key in self._by_key:
+            replay = self._by_key[key]
+            if replay is not None:
+                replay()
+            return replay is not None
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            if self._num_ranks > 1:
+                raise  # the other ranks go on with sums that this one would not add to
+            logger.warning("no memory for a step of %s as a graph", key)
+            self._by_key[key] = None
+            return False
+        try:
+            self._by_key[key] = self._record(work)
+        except Exception:
+            logger.exception("no graph of %s: such steps run without, and slower", key)
+            self._by_key[key] = work
+        return True
+
+
+def context_size(max_context_len: int, longest: int) -> int:
+    """The context that a graph is made for; none is longer than `longest`."""
+    return next((size for size in _CONTEXTS if max_context_len <= size < longest), longest)
+
+
 class DecodeGraphs:
     """The graphs of one executor."""
 
@@ -120,19 +164,18 @@ class DecodeGraphs:
         self._rows = rows
         self._kv = kv
         self._spare_slot = spare_slot
-        self._record = record
+        self._replays = Replays(record, model.mesh.tp_size)
         self._sizes = row_sizes(rows.max_rows)
         self._vocab_size = rows.sampling.vocab_size
         self._logits_BV = torch.empty(self._sizes[-1], self._vocab_size, device=rows.device)
         self._places: dict[int, _Place] = {}
-        self._replays: dict[Hashable, Work | None] = {}
 
     def record_all(self) -> None:
         """Record the logits of each number of rows, largest first: smaller ones fit its memory."""
         context = self._context_size(1)
         for size in reversed(self._sizes):
             place = self._places.get(size) or self._make_place(size)  # of rows that do nothing
-            self._run((size, context), partial(self._compute_logits, place, context))
+            self._replays.run((size, context), partial(self._compute_logits, place, context))
 
     def launch(self, gathered: Gathered) -> DecodingPass | None:
         """Compute the logits of a step that `is_decoding`; None if it must run without graphs."""
@@ -144,11 +187,11 @@ class DecodeGraphs:
         self._rows.send_pages()
         place.inputs.fill(self._padded(gathered, draws, size))
         context = self._context_size(gathered.max_context_len)
-        if not self._run((size, context), partial(self._compute_logits, place, context)):
+        if not self._replays.run((size, context), partial(self._compute_logits, place, context)):
             return None
 
         def draw_now() -> list[Tensor]:
-            self._run((size, kind), partial(self._draw, place, kind or DrawKind()))
+            self._replays.run((size, kind), partial(self._draw, place, kind or DrawKind()))
             token_N, status_N = place.drawn_2B[:, :num_rows].clone()  # the next step overwrites it
             return [token_N, status_N]
 
@@ -157,31 +200,6 @@ class DecodeGraphs:
             drawn_place_N=place.inputs.tensors["drawn_place_N"][:num_rows],
             draw=None if kind is None else draw_now,
         )
-
-    def _run(self, key: Hashable, work: Work) -> bool:
-        """Replay what is recorded under `key`, else work and record it. False: it does not fit.
-
-        All work may be done twice: it writes the same numbers to the same places again.
-        """
-        if key in self._replays:
-            replay = self._replays[key]
-            if replay is not None:
-                replay()
-            return replay is not None
-        try:
-            work()
-        except torch.OutOfMemoryError:
-            if self._model.mesh.tp_size > 1:
-                raise  # the other ranks go on with sums that this one would not add to
-            logger.warning("no memory for a decode step of (rows, context) %s as a graph", key)
-            self._replays[key] = None
-            return False
-        try:
-            self._replays[key] = self._record(work)
-        except Exception:
-            logger.exception("no graph of %s: such steps run without, and slower", key)
-            self._replays[key] = work
-        return True
 
     def _make_place(self, size: int) -> _Place:
         device = self._rows.device
@@ -217,8 +235,7 @@ class DecodeGraphs:
         return arrays | {name: draws.get(name, neutral[name])[index_B] for name in neutral}
 
     def _context_size(self, max_context_len: int) -> int:
-        longest = self._rows.max_pages * self._rows.page_size
-        return next((size for size in _CONTEXTS if max_context_len <= size < longest), longest)
+        return context_size(max_context_len, self._rows.max_pages * self._rows.page_size)
 
     def _draw_arrays(self, gathered: Gathered) -> dict[str, Array]:
         row_N = gathered.row_N

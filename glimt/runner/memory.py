@@ -10,6 +10,7 @@ from glimt.engine.plan import NewRow, RowWork, StepPlan
 from glimt.errors import NotEnoughMemory
 from glimt.models.glm4v import Glm4v
 from glimt.runner.build import ExecutorSizes, build_executor
+from glimt.runner.chunk_graphs import MAX_TOKENS
 from glimt.runner.graphs import Record
 from glimt.runner.kv_cache import KvLayout
 from glimt.wire import ImageSpan, PixelRef, SamplingParams
@@ -136,16 +137,21 @@ def _graph_bytes(
     device: torch.device,
     record: Record,
 ) -> int:
-    """What graphs of all rows keep; those of fewer rows share it, for one runs at a time."""
-    length = 2
+    """What graphs of the largest steps keep; those of smaller ones share it: one runs at a time."""
+    length = min(MAX_TOKENS - 1, sizes.max_model_len)  # and a token of padding
+    num_pages = -(-length // sizes.page_size)
     executor = build_executor(
-        model, layout, replace(sizes, num_pages=length), [], device, record=record
+        model, layout, replace(sizes, num_pages=num_pages), [], device, record=record
     )
     sampling = SamplingParams(max_tokens=2, top_p=0.9, min_p=0.1)
-    pages = tuple(range(-(-length // sizes.page_size)))
-    rows = tuple(_text_row(row, length, sampling, pages) for row in range(sizes.max_num_seqs))
-    work = tuple(RowWork(row, length - 1, 1, samples=True) for row in range(sizes.max_num_seqs))
+    all_rows = range(sizes.max_num_seqs)
+    rows = tuple(_text_row(row, 1, sampling, (0,)) for row in all_rows)
+    work = tuple(RowWork(row, 0, 1, samples=True) for row in all_rows)
     executor.launch(StepPlan(step=0, new_rows=rows, work=work)).result()
+    prompt = _text_row(0, length, sampling, tuple(range(num_pages)))
+    chunk = (RowWork(0, 0, length),)
+    executor.launch(StepPlan(1, tuple(all_rows), new_rows=(prompt,), work=chunk)).result()
+    executor.launch(StepPlan(2, work=chunk)).result()  # the second of its size is recorded
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

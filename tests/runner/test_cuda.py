@@ -246,3 +246,37 @@ def test_cuts_on_a_gpu_are_those_that_sorting_finds(gpu: torch.device, num_rows:
     kept = (found > sampling.NEVER).sum(1), (scores >= least[:, None]).sum(1)
     # sums in float32 and in integers may differ at the edge of p
     assert ((kept[0] - kept[1]).abs() <= 1 + kept[1] // 1000).all()
+
+
+@pytest.mark.parametrize("num_layers", [None, 2], ids=["tiny", "full size, two layers"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_replayed_prompts_give_what_their_work_gives(
+    gpu: torch.device, num_layers: int | None, fp8: bool
+) -> None:
+    """Prompts of one size one after the other, each beside a row that decodes. The first is
+    computed as it comes, the second recorded, the others replayed without waiting."""
+    model, album = dummy_model(gpu, num_layers, fp8), Album()
+    first = make_ask(album, "tt", 9)
+    asks = [make_ask(album, "t" * 110, n, temperature=1.0) for n in range(6)]
+    length = len(first.token_ids)
+    answers = []
+    for record in (again, cuda_recorder()):
+        limits: dict[str, Any] = {"max_model_len": 400, "num_pages": 200, "page_size": 16}
+        executor = make_executor(model, album, record=record, **limits)
+        work = RowWork(0, 0, length, samples=True)
+        start = StepPlan(0, new_rows=(new_row(first, 0, (0, 1)),), work=(work,))
+        steps = [executor.launch(start)]
+        try:
+            for n, ask in enumerate(asks):
+                decoding = RowWork(0, length + n, 1, samples=True)
+                prompt = RowWork(1 + n, 0, len(ask.token_ids), samples=True)
+                row = new_row(ask, 1 + n, tuple(range(2 + 24 * n, 26 + 24 * n)))
+                plan = StepPlan(1 + n, new_rows=(row,), work=(decoding, prompt))
+                steps.append(executor.launch(plan))
+                if n >= 2:
+                    torch.cuda.set_sync_debug_mode("error")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        answers.append([step.result().token_ids for step in steps])
+    assert answers[0] == answers[1]

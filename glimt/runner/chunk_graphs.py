@@ -1,0 +1,138 @@
+"""Steps that compute prompts as CUDA graphs, where launching would take longer than computing.
+
+A step of some hundred tokens keeps the device busy for less time than the host needs to launch its
+thousand operations one by one. So steps of up to `MAX_TOKENS` are replayed as well: tokens and rows
+are rounded up, and the layers run from embeddings, which are made as usual (images among them), to
+hidden states, from which the step goes on as usual.
+
+Padding is rows of its own: each has one token, the last one all that are left. Their keys go to
+a spare slot, and what they read does not matter.
+
+A size is recorded when it comes for the second time, so that no rare one costs a recording.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glimt.layers.attention import KvCache, Step
+from glimt.models.glm4v import Glm4v
+from glimt.runner.batch import Gathered
+from glimt.runner.graphs import Record, Replays, context_size
+from glimt.runner.rows import RowTable
+from glimt.runner.staging import Array, FixedTensors
+
+# T tokens and R rows of a step; B tokens and S rows of a graph, padding included.
+
+MAX_TOKENS = 2048  # beyond, the device takes longer than the host
+MAX_GRAPHS = 96  # each takes some megabytes
+_TOKEN_SIZES = (
+    *(64, 128, 192, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280, 1408, 1536, 1792),
+    MAX_TOKENS,
+)
+_ROW_SIZES = (2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What a graph is made for."""
+
+    num_tokens: int
+    num_rows: int
+    max_context_len: int
+
+
+class ChunkGraphs:
+    """The graphs of one executor's steps with prompts."""
+
+    def __init__(
+        self, model: Glm4v, rows: RowTable, kv: KvCache, spare_slot: int, record: Record
+    ) -> None:
+        """`spare_slot`: a slot of `kv` that no request is given."""
+        self._model = model
+        self._rows = rows
+        self._kv = kv
+        self._spare_slot = spare_slot
+        self._replays = Replays(record, model.mesh.tp_size)
+        self._seen: set[Hashable] = set()
+        self._inputs: dict[tuple[int, int], FixedTensors] = {}
+        shape = (MAX_TOKENS, model.config.text.hidden_size)
+        dtype = model.embedding.weight.dtype
+        self._x_BD = torch.zeros(shape, dtype=dtype, device=rows.device)
+        self._hidden_BD = torch.zeros(shape, dtype=dtype, device=rows.device)
+
+    def decode(self, gathered: Gathered, x_TD: Tensor) -> Tensor | None:
+        """`Glm4v.decode` of a step whose pages have been sent; None if no graph is made for it.
+
+        The result keeps its place, so it is good until the next step.
+        """
+        size = self._size(gathered)
+        if size is None:
+            return None
+        if size not in self._seen:
+            self._seen.add(size)
+            return None
+        if size not in self._replays.known and len(self._replays.known) >= MAX_GRAPHS:
+            return None
+        place = (size.num_tokens, size.num_rows)
+        arrays = _padded(gathered, size, self._spare_slot)
+        if place in self._inputs:
+            self._inputs[place].fill(arrays)
+        else:
+            self._inputs[place] = FixedTensors(arrays, self._rows.device)
+        num_tokens = x_TD.shape[0]
+        self._x_BD[:num_tokens].copy_(x_TD)
+        if not self._replays.run(size, partial(self._compute, size, self._inputs[place].tensors)):
+            return None
+        return self._hidden_BD[:num_tokens]
+
+    def _size(self, gathered: Gathered) -> _Size | None:
+        num_tokens, num_rows = gathered.num_tokens, gathered.num_rows
+        rows = next((size for size in _ROW_SIZES if size > num_rows), None)
+        if rows is None:
+            return None
+        least = num_tokens + rows - num_rows  # each row of padding has a token
+        tokens = next((size for size in _TOKEN_SIZES if size >= least), None)
+        if tokens is None:
+            return None
+        longest = self._rows.max_pages * self._rows.page_size
+        context = context_size(max(gathered.max_context_len, tokens - num_tokens), longest)
+        if tokens - num_tokens > context:
+            return None
+        return _Size(tokens, rows, context)
+
+    def _compute(self, size: _Size, tensors: dict[str, Tensor]) -> None:
+        rows = self._rows
+        num_pages = -(-size.max_context_len // rows.page_size)
+        step = Step(
+            positions_3T=tensors["positions_3T"],
+            slots_T=tensors["slots_T"],
+            page_table_RM=rows.page_table_RP[tensors["row_R"], :num_pages],
+            query_starts_R1=tensors["query_starts_R1"],
+            context_lens_R=tensors["context_lens_R"],
+            max_query_len=size.num_tokens,
+            max_context_len=size.max_context_len,
+        )
+        hidden_BD = self._model.decode(self._x_BD[: size.num_tokens], step, self._kv)
+        self._hidden_BD[: size.num_tokens].copy_(hidden_BD)
+
+
+def _padded(gathered: Gathered, size: _Size, spare_slot: int) -> dict[str, Array]:
+    """The step's arrays for B tokens of S rows."""
+    num_tokens, num_rows = gathered.num_tokens, gathered.num_rows
+    more_tokens, more_rows = size.num_tokens - num_tokens, size.num_rows - num_rows
+    counts = np.ones(more_rows, np.int64)
+    counts[-1] = more_tokens - (more_rows - 1)
+    given = gathered.arrays
+    starts = np.concatenate([gathered.query_starts_R1, num_tokens + counts.cumsum()])
+    return {
+        "row_R": np.concatenate([given["row_R"], np.zeros(more_rows, np.int64)]),
+        "positions_3T": np.pad(given["positions_3T"], ((0, 0), (0, more_tokens))),
+        "slots_T": np.concatenate([given["slots_T"], np.full(more_tokens, spare_slot, np.int64)]),
+        "query_starts_R1": starts.astype(np.int32),
+        "context_lens_R": np.concatenate([given["context_lens_R"], counts.astype(np.int32)]),
+    }
