@@ -86,3 +86,31 @@ def test_sizes_of_grids_and_blocks() -> None:
         4096,
         8192,
     ]
+
+
+def refuse(*_: Any) -> None:
+    raise RuntimeError("Failed to find C compiler")
+
+
+@pytest.mark.parametrize(
+    ("capability", "run", "works"),
+    [((9, 0), lambda *_: None, True), ((8, 0), lambda *_: None, False), ((9, 0), refuse, False)],
+)
+def test_devices_that_cannot_run_kernels_go_on_without(
+    capability: tuple[int, int],
+    run: Callable[..., None],
+    works: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(triton_support, "_touch_kernel", Runs(lambda *_: run()))
+    assert triton_support.works_on.__wrapped__(torch.device("cpu")) is works
+    assert ("C compiler" in caplog.text) is (run is refuse)
+
+
+def test_only_dense_tensors_at_aligned_addresses_fit() -> None:
+    x = torch.zeros(8, 16)
+    assert triton_support.fits(x, None, x[2:])
+    assert not triton_support.fits(x, x[:, 4:])
+    assert not triton_support.fits(x.view(-1)[1:])
