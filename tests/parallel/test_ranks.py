@@ -147,6 +147,7 @@ def test_more_ranks_than_key_value_heads_hold_copies(
         assert answers(llm) == alone["moe"]
 
 
+@pytest.mark.slow
 def test_fp8_weights_are_split_and_answer(checkpoints: dict[str, Path]) -> None:
     """Ranks round their own parts of the activations: other tokens follow, but the first ones
     are about as likely.
