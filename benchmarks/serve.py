@@ -1,6 +1,6 @@
 """A short benchmark of a whole server, as a user would run it, with its report.
 
-    python benchmarks/serve.py [--model FOLDER] [--out build/bench] [--num-prompts 24] [--rate 2]
+    python benchmarks/serve.py [--model FOLDER] [--out build/bench] [--num-prompts 24] [--rate 1]
 
 Starts `glimt serve` (the built-in model; a tiny random one where an installation has none), runs
 `glimt bench serve` on the look-alike of VisionArena against it, and writes report.html, result.json
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="another checkpoint")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--num-prompts", type=int, default=24)
-    parser.add_argument("--rate", type=float, default=2.0)
+    parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--output-len", type=int, default=32)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

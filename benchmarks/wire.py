@@ -19,7 +19,7 @@ _SO_TIMESTAMPNS = 35
 _SO_RCVBUFFORCE = 33
 _OUTGOING = 4  # each packet of the loopback device is seen twice: take it as it leaves
 _BUFFER_BYTES = 64 << 20
-_TOKENS = (b'"content":', b'"reasoning', b'"text":')  # what events with tokens have
+_TOKENS = (b'"content":', b'"reasoning":', b'"reasoning_content":', b'"text":')
 
 
 @dataclass

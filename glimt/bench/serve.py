@@ -25,14 +25,15 @@ def run_all(options: Options, say: Say, tell: Say) -> int:
 
     Returns 0; 1 if no request succeeded, or if the search found no rate. Raises BadSettings.
     """
-    for note in settings.check(options):
-        say(f"note: {note}")
+    notes = settings.check(options)
     if len(files := options.output.compare or []) == 2:
         from glimt.bench.compare import compare_files
 
         question = settings.question(options)
         compare_files(files[0], files[1], question, options.output.html, say, tell)
         return 0
+    for note in notes:
+        say(f"note: {note}")
     command = _Command(options, say, tell)
     search = options.search
     if search.find_max_rate:
