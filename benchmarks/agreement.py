@@ -156,8 +156,9 @@ def judge(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> l
     for key in MEANS:
         a, b = best(theirs, key), best(ours, key)
         difference = abs(a - b)
-        if key in ours[0].get("wire", {}):
-            difference = min(difference, abs(added(theirs, key) - added(ours, key)))
+        seen = "mean_tpot_ms" if key == "mean_itl_ms" else key  # of the same gaps
+        if seen in ours[0].get("wire", {}):
+            difference = min(difference, abs(added(theirs, seen) - added(ours, seen)))
         if difference > 0.02 * a + 1:
             wrong.append(f"{key}: {a:.2f} and {b:.2f}, by {difference:.2f} for the clients' part")
     return wrong
