@@ -4,6 +4,8 @@ Letters: P patches, C numbers in a patch, S side of the position table, D width,
 Patch rows come in blocks of merge × merge patches: block row, block column, row, column within.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -28,8 +30,16 @@ def normalize_pixels(
 
 
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """One number for each channel, float32 [1, 3, 1, 1, 1]; sent without waiting for the device."""
-    numbers = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+    """One number for each channel, float32 [1, 3, 1, 1, 1]."""
+    return _sent(torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1), device)
+
+
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Small numbers of the host on `device`, without waiting for it.
+
+    What follows from a grid alone is computed on the host: hundreds of operations on a few
+    numbers take a GPU no time, but the host must launch each of them.
+    """
     if device.type == "cuda":
         numbers = numbers.pin_memory()
     return numbers.to(device, non_blocking=True)
@@ -39,13 +49,12 @@ def patch_coordinates(
     grid_h: int, grid_w: int, merge: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(row [P], column [P]) of every patch, in the order of the patch rows."""
-    row = torch.arange(grid_h, device=device)[:, None].expand(grid_h, grid_w)
-    column = torch.arange(grid_w, device=device)[None].expand(grid_h, grid_w)
+    row = torch.arange(grid_h)[:, None].expand(grid_h, grid_w)
+    column = torch.arange(grid_w)[None].expand(grid_h, grid_w)
     blocks = (grid_h // merge, merge, grid_w // merge, merge)
-    return (
-        row.reshape(blocks).transpose(1, 2).flatten(),
-        column.reshape(blocks).transpose(1, 2).flatten(),
-    )
+    places = [each.reshape(blocks).transpose(1, 2).flatten() for each in (row, column)]
+    row_P, column_P = _sent(torch.stack(places), device)
+    return row_P, column_P
 
 
 def vision_angles(
@@ -78,9 +87,16 @@ def resample_positions(table_SD: Tensor, grid_h: int, grid_w: int, merge: int) -
 
 def cubic_weights(length: int, side: int, device: torch.device) -> Tensor:
     """[length, side]: how much of each table entry goes into each sample; rows add up to 1."""
-    centre = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) * side / length - 0.5
+    return _sent(_cubic_weights(length, side), device)
+
+
+@functools.lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # trainings use them as well
+def _cubic_weights(length: int, side: int) -> Tensor:
+    """On the host; nobody changes them."""
+    centre = (torch.arange(length, dtype=torch.float32) + 0.5) * side / length - 0.5
     base = centre.floor()
-    weights = torch.zeros(length, side, device=device)
+    weights = torch.zeros(length, side)
     for tap in range(-1, 3):
         distance = (centre - base - tap).abs()
         near = ((_KEYS_A + 2) * distance - (_KEYS_A + 3)) * distance.square() + 1
