@@ -8,7 +8,8 @@ hidden states, from which the step goes on as usual.
 Padding is rows of its own: each has one token, the last one all that are left. Their keys go to
 a spare slot, and what they read does not matter.
 
-A size is recorded when it comes for the second time, so that no rare one costs a recording.
+Sizes of few rows and short contexts are recorded at the start, others when they come for the second
+time, so that no rare one costs a recording.
 """
 
 from collections.abc import Hashable
@@ -30,11 +31,8 @@ from glimt.runner.staging import Array, FixedTensors
 
 MAX_TOKENS = 2048  # beyond, the device takes longer than the host
 MAX_GRAPHS = 96  # each takes some megabytes
-_TOKEN_SIZES = (
-    *(64, 128, 192, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280, 1408, 1536, 1792),
-    MAX_TOKENS,
-)
-_ROW_SIZES = (2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
+_TOKEN_SIZES = (128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, MAX_TOKENS)
+_ROW_SIZES = (8, 32, 128, 288)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,29 @@ class ChunkGraphs:
         self._x_BD = torch.zeros(shape, dtype=dtype, device=rows.device)
         self._hidden_BD = torch.zeros(shape, dtype=dtype, device=rows.device)
 
+    def record_all(self) -> None:
+        """Record all numbers of tokens, largest first, in few rows: smaller ones fit its memory."""
+        nothing = Gathered(
+            arrays={
+                "row_R": np.zeros(0, np.int64),
+                "positions_3T": np.zeros((3, 0), np.int64),
+                "slots_T": np.zeros(0, np.int64),
+                "context_lens_R": np.zeros(0, np.int32),
+            },
+            query_starts_R1=np.zeros(1, np.int64),
+            row_N=np.zeros(0, np.int64),
+            end_N=np.zeros(0, np.int64),
+            image_parts=[],
+            max_query_len=0,
+            max_context_len=0,
+        )
+        longest = self._rows.max_pages * self._rows.page_size
+        for num_tokens in reversed(_TOKEN_SIZES):
+            size = _Size(num_tokens, _ROW_SIZES[0], context_size(num_tokens, longest))
+            if num_tokens <= longest:
+                self._seen.add(size)
+                self._run(size, nothing)
+
     def decode(self, gathered: Gathered, x_TD: Tensor) -> Tensor | None:
         """`Glm4v.decode` of a step whose pages have been sent; None if no graph is made for it.
 
@@ -78,17 +99,19 @@ class ChunkGraphs:
             return None
         if size not in self._replays.known and len(self._replays.known) >= MAX_GRAPHS:
             return None
+        num_tokens = x_TD.shape[0]
+        self._x_BD[:num_tokens].copy_(x_TD)
+        return self._hidden_BD[:num_tokens] if self._run(size, gathered) else None
+
+    def _run(self, size: _Size, gathered: Gathered) -> bool:
         place = (size.num_tokens, size.num_rows)
         arrays = _padded(gathered, size, self._spare_slot)
         if place in self._inputs:
             self._inputs[place].fill(arrays)
         else:
             self._inputs[place] = FixedTensors(arrays, self._rows.device)
-        num_tokens = x_TD.shape[0]
-        self._x_BD[:num_tokens].copy_(x_TD)
-        if not self._replays.run(size, partial(self._compute, size, self._inputs[place].tensors)):
-            return None
-        return self._hidden_BD[:num_tokens]
+        tensors = self._inputs[place].tensors
+        return self._replays.run(size, partial(self._compute, size, tensors))
 
     def _size(self, gathered: Gathered) -> _Size | None:
         num_tokens, num_rows = gathered.num_tokens, gathered.num_rows

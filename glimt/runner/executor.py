@@ -59,6 +59,8 @@ class ModelExecutor:
         """Record the graphs that most steps will want, if there are any; takes seconds."""
         if self._graphs is not None:
             self._graphs.record_all()
+        if self._chunk_graphs is not None:
+            self._chunk_graphs.record_all()
 
     def launch(self, plan: StepPlan) -> LaunchedStep | CrashedStep:
         """Start a step; returns without waiting for the device (on a CPU: when it is done).

@@ -138,7 +138,7 @@ def _graph_bytes(
     record: Record,
 ) -> int:
     """What graphs of the largest steps keep; those of smaller ones share it: one runs at a time."""
-    length = min(MAX_TOKENS - 1, sizes.max_model_len)  # and a token of padding
+    length = min(MAX_TOKENS - 8, sizes.max_model_len)  # and a few of padding
     num_pages = -(-length // sizes.page_size)
     executor = build_executor(
         model, layout, replace(sizes, num_pages=num_pages), [], device, record=record

@@ -180,9 +180,10 @@ def test_graphs_recorded_at_the_start_serve_the_steps_that_come() -> None:
     executor = make_executor(tiny_model("glm4v_moe"), ALBUM, record=recorder)
     executor.record_graphs()
     at_start = recorder.recorded
-    assert at_start == len(row_sizes(8))
+    assert at_start == len(row_sizes(8)) + 1  # and of prompts those that fit 160 tokens
     assert decode(executor, asks) == decode(make_executor(tiny_model("glm4v_moe"), ALBUM), asks)
     assert recorder.recorded == at_start + 1  # the draw
+    assert prompts(executor, asks) == prompts(make_executor(tiny_model("glm4v_moe"), ALBUM), asks)
 
 
 def prompts(executor: ModelExecutor, asks: list[Ask]) -> list[dict[int, int]]:
@@ -206,7 +207,7 @@ def test_prompts_beside_decoding_rows_are_replayed_from_their_second_time_on(kin
     asks = [make_ask(ALBUM, layout, seed) for seed, layout in enumerate(("tit", "it", "tbt", "t"))]
     replayed = prompts(make_executor(tiny_model(kind), ALBUM, record=recorder), asks)
     assert replayed == prompts(make_executor(tiny_model(kind), ALBUM), asks)
-    assert (recorder.recorded, recorder.replayed) == (1, 2)
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
 def test_steps_of_more_tokens_than_graphs_are_made_for_run_as_they_are() -> None:
