@@ -5,6 +5,8 @@ with --config (`port = 9000` under `[serve]`); the command line wins, then the e
 Heavy imports happen inside the commands, so that `glimt --help` is instant.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -236,6 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if arguments and arguments[0] == "serve":
             refuse_elsewheres(arguments)
         app(list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `glimt … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        sys.exit(128 + signal.SIGPIPE)
     except StartupError as error:
         print(f"glimt: {error}", file=sys.stderr)
         sys.exit(EXIT_STARTUP_ERROR)

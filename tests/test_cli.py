@@ -196,3 +196,13 @@ def test_lists_may_be_written_as_vllm_writes_them() -> None:
     assert names_in(["a", "b"]) == ("a", "b")
     assert names_in(["[a"]) == ("[a",)
     assert names_in(None) == ()
+
+
+def test_a_reader_that_has_seen_enough_causes_no_traceback() -> None:
+    command = [sys.executable, "-m", "glimt", "plan", "GLM-4.5V-FP8", "--gpu", "h200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() != 0
