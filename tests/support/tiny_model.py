@@ -150,7 +150,11 @@ def make_executor(
     dtype = model.embedding.weight.dtype
     layout = kv_layout(model, page_size, dtype, limits.get("kv_dtype", "auto"))
     device = model.embedding.weight.device
-    return build_executor(model, layout, sizes, [album.arena], device, limits.get("record"))
+    record = limits.get("record")
+    arenas = [album.arena]
+    return build_executor(
+        model, layout, sizes, arenas, device, record, prompt_graphs=record is not None
+    )
 
 
 def _positions(length: int, images: list[ImageSpan]) -> tuple[np.ndarray | None, int]:
