@@ -117,7 +117,8 @@ class MediaSettings:
     media_io_kwargs: str | None = None
     """JSON, e.g. '{"video": {"fps": 1, "max_frames": 64}}'."""
     mm_processor_cache_gb: float = 4.0
-    """Shared memory for decoded images, in use and cached (GiB); with shm that of all servers."""
+    """Shared memory for decoded images, in use and cached (GiB): of each server process; with shm
+    of all together."""
     mm_processor_cache_type: Literal["lru", "shm"] = "lru"
     """Where decoded images are found again: in a cache of each server process (lru), or in one that
     all share and that outlives them (shm). Both lie in anonymous memory, read in place."""
@@ -126,7 +127,8 @@ class MediaSettings:
     max_image_pixels: int = 50_000_000
     """Largest image, in pixels before resizing."""
     media_workers: int | None = None
-    """Processes that decode images; default: half of the cores, 1 to 8."""
+    """Processes that decode images, dealt out to the server processes; default: half of the cores,
+    1 to 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,7 @@ class ParallelSettings:
     headless: bool = False
     """Only engines on this machine, no HTTP."""
     api_server_count: Annotated[int, Parameter(alias="-asc")] = 1
-    """HTTP server processes."""
+    """HTTP server processes on the same port; not together with an admin key."""
     disable_custom_all_reduce: bool = False
     """Let NCCL do the small sums between GPUs as well, in place of one kernel of torch's."""
 

@@ -14,6 +14,8 @@ from glimt.config import (
 )
 from glimt.errors import BadSettings
 
+MAX_SERVERS = 64
+
 _LEAVE_OUT = {
     "structured outputs are made by llguidance, for every request": (
         *("structured-outputs-config", "guided-decoding-backend"),
@@ -84,11 +86,10 @@ def num_replicas(parallel: ParallelSettings) -> int:
 def _later(settings: Settings) -> Iterator[str]:
     """Flags that are known by name and whose work is not in this version."""
     parallel = settings.parallel
-    one = "; this version runs one server process on one machine: leave it out or set it to 1"
+    one = "; this version runs on one machine, without stages: leave it out or set it to 1"
     for flag, value in (
         ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
         ("--nnodes", parallel.nnodes),
-        ("--api-server-count", parallel.api_server_count),
     ):
         if value != 1:
             yield f"{flag} {value}{one}"
@@ -126,6 +127,8 @@ def _counts(parallel: ParallelSettings) -> Iterator[str]:
     ):
         if size < 1:
             yield f"{flag} {size}: must be at least 1"
+    if not 1 <= parallel.api_server_count <= MAX_SERVERS:
+        yield f"--api-server-count {parallel.api_server_count}: must be 1 to {MAX_SERVERS}"
     rank, copies = parallel.data_parallel_rank, parallel.data_parallel_size
     if rank is not None and not 0 <= rank < copies:
         yield f"--data-parallel-rank {rank}: with --data-parallel-size {copies}, 0 to {copies - 1}"
@@ -161,7 +164,25 @@ def _ranges(settings: Settings) -> Iterator[str]:
         yield f"--seed {settings.models.seed}: must fit 64 bits"
     if not all(settings.models.served_model_name or ["-"]):
         yield "--served-model-name: a name must not be empty"
+    yield from _several_servers(settings)
     yield from _unreadable(settings)
+
+
+def _several_servers(settings: Settings) -> Iterator[str]:
+    """What several server processes cannot do yet, or cannot do with."""
+    count, workers = settings.parallel.api_server_count, settings.media.media_workers
+    if count == 1:
+        return
+    if settings.server.admin_key or settings.server.admin_key_file:
+        yield (
+            f"--api-server-count {count} with --admin-key: pausing, sleeping, profiles and resets "
+            "reach one server process only; leave out one of the two"
+        )
+    if workers is not None and workers < count:
+        yield (
+            f"--media-workers {workers}: each of the {count} server processes needs one of its "
+            f"own; use at least {count}, or leave it out"
+        )
 
 
 def _server_ranges(server: ServerSettings) -> Iterator[str]:

@@ -5,7 +5,7 @@ lock each time. All of this lives on one event loop and needs none.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -96,6 +96,7 @@ class EngineSeries(Collector):
     def __init__(self, model_name: str, cache_config: Mapping[str, str]) -> None:
         """`cache_config`: more labels of vllm:cache_config_info."""
         self.num_preparing = 0  # requests on their way to an engine
+        self.num_preparing_elsewhere: Callable[[], int] = lambda: 0  # by other server processes
         self._model_name = model_name
         self._cache_config = dict(cache_config)
         self._infos: dict[int, EngineInfo] = {}
@@ -187,7 +188,9 @@ class EngineSeries(Collector):
 
     def _deferred(self, index: int) -> int:
         """Requests in preparation belong to no engine yet; they show with the first."""
-        return self.num_preparing if index == min(self._stats) else 0
+        if index != min(self._stats):
+            return 0
+        return self.num_preparing + self.num_preparing_elsewhere()
 
     def _gauges(self) -> Iterator[Metric]:
         usage = {i: s.num_used_pages / max(1, s.num_pages) for i, s in self._stats.items()}

@@ -23,6 +23,7 @@ from prometheus_client import (
 
 from glimt.http_series import HttpSeries
 from glimt.metric_series import EngineSeries, FastCounter, FastHistogram
+from glimt.metric_sum import MEDIA_MEMORY_GAUGES, SUMMED_GAUGES, Ledger, SummedSeries
 from glimt.wire import EngineInfo, EngineStats
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
@@ -83,6 +84,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._who = {"model_name": model_name, "engine": "0"}
         self._engines = EngineSeries(model_name, cache_config or {})
+        self._counts_steps = True
+        self._whole: SummedSeries | None = None
         self.registry.register(self._engines)
         for collector in (ProcessCollector, GCCollector, PlatformCollector):
             collector(registry=self.registry)
@@ -250,9 +253,30 @@ class Metrics:
         """Engine `index` is gone; its counters stay."""
         self._engines.remove(index)
 
+    def add_up(
+        self, ledger: Ledger, num_preparing_elsewhere: Callable[[], int], *, shares_media: bool
+    ) -> None:
+        """From now on, show the series of all server processes of `ledger` together.
+
+        `shares_media`: they have one memory for pixels. What engines tell all of them, the first
+        counts.
+        """
+        self._counts_steps = ledger.server == 0
+        self._engines.num_preparing_elsewhere = num_preparing_elsewhere
+        gauges = SUMMED_GAUGES if shares_media else SUMMED_GAUGES | MEDIA_MEMORY_GAUGES
+        self._whole = SummedSeries(self.registry, self._engines, ledger, gauges)
+
+    def publish(self) -> None:
+        """Tell the other server processes; due once a second."""
+        if self._whole is not None:
+            self._whole.publish()
+
     def observe_engine(self, index: int, stats: EngineStats) -> None:
         """Take over the state of an engine after a step."""
-        if self._engines.update(index, stats) and stats.step_tokens:
+        is_new = self._engines.update(index, stats)
+        if not self._counts_steps:
+            return
+        if is_new and stats.step_tokens:
             self._step_tokens.observe(stats.step_tokens)
         for life in stats.page_lives:
             self._page_life.observe(life.lifetime_s)
@@ -345,7 +369,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text of GET /metrics."""
-        return prometheus_client.generate_latest(self.registry)
+        return prometheus_client.generate_latest(self._whole or self.registry)
 
 
 def _one_two_five(highest: int) -> tuple[float, ...]:

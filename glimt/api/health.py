@@ -34,6 +34,8 @@ def reason_not_ready(state: ApiState) -> str | None:
         return "paused"
     if state.lifecycle.is_going_to_sleep or state.client.sleep_level:
         return "asleep"
+    if not state.client.all_servers_started:
+        return "a server process is still starting"
     if state.client.num_engines == 0:
         return "the engine is not ready"
     silence_s = state.client.silence_s

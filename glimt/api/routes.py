@@ -80,7 +80,7 @@ def _version(state: ApiState) -> Response:
 
 
 def _load(state: ApiState) -> Response:
-    return json_response(Load(state.client.num_open + state.client.num_preparing))
+    return json_response(Load(state.client.num_held))
 
 
 def _openapi(state: ApiState) -> Response:

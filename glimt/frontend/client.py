@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from glimt.board import Board
 from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
 from glimt.frontend.generation import Generation, error_of
+from glimt.frontend.pace import Pace
 from glimt.frontend.prompt import IntArray, Prompt
 from glimt.frontend.routing import Footprint, Memory
 from glimt.metrics import Metrics
@@ -70,9 +72,9 @@ class _Open:
 class EngineClient:
     """Sends requests to engines and hands outputs to their readers; one per server process.
 
-    `max_waiting` bounds the requests beyond those that the engines run at once. `weighs_caches`:
-    of several engines, one that has much of a prompt cached has less to do for it. Lives on the
-    event loop; not thread-safe.
+    `max_waiting` bounds the requests beyond those that the engines run at once, those of the other
+    servers on `board` included. `weighs_caches`: of several engines, one that has much of a prompt
+    cached has less to do for it. Lives on the event loop; not thread-safe.
     """
 
     def __init__(
@@ -83,12 +85,17 @@ class EngineClient:
         server: int = 0,
         max_waiting: int = 1024,
         weighs_caches: bool = True,
+        board: Board | None = None,
     ) -> None:
         self._clock = clock
         self._metrics = metrics
         self._server = server
         self._max_waiting = max_waiting
         self._weighs_caches = weighs_caches
+        if board is None:
+            board = Board()
+            board.note_started()
+        self._board = board
         self._engines: dict[int, _Engine] = {}
         self._open: dict[int, _Open] = {}
         self._orders: dict[int, tuple[_Engine, asyncio.Future[OrderDone]]] = {}
@@ -96,7 +103,7 @@ class EngineClient:
         self._num_preparing = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pace = _Pace(clock)
+        self._pace = Pace(clock)
 
     # ---------------------------------------------------------------------------- engines
 
@@ -109,6 +116,7 @@ class EngineClient:
         self._engines[index] = _Engine(
             index, send, info, EngineStats(), Memory(info), self._clock()
         )
+        self._board.note_engine(index, 0, 0)
         self._metrics.add_engine(index, info)
 
     def remove_engine(self, index: int, reason: str) -> None:
@@ -152,6 +160,7 @@ class EngineClient:
             done = request.outstanding_tokens
         request.outstanding_tokens -= done
         engine.outstanding_tokens -= done
+        self._board.note_engine(engine.index, engine.outstanding_tokens, engine.waiting_tokens)
         if output.finish_reason is not None:
             del self._open[output.request_id]
             engine.num_open -= 1
@@ -195,6 +204,16 @@ class EngineClient:
     def num_preparing(self) -> int:
         """Submits whose prompt is still being made."""
         return self._num_preparing
+
+    @property
+    def num_held(self) -> int:
+        """Submits of all servers that are open or in preparation."""
+        return self._board.num_held
+
+    @property
+    def all_servers_started(self) -> bool:
+        """False until every server process takes requests."""
+        return self._board.all_started
 
     async def drain(self) -> None:
         """Wait until nothing is open or in preparation. Refusing new work is the caller's duty."""
@@ -240,6 +259,7 @@ class EngineClient:
             future.set_result(done)
 
     def _note_idle(self) -> None:
+        self._board.note_requests(len(self._open), self._num_preparing)
         if self._open or self._num_preparing:
             self._idle.clear()
         else:
@@ -270,18 +290,18 @@ class EngineClient:
         info = self.info
         engines = self._engines.values()
         seats = sum(engine.info.max_num_seqs for engine in engines)
-        held = len(self._open) + self._num_preparing
+        held = self._board.num_held
         if held + n > seats + self._max_waiting:
             raise Overloaded(
                 f"{held} requests run or wait, as many as this server takes; try again later",
-                retry_after_s=self._pace.seconds_for(held + n - seats),
+                retry_after_s=self._pace.seconds_for((held + n - seats) // self._board.num_servers),
             )
         limit = _KV_OVERCOMMIT * info.num_pages * info.page_size * len(engines)
-        waiting = sum(engine.waiting_tokens for engine in engines)
+        waiting = sum(self._board.waiting_tokens(index) for index in self._engines)
         if waiting and waiting + num_prompt_tokens > limit:
             raise Overloaded(
                 f"prompts of {waiting} tokens wait, as many as this server takes; try again later",
-                retry_after_s=self._pace.seconds_for(held + n),
+                retry_after_s=self._pace.seconds_for((held + n) // self._board.num_servers),
             )
 
     def generate(
@@ -336,12 +356,14 @@ class EngineClient:
         """The engine that will have the least to do, and what this prompt adds to it (tokens)."""
         engines = [*self._engines.values()]
         if len(engines) == 1 or not self._weighs_caches:
-            engine = min(engines, key=lambda each: each.outstanding_tokens)
+            engine = min(engines, key=lambda each: self._board.outstanding_tokens(each.index))
             return engine, prompt.num_tokens
         footprint = Footprint.of(prompt, cache_salt)
         works = [each.memory.work(footprint) for each in engines]
         pairs = zip(engines, works, strict=True)
-        engine, work = min(pairs, key=lambda pair: pair[0].outstanding_tokens + pair[1])
+        engine, work = min(
+            pairs, key=lambda pair: self._board.outstanding_tokens(pair[0].index) + pair[1]
+        )
         engine.memory.note(footprint)
         return engine, work
 
@@ -351,6 +373,7 @@ class EngineClient:
         engine.num_open += 1
         engine.outstanding_tokens += request.outstanding_tokens
         engine.waiting_tokens += request.num_prompt_tokens
+        self._board.note_engine(engine.index, engine.outstanding_tokens, engine.waiting_tokens)
         request.generation.submitted(request_id)
         self._note_idle()
 
@@ -359,30 +382,6 @@ class EngineClient:
         request = self._open.get(request_id)
         if request is not None and request.engine.index in self._engines:
             request.engine.send(Abort(self._server, request_id))
-
-
-class _Pace:
-    """How fast requests finish lately, for Retry-After."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._last_s: float | None = None
-        self._interval_s = 0.25  # a guess until something has finished
-        self._num_asked = 0
-
-    def count(self) -> None:
-        """A request has finished."""
-        now_s = self._clock()
-        if self._last_s is not None:
-            self._interval_s += 0.05 * (min(now_s - self._last_s, 5.0) - self._interval_s)
-        self._last_s = now_s
-
-    def seconds_for(self, num_requests: int) -> float:
-        """Until so many have finished: 1 to 30 s, spread by a quarter so that not all come back
-        at once."""
-        self._num_asked += 1
-        spread = 1.0 + 0.25 * (self._num_asked * 0.6180339887 % 1.0)
-        return min(30.0, max(1.0, self._interval_s * num_requests)) * spread
 
 
 def _int32(ids: IntArray) -> bytes:

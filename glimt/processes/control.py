@@ -102,6 +102,8 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     arena_fd: int
     index_fd: int = -1  # table of the image cache that all servers share; -1: each has its own
     num_servers: int
+    board_fd: int = -1  # counts of all servers; -1: there is one server
+    ledger_fd: int = -1  # metrics of all servers; likewise
     socket_fd: int  # listening socket, bound by the parent
     model_path: str
     served_model_names: tuple[str, ...]
@@ -153,6 +155,7 @@ class MediaWorkerStart(msgspec.Struct, frozen=True, kw_only=True, tag="media_wor
     """Everything a media worker needs."""
 
     number: int
+    server: int  # that it works for
     name: str
     hub: str  # address of the server's hub
     arena_fd: int

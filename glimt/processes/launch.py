@@ -154,7 +154,7 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
         engine=_engine_start(settings, checkpoint, image, video),
         server=server,
         num_engines=num_replicas(settings.parallel),
-        num_media_workers=media.media_workers or max(1, min(8, (os.cpu_count() or 2) // 2)),
+        num_media_workers=_num_media_workers(settings),
         arena_bytes=arena_bytes(
             media,
             image,
@@ -165,6 +165,13 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
         shares_images=media.mm_processor_cache_type == "shm",
         shutdown_timeout_s=settings.server.shutdown_timeout,
     )
+
+
+def _num_media_workers(settings: Settings) -> int:
+    """Over all server processes, each of which needs one."""
+    wanted = settings.media.media_workers
+    num_servers = settings.parallel.api_server_count
+    return wanted or max(num_servers, min(8, (os.cpu_count() or 2) // 2))
 
 
 def _engine_start(

@@ -26,6 +26,7 @@ from glimt.api.params import SamplingDefaults
 from glimt.api.state import ApiState, HttpLimits, Lifecycle
 from glimt.api.tools import ToolSettings
 from glimt.arena import SharedArena
+from glimt.board import Board
 from glimt.checkpoint import checkpoint_file
 from glimt.errors import StartupError
 from glimt.frontend.arena_pool import ArenaPool, PixelPool
@@ -40,6 +41,7 @@ from glimt.frontend.tokenizer import Tokenizer
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.vocabulary import Vocabulary
 from glimt.log import set_up
+from glimt.metric_sum import Ledger
 from glimt.metrics import Metrics
 from glimt.processes.connection import KEEP_ALIVE_S, Connection
 from glimt.processes.control import (
@@ -63,6 +65,7 @@ from glimt.wire import MediaOutbound, Outputs
 log = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 10.0
+PUBLISH_INTERVAL_S = 1.0  # of metrics, for the other servers
 
 
 class ServerProcess:
@@ -78,11 +81,13 @@ class ServerProcess:
             max_model_len=start.max_model_len,
             cache_config=start.cache_config,
         )
+        self._board = Board(start.board_fd, start.index, start.num_servers)
         self._client = EngineClient(
             clock=time.monotonic,
             metrics=self._metrics,
             server=start.index,
             max_waiting=start.max_num_queued_reqs,
+            board=self._board,
         )
         self._inbox: AsyncInbox[Outputs] = AsyncInbox(start.inbox, Outputs)
         self._fetcher = MediaFetcher(
@@ -94,8 +99,7 @@ class ServerProcess:
         )
         hub: AsyncHub[MediaOutbound] = AsyncHub(start.media_hub, MediaOutbound)
         pool = _pixel_pool(start)
-        self._metrics.watch_media_memory(lambda: pool.num_free_bytes, lambda: pool.num_kept)
-        self._metrics.set_limits(_limits(start, pool.nbytes))
+        self._watch_memory(pool)
         self._media = MediaPool(
             hub,
             pool,
@@ -121,6 +125,19 @@ class ServerProcess:
         self._tls = None if start.tls is None else TlsContext(start.tls)
         self._http = self._make_http()
         self._tasks: list[asyncio.Task[Any]] = []
+
+    def _watch_memory(self, pool: PixelPool[Frames]) -> None:
+        """Show the pool and the limits, and with several servers all of their series as one."""
+        start, metrics = self._start, self._metrics
+        shares_media = start.index_fd >= 0
+        metrics.watch_media_memory(lambda: pool.num_free_bytes, lambda: pool.num_kept)
+        metrics.set_limits(_limits(start, pool.nbytes * (1 if shares_media else start.num_servers)))
+        if start.ledger_fd >= 0:
+            metrics.add_up(
+                Ledger(start.ledger_fd, start.index, start.num_servers),
+                lambda: self._board.num_preparing_elsewhere,
+                shares_media=shares_media,
+            )
 
     def _make_state(self) -> ApiState:
         start, tokenizer = self._start, self._tokenizer
@@ -148,7 +165,7 @@ class ServerProcess:
             clock=time.monotonic,
             wall_clock=time.time,
             random=random.SystemRandom(),
-            seeds=random.SystemRandom() if start.seed is None else random.Random(start.seed),
+            seeds=_seeds(start),
             started_at=int(time.time()),
             forget_pixels=self._media.forget_unleased,
             api_keys=start.api_keys,
@@ -219,7 +236,10 @@ class ServerProcess:
             self._spawn(self._traces.run())
         if self._start.log_stats:
             self._spawn(self._log_stats())
+        if self._start.ledger_fd >= 0:
+            self._spawn(self._publish_metrics())
         listener = socket.socket(fileno=self._start.socket_fd)
+        self._board.note_started()
         self._line.send(Ready())
         try:
             await self._http.serve(sockets=[listener])
@@ -250,6 +270,11 @@ class ServerProcess:
         while True:
             await asyncio.sleep(REFRESH_INTERVAL_S)
             await asyncio.to_thread(tls.refresh)
+
+    async def _publish_metrics(self) -> None:
+        while True:
+            self._metrics.publish()
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     async def _log_stats(self) -> None:
         """One line every ten seconds while there is something to say."""
@@ -296,6 +321,13 @@ class ServerProcess:
         self._http.should_exit = True
 
 
+def _seeds(start: ServerStart) -> random.Random:
+    """Of requests that bring none; with --seed, a sequence of each server's own."""
+    if start.seed is None:
+        return random.SystemRandom()
+    return random.Random(f"{start.seed} {start.index}" if start.index else start.seed)
+
+
 def _pixel_pool(start: ServerStart) -> PixelPool[Frames]:
     """This server's own cache of pixels, or its part in the one that all servers share."""
     if start.index_fd < 0:
@@ -330,7 +362,11 @@ def main() -> None:
     start = line.receive()
     if not isinstance(start, ServerStart):
         sys.exit(1)
-    set_up(start.log_level, as_json=start.log_json, name="server")
+    set_up(
+        start.log_level,
+        as_json=start.log_json,
+        name=f"server-{start.index}" if start.num_servers > 1 else "server",
+    )
 
     async def serve() -> None:
         await ServerProcess(start, line).run()

@@ -1,18 +1,17 @@
 """The parent of all: starts the processes of a server, notices a death, shuts down in order.
 
-    supervisor ─┬─ server 0         HTTP, prompts, text
-                ├─ media workers    decode and resize
+    supervisor ─┬─ servers          HTTP, prompts, text; all accept on the same socket
+                ├─ media workers    decode and resize, each for one server
                 └─ engines          scheduler and device, one for each replica
 
 It computes nothing itself and imports neither torch nor a web framework, so that it is still
 there when something else is not. It owns what must outlive any child: the listening socket (a
-client that connects during a restart waits instead of being refused), the shared arena, the
+client that connects during a restart waits instead of being refused), the shared memory, the
 folder with the sockets.
 """
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -21,7 +20,6 @@ from collections.abc import Callable
 
 import msgspec
 
-from glimt.arena import SharedArena, anonymous_file
 from glimt.errors import EngineDied, StartupError
 from glimt.processes.children import Backoff, Child, exit_text
 from glimt.processes.control import (
@@ -41,6 +39,7 @@ from glimt.processes.control import (
     Stop,
 )
 from glimt.processes.folders import make_folder
+from glimt.processes.shared_memory import SharedMemory
 from glimt.wire import EngineInfo
 
 FORGET_LIMIT_S = 30.0  # for an engine to end the requests of a server that died
@@ -69,14 +68,16 @@ class Supervisor:
         self._listener = listener
         self._say = say
         self._folder = make_folder()
-        self._arena = SharedArena.create(plan.arena_bytes, 0)
-        self._index_fd = anonymous_file("glimt-images") if plan.shares_images else -1
+        self._num_servers = plan.server.num_servers
+        self._memory = SharedMemory(
+            plan.arena_bytes, self._num_servers, shares_images=plan.shares_images
+        )
         self._children: dict[str, Child] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._incarnation = 0
         self._engines_up: dict[int, EngineUp] = {}
-        self._remembering: set[str] = set()  # engines that may still work for a dead server
-        self._forgotten = asyncio.Event()
+        # By dead server: the engines that may still work for it, and that none does any more.
+        self._remembering: dict[int, tuple[set[str], asyncio.Event]] = {}
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._announced = False
@@ -91,7 +92,8 @@ class Supervisor:
         try:
             for index in range(self._plan.num_engines):
                 self._start_engine(index)
-            self._start_server()
+            for index in range(self._num_servers):
+                self._start_server(index)
             for number in range(self._plan.num_media_workers):
                 self._start_media_worker(number)
             self._spawn(self._watch_engines())
@@ -112,42 +114,49 @@ class Supervisor:
             self._plan.engine,
             index=index,
             inbox=self._address(name),
-            server_inboxes=(f"ipc://{self._folder}/server-0",),
-            arena_fds=(self._arena.fd,),
+            server_inboxes=tuple(
+                f"ipc://{self._folder}/server-{server}" for server in range(self._num_servers)
+            ),
+            arena_fds=self._memory.arena_fds,
             folder=str(self._folder),
         )
-        self._adopt(Child(name, "glimt.processes.engine", start, (self._arena.fd,)))
+        self._adopt(Child(name, "glimt.processes.engine", start, self._memory.arena_fds))
 
-    def _start_server(self) -> None:
+    def _start_server(self, index: int) -> None:
+        memory = self._memory
         start = msgspec.structs.replace(
             self._plan.server,
-            inbox=f"ipc://{self._folder}/server-0",
-            media_hub=f"ipc://{self._folder}/media-0",
-            arena_fd=self._arena.fd,
-            index_fd=self._index_fd,
+            index=index,
+            inbox=f"ipc://{self._folder}/server-{index}",
+            media_hub=f"ipc://{self._folder}/media-{index}",
+            arena_fd=memory.arena_of(index).fd,
+            index_fd=memory.index_fd,
+            board_fd=memory.board_fd,
+            ledger_fd=memory.ledger_fd,
             socket_fd=self._listener.fileno(),
         )
-        fds = tuple(
-            fd for fd in (self._arena.fd, self._index_fd, self._listener.fileno()) if fd >= 0
-        )
-        child = Child("server-0", "glimt.processes.server", start, fds)
+        fds = (*memory.fds_of(index), self._listener.fileno())
+        child = Child(f"server-{index}", "glimt.processes.server", start, fds)
         self._adopt(child)
         for engine_up in self._engines_up.values():
             child.line.send(engine_up)
 
     def _start_media_worker(self, number: int) -> None:
         self._incarnation += 1
+        server = number % self._num_servers
+        arena = self._memory.arena_of(server)
         start = MediaWorkerStart(
             number=number,
+            server=server,
             name=f"media-{number}.{self._incarnation}",
-            hub=f"ipc://{self._folder}/media-0",
-            arena_fd=self._arena.fd,
-            arena=self._arena.index,
+            hub=f"ipc://{self._folder}/media-{server}",
+            arena_fd=arena.fd,
+            arena=arena.index,
             log_level=self._plan.server.log_level,
             log_json=self._plan.server.log_json,
         )
         name = f"media-{number}"
-        self._adopt(Child(name, "glimt.processes.media_worker", start, (self._arena.fd,)))
+        self._adopt(Child(name, "glimt.processes.media_worker", start, (arena.fd,)))
 
     def _adopt(self, child: Child) -> None:
         self._children[child.name] = child
@@ -167,8 +176,8 @@ class Supervisor:
                 self._on_ready(child, info)
             case Alive(stalled_s):
                 child.lives(stalled_s)
-            case ServerForgotten():
-                self._has_forgotten(child)
+            case ServerForgotten(server):
+                self._has_forgotten(child.name, server)
             case Refused(text):
                 self._finish(2, text)
 
@@ -188,6 +197,10 @@ class Supervisor:
         children = self._children.values()
         return [child for child in children if isinstance(child.start, EngineStart)]
 
+    def _servers(self) -> list[Child]:
+        children = self._children.values()
+        return [child for child in children if isinstance(child.start, ServerStart)]
+
     def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
         child.lives(0.0)
@@ -195,7 +208,7 @@ class Supervisor:
             index = child.start.index
             self._engines_up[index] = EngineUp(index=index, address=child.start.inbox, info=info)
             self._say(f"  {child.name:<9} resolved: {_resolved(info)}")
-            if (server := self._children.get("server-0")) is not None:
+            for server in self._servers():
                 server.line.send(self._engines_up[index])
         everything = all(other.ready for other in self._children.values())
         if everything and not self._announced:
@@ -224,7 +237,7 @@ class Supervisor:
         if self._children.get(child.name) is child:
             del self._children[child.name]
         if self._stopping:
-            if child.name == "server-0":
+            if not self._servers():
                 self._finish(0)
             return
         self._say(f"{child.name} ended: {exit_text(status)}")
@@ -245,45 +258,48 @@ class Supervisor:
         match child.start:
             case EngineStart(index=index):
                 self._engines_up.pop(index, None)
-                if (server := self._children.get("server-0")) is not None:
+                for server in self._servers():
                     server.line.send(EngineDown(index, EngineDied.code))
-                self._has_forgotten(child)
+                for number in list(self._remembering):
+                    self._has_forgotten(child.name, number)
                 restart: Callable[[], None] = lambda: self._start_engine(index)  # noqa: E731
-            case MediaWorkerStart(number=number, name=name):
-                if (server := self._children.get("server-0")) is not None:
-                    server.line.send(MediaWorkerDown(name))
+            case MediaWorkerStart(number=number, name=name, server=index):
+                if (its_server := self._children.get(f"server-{index}")) is not None:
+                    its_server.line.send(MediaWorkerDown(name))
                 restart = lambda: self._start_media_worker(number)  # noqa: E731
             case _:
-                await self._forget_server()
-                restart = self._start_server
+                server_index = child.start.index
+                await self._forget_server(server_index)
+                restart = lambda: self._start_server(server_index)  # noqa: E731
         await asyncio.sleep(pause_s)
         if not self._stopping:
             restart()
 
-    async def _forget_server(self) -> None:
+    async def _forget_server(self, server: int) -> None:
         """Before a new server may use the arena, nobody may still read or write for the old one."""
         for child in list(self._children.values()):
-            if isinstance(child.start, MediaWorkerStart):
+            if isinstance(child.start, MediaWorkerStart) and child.start.server == server:
                 child.kill()
-        engines = self._engines()
-        if not engines:
-            return
-        self._forgotten.clear()
-        self._remembering = {engine.name for engine in engines}
-        for engine in engines:
-            engine.line.send(ServerGone(0))
-        try:
-            await asyncio.wait_for(self._forgotten.wait(), FORGET_LIMIT_S)
-        except TimeoutError:
+        if engines := self._engines():
+            names, forgotten = {engine.name for engine in engines}, asyncio.Event()
+            self._remembering[server] = names, forgotten
             for engine in engines:
-                if engine.name in self._remembering:
-                    engine.kill()
+                engine.line.send(ServerGone(server))
+            try:
+                await asyncio.wait_for(forgotten.wait(), FORGET_LIMIT_S)
+            except TimeoutError:
+                for engine in engines:
+                    if engine.name in names:
+                        engine.kill()
+            del self._remembering[server]
+        self._memory.forget_server(server)
 
-    def _has_forgotten(self, engine: Child) -> None:
+    def _has_forgotten(self, engine: str, server: int) -> None:
         """It works no more for a server that died, or is dead itself."""
-        self._remembering.discard(engine.name)
-        if not self._remembering:
-            self._forgotten.set()
+        names, forgotten = self._remembering.get(server, (set(), None))
+        names.discard(engine)
+        if forgotten is not None and not names:
+            forgotten.set()
 
     def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -293,8 +309,8 @@ class Supervisor:
     # ------------------------------------------------------------------------------ stopping
 
     def _on_signal(self, signum: int) -> None:
-        server = self._children.get("server-0")
-        if self._stopping or server is None or not self._announced:
+        servers = self._servers()
+        if self._stopping or not servers or not self._announced:
             self._finish(0 if self._announced else 128 + signum)
             return
         self._stopping = True
@@ -303,7 +319,8 @@ class Supervisor:
             f"stopping: running requests may finish (at most {timeout_s:.0f} s); "
             "once more to stop now"
         )
-        server.line.send(Drain(timeout_s))
+        for server in servers:
+            server.line.send(Drain(timeout_s))
         asyncio.get_running_loop().call_later(timeout_s + STOP_LIMIT_S, self._finish, 0)
 
     def _finish(self, status: int, message: str = "") -> None:
@@ -328,9 +345,7 @@ class Supervisor:
         for child in self._children.values():
             child.reap(max(0.0, deadline_s - time.monotonic()))
         self._children.clear()
-        self._arena.close()
-        if self._index_fd >= 0:
-            os.close(self._index_fd)
+        self._memory.close()
         with contextlib.suppress(OSError):
             self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)

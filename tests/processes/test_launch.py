@@ -96,6 +96,22 @@ def test_a_short_context_needs_less_memory_for_pixels(checkpoint: Path) -> None:
     plan(checkpoint, media=media, models=ModelSettings(max_model_len="256"))
 
 
+@pytest.mark.parametrize(
+    ("groups", "flag"),
+    [
+        ({"server": ServerSettings(admin_key=["root"])}, "--admin-key"),
+        ({"media": MediaSettings(media_workers=2)}, "--media-workers 2"),
+    ],
+)
+def test_what_several_servers_cannot_do_is_refused_by_name(
+    checkpoint: Path, groups: dict[str, Any], flag: str
+) -> None:
+    three = ParallelSettings(api_server_count=3)
+    with pytest.raises(BadSettings, match=flag):
+        plan(checkpoint, parallel=three, **groups)
+    assert plan(checkpoint, parallel=three).num_media_workers >= 3
+
+
 def test_quantization_that_the_checkpoint_lacks_is_refused(tmp_path: Path) -> None:
     plain = make_tiny_checkpoint(tmp_path / "plain")
     models = ModelSettings(quantization="compressed-tensors")

@@ -21,7 +21,9 @@ class Serving:
         self.log = log
         self._log = log.open("w")
         command = [sys.executable, "-m", "glimt", "serve", str(model), "--port", "0"]
-        command += ["--served-model-name", "tiny", "--media-workers", "1", *arguments]
+        command += ["--served-model-name", "tiny", *arguments]
+        if "--media-workers" not in arguments:
+            command += ["--media-workers", "1"]
         self.process = subprocess.Popen(command, stderr=self._log, stdin=subprocess.DEVNULL)
         self.url = ""
         self.wait_for(lambda: bool(READY.search(log.read_text())), 90)
