@@ -237,11 +237,11 @@ def test_it_says_what_it_is_when_asked_beyond_itself(client: Any) -> None:
 
 
 def test_a_known_picture_is_cached_and_changes_no_answer(client: Any) -> None:
-    picture = sign("STOP")
+    picture = sign("EXIT")
     once = ask(client, user("What does it say?", picture))
     again = ask(client, user("What does it say?", picture))
-    assert once.choices[0].message.content == again.choices[0].message.content == "STOP"
+    assert once.choices[0].message.content == again.choices[0].message.content == "EXIT"
     assert once.usage.prompt_tokens_details.cached_tokens == 0
     assert again.usage.prompt_tokens_details.cached_tokens > 16
-    other = ask(client, user("What does it say?", sign("catched")))
+    other = ask(client, user("What does it say?", sign("EDIT")))
     assert other.usage.prompt_tokens_details.cached_tokens < 16

@@ -167,15 +167,15 @@ def test_ids_are_ours_whatever_the_client_calls_its_request(serving: Serving, la
     assert not any(label in reply.json["id"] for reply in replies)
 
 
-CONTROL = "sleep collective_rpc flush_cache update_weights start_profile"
-CONTROL += " abort_requests scale_elastic_ep v1/load_lora_adapter"
+CONTROL = "collective_rpc flush_cache update_weights abort_requests"
+CONTROL += " scale_elastic_ep v1/load_lora_adapter"
 
 
 def test_there_are_no_control_routes_but_the_operators(serving: Serving) -> None:
     for path in CONTROL.split():
         assert ask(serving, method="GET", path=f"/{path}").status == 404
         assert ask(serving, {}, path=f"/{path}").status == 404
-    for path in ("pause", "resume", "reset_prefix_cache"):
+    for path in ("pause", "resume", "reset_prefix_cache", "sleep", "wake_up", "start_profile"):
         assert ask(serving, {}, path=f"/{path}").status == 401
 
 
