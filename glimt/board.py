@@ -1,9 +1,10 @@
-"""How much each server process has open, where all of them see it: one row of counts for each.
+"""What each server process has open, and what operators want of all: a row of numbers for each.
 
 The rows lie in anonymous shared memory, so that limits hold for all servers together and a request
-goes to the replica that has the least to do for all of them. Each server writes its own row only, a
-word at a time; nobody waits for anybody, and a server that is stopped holds nothing up. What two
-servers admit in the same moment may exceed a limit by one request each.
+goes to the replica that has the least to do for all of them. Each server writes its own row only
+(but for the pause, which any of them may begin and end), a word at a time; nobody waits for
+anybody, and a server that is stopped holds nothing up. What two servers admit in the same moment
+may exceed a limit by one request each.
 
 The row of a dead server stays until engines have forgotten it; then the supervisor clears it.
 """
@@ -12,7 +13,7 @@ import mmap
 
 _ROW_BYTES = 4096
 _WORDS = _ROW_BYTES // 8
-_STARTED, _OPEN, _PREPARING, _ENGINES = 0, 1, 2, 3
+_STARTED, _PAUSED, _QUIET, _OPEN, _PREPARING, _ENGINES = range(6)
 MAX_ENGINES = (_WORDS - _ENGINES) // 2
 
 
@@ -35,6 +36,24 @@ class Board:
         """This server takes requests; stays true while its successor starts."""
         self._words[self._row + _STARTED] = 1
 
+    def note_quiet(self, wants_quiet: bool) -> None:
+        """This server is about to put the engines to sleep, or done with that."""
+        self._words[self._row + _QUIET] = wants_quiet
+
+    @property
+    def wants_quiet(self) -> bool:
+        """A server is about to put the engines to sleep."""
+        return any(self._words[row + _QUIET] for row in self._rows)
+
+    @property
+    def is_paused(self) -> bool:
+        """An operator has paused all servers; outlives them."""
+        return bool(self._words[_PAUSED])
+
+    @is_paused.setter
+    def is_paused(self, value: bool) -> None:
+        self._words[_PAUSED] = value
+
     def note_requests(self, num_open: int, num_preparing: int) -> None:
         """What this server has open, and what it is preparing."""
         self._words[self._row + _OPEN] = num_open
@@ -49,7 +68,7 @@ class Board:
     def clear(self, server: int) -> None:
         """That server is dead, and nothing of it runs any more."""
         row = server * _WORDS
-        for at in range(row + _OPEN, row + _WORDS):
+        for at in range(row + _QUIET, row + _WORDS):
             self._words[at] = 0
 
     @property

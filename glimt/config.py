@@ -166,7 +166,7 @@ class ParallelSettings:
     headless: bool = False
     """Only engines on this machine, no HTTP."""
     api_server_count: Annotated[int, Parameter(alias="-asc")] = 1
-    """HTTP server processes on the same port; not together with an admin key."""
+    """HTTP server processes on the same port."""
     disable_custom_all_reduce: bool = False
     """Let NCCL do the small sums between GPUs as well, in place of one kernel of torch's."""
 

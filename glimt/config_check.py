@@ -169,15 +169,10 @@ def _ranges(settings: Settings) -> Iterator[str]:
 
 
 def _several_servers(settings: Settings) -> Iterator[str]:
-    """What several server processes cannot do yet, or cannot do with."""
+    """What several server processes cannot do with."""
     count, workers = settings.parallel.api_server_count, settings.media.media_workers
     if count == 1:
         return
-    if settings.server.admin_key or settings.server.admin_key_file:
-        yield (
-            f"--api-server-count {count} with --admin-key: pausing, sleeping, profiles and resets "
-            "reach one server process only; leave out one of the two"
-        )
     if workers is not None and workers < count:
         yield (
             f"--media-workers {workers}: each of the {count} server processes needs one of its "

@@ -85,7 +85,12 @@ def test_a_dead_servers_row_is_cleared_and_it_counts_as_started(fd: int) -> None
     with first.client.preparing():
         assert second.board.num_preparing_elsewhere == 1
         assert second.client.num_held == 2
+    first.board.is_paused = True
+    first.board.note_quiet(True)
+    assert second.board.wants_quiet
     second.board.clear(0)
+    assert second.board.is_paused, "until an operator ends it"
+    assert not second.board.wants_quiet
     assert second.client.num_held == 0
     assert [second.board.outstanding_tokens(engine) for engine in (0, 1)] == [0, 0]
     assert second.client.all_servers_started

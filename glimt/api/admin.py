@@ -1,7 +1,10 @@
 """What only the operator may ask, with an admin key: pausing, sleeping, profiles, caches.
 
-Without an admin key these routes do not exist.
+Without an admin key these routes do not exist. Of several server processes any one may be asked:
+what engines do it orders once, what servers do it does itself and tells the others.
 """
+
+import asyncio
 
 import msgspec
 from starlette.requests import Request
@@ -15,6 +18,8 @@ from glimt.errors import InvalidRequest, Unsupported
 MODES = ("abort", "wait")
 LEVELS = ("1", "2")
 TAGS = ("weights", "kv_cache")
+
+QUIET_INTERVAL_S = 0.02  # at which one looks whether other servers have nothing open any more
 
 
 class AdminAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,15 +53,15 @@ async def pause(state: ApiState, scope: Scope, receive: Receive, send: Send) -> 
     """POST /pause: take nothing new until /resume. `?mode=abort` (the default) ends what runs with
     an error, `wait` lets it finish. Raises InvalidRequest, Unsupported."""
     mode = _mode(Request(scope, receive))
-    state.lifecycle.is_paused = True
+    state.lifecycle.board.is_paused = True
     if mode == "abort":
-        state.client.end_all("the server was paused")
+        _end_all(state, "the server was paused")
     await _done(state, "paused")(scope, receive, send)
 
 
 async def resume(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /resume: take requests again."""
-    state.lifecycle.is_paused = False
+    state.lifecycle.board.is_paused = False
     await _done(state, "running")(scope, receive, send)
 
 
@@ -77,15 +82,17 @@ async def sleep(state: ApiState, scope: Scope, receive: Receive, send: Send) -> 
     if level not in LEVELS:
         raise InvalidRequest(f"level must be one of {', '.join(LEVELS)}", param="level")
     mode = _mode(request)
-    state.lifecycle.is_going_to_sleep = True
+    state.lifecycle.board.note_quiet(True)
     try:
         if mode == "abort":
-            state.client.end_all("the engine is put to sleep")
+            _end_all(state, "the engine is put to sleep")
         await state.client.drain()
-        state.forget_pixels()
+        while state.client.num_held:
+            await asyncio.sleep(QUIET_INTERVAL_S)
+        _forget_pixels(state)
         await state.client.order("sleep", level=int(level))
     finally:
-        state.lifecycle.is_going_to_sleep = False
+        state.lifecycle.board.note_quiet(False)
     await _sleep_state(state)(scope, receive, send)
 
 
@@ -125,19 +132,31 @@ async def stop_profile(state: ApiState, scope: Scope, receive: Receive, send: Se
 async def reset_prefix_cache(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /reset_prefix_cache: forget the KV of prompts that no running request holds."""
     state.client.reset_caches(prefix=True, images=False)
+    state.tell_others("forget_routes", "")
     await _done(state, "reset")(scope, receive, send)
 
 
 async def reset_encoder_cache(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /reset_encoder_cache: forget embeddings that no running request holds."""
     state.client.reset_caches(prefix=False, images=True)
+    state.tell_others("forget_routes", "")
     await _done(state, "reset")(scope, receive, send)
 
 
 async def reset_mm_cache(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /reset_mm_cache: forget pixels of media that no running request holds."""
-    state.forget_pixels()
+    _forget_pixels(state)
     await _done(state, "reset")(scope, receive, send)
+
+
+def _end_all(state: ApiState, reason: str) -> None:
+    state.tell_others("end_open", reason)
+    state.client.end_all(reason)
+
+
+def _forget_pixels(state: ApiState) -> None:
+    state.tell_others("forget_pixels", "")
+    state.forget_pixels()
 
 
 def _mode(request: Request) -> str:
@@ -158,4 +177,4 @@ def _sleep_state(state: ApiState) -> Response:
 
 
 def _done(state: ApiState, status: str) -> Response:
-    return json_response(AdminAnswer(status=status, num_open=state.client.num_open))
+    return json_response(AdminAnswer(status=status, num_open=state.client.num_held))

@@ -3,10 +3,11 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from glimt.api.params import SamplingDefaults
 from glimt.api.tools import ToolSettings
+from glimt.board import Board
 from glimt.frontend.boxes import BoxMode
 from glimt.frontend.client import EngineClient
 from glimt.frontend.grammars import GrammarChecker
@@ -16,6 +17,9 @@ from glimt.frontend.tokenizer import Tokenizer
 from glimt.metrics import Metrics
 from glimt.traces import Tracer
 from glimt.wire import ImageSettings
+
+NoticeKind = Literal["end_open", "forget_pixels", "forget_routes"]
+"""What other server processes are to do as well: end what is open, forget what they remember."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +40,17 @@ class Lifecycle:
     """Where the server is in its life; its owner is the server process."""
 
     is_draining: bool = False  # takes nothing new
-    is_paused: bool = False  # the same, until an operator changes it
-    is_going_to_sleep: bool = False  # the same, until the engine sleeps or could not
+    board: Board = field(default_factory=Board)  # of all server processes
+
+    @property
+    def is_paused(self) -> bool:
+        """Nothing new is taken until an operator changes it."""
+        return self.board.is_paused
+
+    @property
+    def is_going_to_sleep(self) -> bool:
+        """Nothing new is taken until the engines sleep or could not."""
+        return self.board.wants_quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +74,7 @@ class ApiState:
     random: random.Random  # ids
     started_at: int  # seconds since 1970
     forget_pixels: Callable[[], None]  # those of media that nobody holds
+    tell_others: Callable[[NoticeKind, str], object] = lambda kind, reason: None  # other servers
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()  # of operators; without one their routes do not exist
     first_token_timeout_s: float = 600.0  # 0 = none

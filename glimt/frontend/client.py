@@ -226,9 +226,11 @@ class EngineClient:
             generation.fail(EngineDied(reason))
 
     def reset_caches(self, *, prefix: bool, images: bool) -> None:
-        """Have all engines forget what no running request holds: known prefixes, embeddings."""
+        """Have all engines forget what no running request holds: known prefixes, embeddings.
+        Neither: another server has told them, and what is assumed of them is forgotten."""
         for engine in self._engines.values():
-            engine.send(ResetCaches(prefix=prefix, images=images))
+            if prefix or images:
+                engine.send(ResetCaches(prefix=prefix, images=images))
             engine.memory.forget()
 
     async def order(self, kind: str, *, level: int = 0) -> tuple[str, ...]:

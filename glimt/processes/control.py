@@ -197,6 +197,13 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     timeout_s: float
 
 
+class Notice(msgspec.Struct, frozen=True, tag="notice"):
+    """From a server, and by the supervisor to all others: what they are to do as well."""
+
+    kind: Literal["end_open", "forget_pixels", "forget_routes"]
+    reason: str
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave now, in order."""
 
@@ -211,6 +218,7 @@ ToChild = (
     | MediaWorkerDown
     | ServerGone
     | Drain
+    | Notice
     | Stop
 )
 
@@ -249,7 +257,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: str
 
 
-ToParent = Phase | Ready | Alive | ServerForgotten | Refused
+ToParent = Phase | Ready | Alive | ServerForgotten | Notice | Refused
 
 
 class ControlLine(Generic[Received]):

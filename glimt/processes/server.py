@@ -50,6 +50,7 @@ from glimt.processes.control import (
     EngineDown,
     EngineUp,
     MediaWorkerDown,
+    Notice,
     Ready,
     Refused,
     ServerStart,
@@ -75,13 +76,13 @@ class ServerProcess:
         self._start = start
         self._line = line
         self._outboxes: dict[int, Outbox] = {}
-        self._lifecycle = Lifecycle()
         self._metrics = Metrics(
             model_name=start.served_model_names[0],
             max_model_len=start.max_model_len,
             cache_config=start.cache_config,
         )
         self._board = Board(start.board_fd, start.index, start.num_servers)
+        self._lifecycle = Lifecycle(board=self._board)
         self._client = EngineClient(
             clock=time.monotonic,
             metrics=self._metrics,
@@ -168,6 +169,7 @@ class ServerProcess:
             seeds=_seeds(start),
             started_at=int(time.time()),
             forget_pixels=self._media.forget_unleased,
+            tell_others=lambda kind, reason: self._line.send(Notice(kind, reason)),
             api_keys=start.api_keys,
             admin_keys=start.admin_keys,
             tracer=self._traces,
@@ -299,6 +301,12 @@ class ServerProcess:
                 self._close_outbox(index)
             case MediaWorkerDown(name):
                 self._media.worker_down(name)
+            case Notice("end_open", reason):
+                self._client.end_all(reason)
+            case Notice("forget_pixels"):
+                self._media.forget_unleased()
+            case Notice("forget_routes"):
+                self._client.reset_caches(prefix=False, images=False)
             case Drain(timeout_s):
                 self._lifecycle.is_draining = True
                 self._spawn(self._drain(timeout_s))

@@ -30,6 +30,7 @@ from glimt.processes.control import (
     EngineUp,
     MediaWorkerDown,
     MediaWorkerStart,
+    Notice,
     Phase,
     Ready,
     Refused,
@@ -178,6 +179,10 @@ class Supervisor:
                 child.lives(stalled_s)
             case ServerForgotten(server):
                 self._has_forgotten(child.name, server)
+            case Notice():
+                for other in self._servers():
+                    if other is not child:
+                        other.line.send(message)
             case Refused(text):
                 self._finish(2, text)
 

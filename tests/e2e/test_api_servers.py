@@ -19,6 +19,7 @@ from tests.e2e.test_shared_images import series
 from tests.support.serving import Serving
 
 FLAGS = ["--api-server-count", "2", "--media-workers", "2", "--device", "cpu"]
+FLAGS += ["--admin-key", "root"]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,41 @@ def test_both_servers_give_the_answers_of_one_and_count_together(
             assert load(two) == 0
 
 
+def order(serving: Serving, path: str, method: str = "POST") -> Any:
+    headers = {"Authorization": "Bearer root"}
+    request = urllib.request.Request(serving.url + path, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+def test_what_an_operator_asks_of_one_server_holds_for_both(two: Serving) -> None:
+    first, second = servers_of(two)
+    with stopped(second):
+        stream = open_stream(two, 3000)
+    with stopped(first):
+        order(two, "/pause")
+        assert status_of(two) == 503
+    assert b'"not_ready"' in rest_of(stream)
+    with stopped(second):
+        assert status_of(two) == 503, "paused by the other"
+        assert order(two, "/is_paused", "GET") == {"is_paused": True}
+        order(two, "/resume")
+    with stopped(first):
+        assert answers(two)
+    two.wait_for(lambda: load(two) == 0)
+    assert order(two, "/sleep?mode=wait") == {"is_sleeping": True, "level": 1}
+    for other in (first, second):
+        with stopped(other):
+            two.wait_for(lambda: status_of(two) == 503)
+    assert not order(two, "/wake_up")["is_sleeping"]
+    for path in ("/reset_prefix_cache", "/reset_encoder_cache", "/reset_mm_cache"):
+        assert order(two, path)["status"] == "reset"
+    for other in (first, second):
+        with stopped(other):
+            two.wait_for(lambda: status_of(two) == 200)
+            assert answers(two)
+
+
 def test_a_killed_server_leaves_the_others_streams_alone_and_comes_back(two: Serving) -> None:
     first, second = servers_of(two)
     with stopped(second):
@@ -123,6 +159,7 @@ def test_servers_that_share_their_images_drain_together_and_leave_nothing(
         with stopped(first):
             assert text_of(shared, QUESTIONS[2]) == seen
             assert series(shared, "vllm:mm_cache_hits_total") == 1
+            assert series(shared, "vllm:cache_config_info") == 2, "one row for each replica"
         status: list[int] = []
         stopper = threading.Thread(target=lambda: status.append(shared.stop(60)))
         stopper.start()
