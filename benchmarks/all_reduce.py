@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glimt.parallel.group import join
+from glimt.parallel.group import Meeting, join
 from glimt.parallel.mesh import Mesh
 
 SUMS, ROUNDS = 64, 20
@@ -45,7 +45,7 @@ def run(rank: int, gpus: int, folder: Path) -> list[dict[str, float | None]]:
     """This rank's part; every rank measures the same."""
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
-    groups = join(folder / "meeting-point", rank, gpus, device)
+    groups = join(Meeting(folder / "meeting-point"), rank, gpus, device)
     nccl = Mesh(gpus, rank, tp_group=groups.device)
     rows: list[dict[str, float | None]] = []
     for num_bytes in (8192 << power for power in range(12)):

@@ -156,15 +156,18 @@ class ParallelSettings:
     distributed_executor_backend: Literal["mp", "uni", "ray"] | None = None
     """Who starts the workers."""
     nnodes: int = 1
-    """Machines."""
+    """Machines that the tensor-parallel ranks are spread over."""
     node_rank: int = 0
-    """This machine's number."""
+    """This machine's number; 0 answers HTTP, the others only compute."""
     master_addr: str | None = None
-    """Address of machine 0."""
+    """Address of machine 0, at which the others reach it (on a private network)."""
     master_port: int | None = None
-    """Port of machine 0."""
+    """Port of machine 0 for the other machines; default 29501."""
+    master_token: str | None = None
+    """What machines prove to each other to know: the same on all, 16 characters or more; better
+    through GLIMT_MASTER_TOKEN."""
     headless: bool = False
-    """Only engines on this machine, no HTTP."""
+    """Accepted on machines other than 0, which have no HTTP with or without this."""
     api_server_count: Annotated[int, Parameter(alias="-asc")] = 1
     """HTTP server processes on the same port."""
     disable_custom_all_reduce: bool = False

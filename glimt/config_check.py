@@ -72,7 +72,12 @@ def check(settings: Settings) -> list[str]:
 
     Raises BadSettings with all problems at once.
     """
-    problems = [*_later(settings), *_counts(settings.parallel), *_ranges(settings)]
+    problems = [
+        *_later(settings),
+        *_counts(settings.parallel),
+        *_machines(settings.parallel),
+        *_ranges(settings),
+    ]
     if problems:
         raise BadSettings("these settings cannot be used:", problems)
     return list(_notes(settings))
@@ -86,13 +91,11 @@ def num_replicas(parallel: ParallelSettings) -> int:
 def _later(settings: Settings) -> Iterator[str]:
     """Flags that are known by name and whose work is not in this version."""
     parallel = settings.parallel
-    one = "; this version runs on one machine, without stages: leave it out or set it to 1"
-    for flag, value in (
-        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
-        ("--nnodes", parallel.nnodes),
-    ):
-        if value != 1:
-            yield f"{flag} {value}{one}"
+    if parallel.pipeline_parallel_size != 1:
+        yield (
+            f"--pipeline-parallel-size {parallel.pipeline_parallel_size}: models are not run in "
+            "stages: leave it out or set it to 1"
+        )
     if parallel.distributed_executor_backend == "uni" and parallel.tensor_parallel_size > 1:
         yield (
             f"--distributed-executor-backend uni is one process, and --tensor-parallel-size "
@@ -109,10 +112,6 @@ def _later(settings: Settings) -> Iterator[str]:
         ("--data-parallel-rpc-port", parallel.data_parallel_rpc_port is not None),
         ("--data-parallel-backend ray", parallel.data_parallel_backend == "ray"),
         ("--distributed-executor-backend ray", parallel.distributed_executor_backend == "ray"),
-        ("--node-rank", parallel.node_rank != 0),
-        ("--master-addr", parallel.master_addr is not None),
-        ("--master-port", parallel.master_port is not None),
-        ("--headless", parallel.headless),
     ):
         if wanted:
             yield f"{flag} is for several GPUs or machines, not in this version: leave it out"
@@ -132,6 +131,43 @@ def _counts(parallel: ParallelSettings) -> Iterator[str]:
     rank, copies = parallel.data_parallel_rank, parallel.data_parallel_size
     if rank is not None and not 0 <= rank < copies:
         yield f"--data-parallel-rank {rank}: with --data-parallel-size {copies}, 0 to {copies - 1}"
+
+
+def _machines(parallel: ParallelSettings) -> Iterator[str]:
+    nodes, rank, size = parallel.nnodes, parallel.node_rank, parallel.tensor_parallel_size
+    if nodes < 1:
+        yield f"--nnodes {nodes}: must be at least 1"
+    if nodes <= 1:
+        for flag, wanted in (
+            ("--node-rank", rank != 0),
+            ("--master-addr", parallel.master_addr is not None),
+            ("--master-port", parallel.master_port is not None),
+            ("--master-token", parallel.master_token is not None),
+            ("--headless", parallel.headless),
+        ):
+            if wanted:
+                yield f"{flag} is for several machines: give --nnodes as well, or leave it out"
+        return
+    if not 0 <= rank < nodes:
+        yield f"--node-rank {rank}: with --nnodes {nodes}, 0 to {nodes - 1}"
+    if size % nodes:
+        yield f"--tensor-parallel-size {size}: must be a multiple of --nnodes {nodes}"
+    if num_replicas(parallel) > 1:
+        yield (
+            f"--data-parallel-size {parallel.data_parallel_size}: with --nnodes, one server is one "
+            "copy; start a server for each (on one machine each, if a copy fits there)"
+        )
+    if parallel.master_addr is None:
+        yield f"--nnodes {nodes} needs --master-addr, the address of node 0"
+    if not 1 <= (parallel.master_port or 1) <= 65535:
+        yield f"--master-port {parallel.master_port}: must be 1 to 65535"
+    if len(parallel.master_token or "") < 16:
+        yield (
+            f"--nnodes {nodes} needs a --master-token of 16 characters or more, the same on all "
+            "nodes (GLIMT_MASTER_TOKEN): who does not know it is not let in"
+        )
+    if parallel.headless and not rank:
+        yield "--headless: node 0 answers HTTP; leave it out there"
 
 
 def _ranges(settings: Settings) -> Iterator[str]:

@@ -105,7 +105,10 @@ class Fanout:
 
     def send(self, message: msgspec.Struct) -> bool:
         """False if a receiver's queue is full (it stopped reading long ago)."""
-        frame = encode(message)
+        return self.send_frame(encode(message))
+
+    def send_frame(self, frame: bytes) -> bool:
+        """`send`, of a message that is encoded already."""
         try:
             for socket in self._sockets:
                 socket.send(frame, zmq.NOBLOCK)

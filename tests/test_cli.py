@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,9 @@ MISSION = [
     "--mm-processor-cache-type",
     "shm",
 ]
+TWO_NODES = ParallelSettings(
+    tensor_parallel_size=2, nnodes=2, master_addr="10.0.0.1", master_token="sixteen letters!"
+)
 
 
 def run(*arguments: str) -> int:
@@ -112,6 +116,14 @@ def test_the_missions_flags_are_all_accepted(
         Settings(model="m", parallel=ParallelSettings(data_parallel_size_local=2)),
         Settings(model="m", parallel=ParallelSettings(headless=True)),
         Settings(model="m", parallel=ParallelSettings(master_addr="10.0.0.1")),
+        Settings(model="m", parallel=replace(TWO_NODES, master_addr=None)),
+        Settings(model="m", parallel=replace(TWO_NODES, master_token=None)),
+        Settings(model="m", parallel=replace(TWO_NODES, master_token="short")),
+        Settings(model="m", parallel=replace(TWO_NODES, master_port=0x10000)),
+        Settings(model="m", parallel=replace(TWO_NODES, node_rank=2)),
+        Settings(model="m", parallel=replace(TWO_NODES, tensor_parallel_size=3)),
+        Settings(model="m", parallel=replace(TWO_NODES, data_parallel_size=2)),
+        Settings(model="m", parallel=replace(TWO_NODES, headless=True)),
         Settings(model="m", server=ServerSettings(port=70000)),
         Settings(model="m", server=ServerSettings(enable_auto_tool_choice=True)),
         Settings(model="m", cache=CacheSettings(gpu_memory_utilization=1.5)),
@@ -129,10 +141,16 @@ def test_settings_that_cannot_work_are_refused(settings: Settings) -> None:
         check(settings)
 
 
+@pytest.mark.parametrize("node_rank", [0, 1])
+def test_ranks_may_be_spread_over_machines(node_rank: int) -> None:
+    parallel = replace(TWO_NODES, node_rank=node_rank, headless=bool(node_rank))
+    assert not check(Settings(model="m", parallel=parallel))
+
+
 def test_all_problems_are_listed_at_once() -> None:
     settings = Settings(
         model="m",
-        parallel=ParallelSettings(tensor_parallel_size=0, nnodes=2),
+        parallel=ParallelSettings(tensor_parallel_size=0, nnodes=0),
         server=ServerSettings(port=-1),
     )
     with pytest.raises(BadSettings) as caught:

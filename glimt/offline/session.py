@@ -59,6 +59,8 @@ class Session:
         """Resolve, load, start. Raises StartupError."""
         self._is_started = False
         settings = with_defaults(settings)
+        if settings.parallel.nnodes != 1:
+            raise BadSettings("nnodes: an LLM is on one machine; serve on several (glimt serve)")
         if settings.parallel.data_parallel_size != 1:
             raise BadSettings(
                 "data_parallel_size: an LLM is one copy of the model; make several, or serve"

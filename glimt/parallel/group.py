@@ -3,6 +3,7 @@
 The groups are values, not the state of a module: a test makes several of them in one process.
 """
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,33 @@ SHARING_TIMEOUT = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the ranks find each other: at a file that no group used before, or, on several
+    machines, at a port of rank 0's, which is closed to strangers only by the network.
+    """
+
+    file: Path | None = None
+    host: str = ""
+    port: int = 0
+    listener_fd: int = -1  # rank 0's listening socket
+    own_address: str = "127.0.0.1"  # at which others reach this rank
+
+    def store(self, rank: int, size: int) -> Any:
+        """What the ranks tell each other their addresses by."""
+        if self.file is not None:
+            return dist.FileStore(str(self.file), size)
+        return dist.TCPStore(
+            self.host,
+            self.port,
+            size,
+            rank == 0,
+            TIMEOUT,
+            wait_for_workers=False,
+            master_listen_fd=os.dup(self.listener_fd) if rank == 0 else None,  # torch closes it
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Groups:
     """The same ranks twice: `device` moves tensors of the device, `host` those of the CPU."""
 
@@ -32,17 +60,17 @@ class Groups:
 
 
 def join(
-    meeting_point: Path, rank: int, size: int, device: torch.device, *, only_nccl: bool = False
+    meeting: Meeting, rank: int, size: int, device: torch.device, *, only_nccl: bool = False
 ) -> Groups:
-    """Meet the other ranks of this machine at a file that no group used before.
+    """Meet the other ranks.
 
     `only_nccl`: sums on GPUs are NCCL's, whatever their size.
 
     All ranks must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
     """
-    store = dist.FileStore(str(meeting_point), size)
+    store = meeting.store(rank, size)
     store.set_timeout(TIMEOUT)
-    host = gloo(dist.PrefixStore("host", store), rank, size)
+    host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
     if device.type != "cuda":
         return Groups(host, host)
     nccl = _nccl(dist.PrefixStore("device", store), rank, size, device)
@@ -58,11 +86,11 @@ def join(
     return Groups(nccl, host, small_sums if num_can.item() == size else None)
 
 
-def gloo(store: Any, rank: int, size: int) -> ProcessGroup:
-    """A group over the loopback interface."""
+def gloo(store: Any, rank: int, size: int, own_address: str = "127.0.0.1") -> ProcessGroup:
+    """A group over the interface that has `own_address`; the loopback, on one machine."""
     kind: Any = dist.ProcessGroupGloo
     options = kind._Options()
-    options._devices = [kind.create_device(hostname="127.0.0.1")]
+    options._devices = [kind.create_device(hostname=own_address)]
     options._timeout = TIMEOUT
     options._threads = 2
     return cast(ProcessGroup, kind(store, rank, size, options))

@@ -16,6 +16,7 @@ from glimt.planning.plan import Estimate, Plan
 
 PARSER = "glm45"  # all of the family's models write thoughts and calls alike
 FIRST_NODE = "NODE0"
+TOKEN = "SECRET-OF-ALL-NODES"
 
 
 def settings_of(plan: Plan, model: str, *, quantize: bool) -> Settings:
@@ -48,6 +49,7 @@ def settings_of(plan: Plan, model: str, *, quantize: bool) -> Settings:
             enable_expert_parallel=best.layout.spread,
             nnodes=plan.question.cluster.nodes,
             master_addr=FIRST_NODE if several else None,
+            master_token=TOKEN if several else None,
         ),
         server=ServerSettings(
             reasoning_parser="glm45", tool_call_parser="glm45", enable_auto_tool_choice=True

@@ -101,11 +101,11 @@ def build_engine(
     Raises StartupError for what the user can mend.
     """
     size = start.tensor_parallel_size
-    team = Team(start, on_loss) if size > 1 else None
+    team = Team(start, on_loss, arenas) if size > 1 else None
     try:
         if team is not None:
             team.wait_present()
-        place = Place.of(start, 0, None if team is None else team.meeting_point)
+        place = Place.of(start, 0, None if team is None else team.meeting)
         rank = build_rank(start, arenas, report, place)
         if team is not None:
             team.wait_ready()
@@ -217,15 +217,14 @@ def pick_device(wish: str, place: Place = ALONE) -> torch.device:
     if wish == "cuda" and not torch.cuda.is_available():
         raise BadSettings("--device cuda: torch sees no GPU (driver, CUDA_VISIBLE_DEVICES?)")
     if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
-        needed, there = place.first_gpu + place.size, torch.cuda.device_count()
+        needed, there = place.first_gpu + place.num_here, torch.cuda.device_count()
         if there < needed:
             raise BadSettings(
                 f"{needed} GPUs are needed and torch sees {there} (CUDA_VISIBLE_DEVICES?): use a "
                 "smaller --tensor-parallel-size or --data-parallel-size"
             )
-        gpu = place.first_gpu + place.rank
-        torch.cuda.set_device(gpu)
-        return torch.device("cuda", gpu)
+        torch.cuda.set_device(place.gpu)
+        return torch.device("cuda", place.gpu)
     return torch.device("cpu")
 
 

@@ -60,27 +60,14 @@ _PR_SET_PDEATHSIG = 1
 SILENCE_LIMIT_S = 6.0  # of processes that speak once a second: they are stopped, or starved
 
 
-class Child:
-    """One running child process and the supervisor's end of its control line."""
+class Pulse:
+    """What is known of a process that says once a second that it lives."""
 
-    def __init__(self, name: str, module: str, start: Any, fds: Sequence[int] = ()) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.start = start
         self.ready = False
-        # Of engines and peers, which say once a second that they live: when they last did, and when
-        # their loop last made a turn.
+        # When it last said so, and when its loop last made a turn.
         self.heard_s = self.progress_s = time.monotonic()
-        ours, theirs = pair()
-        self.line: ControlLine[ToParent] = parent_line(ours)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, "--control-fd", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), *fds),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=child_environment(),
-        )
-        theirs.close()
-        self.line.send(start)
 
     def lives(self, stalled_s: float) -> None:
         """Note a sign of life, from a process whose loop has made no turn for so long."""
@@ -95,6 +82,25 @@ class Child:
         if now_s - self.progress_s > stall_limit_s:
             return f"made no progress for {now_s - self.progress_s:.0f} s"
         return None
+
+
+class Child(Pulse):
+    """One running child process and the supervisor's end of its control line."""
+
+    def __init__(self, name: str, module: str, start: Any, fds: Sequence[int] = ()) -> None:
+        super().__init__(name)
+        self.start = start
+        ours, theirs = pair()
+        self.line: ControlLine[ToParent] = parent_line(ours)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, "--control-fd", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(), *fds),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=child_environment(),
+        )
+        theirs.close()
+        self.line.send(start)
 
     @property
     def pid(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from glimt.processes.preflight import ClusterSettings
 from glimt.processes.tls import TlsFiles
 from glimt.wire import EngineInfo, ImageSettings, MediaLimits
 
@@ -70,18 +71,26 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     expert_parallel: bool
     encoder_tp_mode: Literal["weights", "data"]
     disable_custom_all_reduce: bool
+    num_nodes: int = 1  # machines that the ranks of one replica are spread over
+    cluster: ClusterSettings | None = None  # how they find each other, if there are several
     folder: str  # private, for the sockets between ranks; "" = one that is made
     log_level: str
     log_json: bool
 
 
 class PeerStart(msgspec.Struct, frozen=True, kw_only=True, tag="peer_start"):
-    """From an engine process to one further rank of its replica."""
+    """From an engine process (or on another machine its node) to one further rank of its replica.
+
+    Where the ranks are on several machines, `meeting_point` is machine 0's address.
+    """
 
     engine: EngineStart
     rank: int
     inbox: str  # address it binds for plans
-    meeting_point: str  # file at which the ranks find each other
+    meeting_point: str  # file at which the ranks find each other, or an address
+    meeting_port: int = 0  # 0: it is a file
+    own_address: str = "127.0.0.1"  # at which other ranks reach this one
+    num_far_arenas: int = 0  # on another machine than rank 0: their pixels come with the plans
 
 
 class CorsRules(msgspec.Struct, frozen=True, kw_only=True):

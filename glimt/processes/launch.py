@@ -36,6 +36,8 @@ from glimt.processes.media_plan import (
     max_tokens,
     pixel_settings,
 )
+from glimt.processes.node import serve_node
+from glimt.processes.preflight import cluster_of
 from glimt.processes.supervisor import Plan, Supervisor
 from glimt.processes.tls import TlsContext, TlsFiles
 from glimt.wire import ImageSettings, MediaLimits
@@ -50,6 +52,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     for note in check(settings):
         say(f"  note: {note}")
     remove_stale_folders()
+    if settings.parallel.node_rank:
+        return serve_node(resolve(settings, say).engine, settings.parallel.node_rank, say)
     with bind(settings) as listener:
         plan = resolve(settings, say)
         for line in (*describe(settings), f"resolved: {resolved(plan)}"):
@@ -135,7 +139,7 @@ def resolved(plan: Plan) -> str:
 
 
 def _shown(field: str, value: Any) -> str:
-    return "(hidden)" if field in ("api_key", "admin_key") else str(value)
+    return "(hidden)" if field in ("api_key", "admin_key", "master_token") else str(value)
 
 
 def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
@@ -179,9 +183,9 @@ def _engine_start(
 ) -> EngineStart:
     models, cache, server = settings.models, settings.cache, settings.server
     parallel, wanted = settings.parallel, cache.kv_cache_memory_bytes
-    return EngineStart(
+    start = EngineStart(
         index=0,
-        num_ranks_here=parallel.tensor_parallel_size * num_replicas(parallel),
+        num_ranks_here=parallel.tensor_parallel_size * num_replicas(parallel) // parallel.nnodes,
         inbox="",
         server_inboxes=(),
         arena_fds=(),
@@ -212,10 +216,12 @@ def _engine_start(
         expert_parallel=parallel.enable_expert_parallel,
         encoder_tp_mode=settings.media.mm_encoder_tp_mode,
         disable_custom_all_reduce=parallel.disable_custom_all_reduce,
+        num_nodes=parallel.nnodes,
         folder="",
         log_level=server.log_level,
         log_json=server.log_json,
     )
+    return msgspec.structs.replace(start, cluster=cluster_of(parallel, start, __version__))
 
 
 def _profiler(text: str | None) -> ProfilerSettings | None:

@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from glimt.arena import SharedArena
 from glimt.engine.plan import TokenMasks
 from glimt.errors import StartupError
 from glimt.log import set_up
+from glimt.parallel.group import Meeting
 from glimt.processes.build import build_rank
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
@@ -33,8 +35,10 @@ from glimt.processes.engine import Heartbeat, use_spare_cores
 from glimt.processes.machine import Machine, settle
 from glimt.processes.plan_message import OrderMessage, PlanMessage, ToPeer, unpack
 from glimt.processes.ranks import Place
+from glimt.runner.encoder import PixelSource
 from glimt.runner.launched import CrashedStep
 from glimt.transport import Inbox
+from glimt.wire import PixelRef
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +47,52 @@ NO_MASKS = TokenMasks((), np.zeros((0, 0), np.int32))
 
 def run(start: PeerStart, line: ControlLine[ToChild]) -> None:
     """Build this rank and follow its engine's plans. Raises StartupError."""
-    arenas = [SharedArena(fd, index) for index, fd in enumerate(start.engine.arena_fds)]
+    sent = SentPixels()
+    shared = [SharedArena(fd, index) for index, fd in enumerate(start.engine.arena_fds)]
+    arenas: Sequence[PixelSource] = shared or [sent] * start.num_far_arenas
     watch(line, _on_message)
 
     def report(name: str, seconds: float, detail: str) -> None:
         line.send(Phase(name, seconds, detail))
 
-    place = Place.of(start.engine, start.rank, Path(start.meeting_point))
+    place = Place.of(start.engine, start.rank, meeting_of(start))
     built = build_rank(start.engine, arenas, report, place)
     messages: Inbox[ToPeer] = Inbox(start.inbox, ToPeer)
     heartbeat = Heartbeat(line)
     heartbeat.start()
     settle()
     line.send(Ready())
-    follow(built.executor, messages, heartbeat)
+    follow(built.executor, messages, heartbeat, sent)
 
 
-def follow(machine: Machine, messages: Inbox[ToPeer], heartbeat: Heartbeat) -> None:
+def meeting_of(start: PeerStart) -> Meeting:
+    """Where this rank meets the others."""
+    if not start.meeting_port:
+        return Meeting(Path(start.meeting_point))
+    return Meeting(host=start.meeting_point, port=start.meeting_port, own_address=start.own_address)
+
+
+class SentPixels:
+    """Pixels that came with the plan, for ranks that share no memory with rank 0."""
+
+    def __init__(self) -> None:
+        self._pixels: dict[PixelRef, bytearray] = {}
+
+    def take(self, message: PlanMessage) -> None:
+        """Keep what the next step needs, and nothing else."""
+        refs = [span.pixels for span in message.encode]
+        self._pixels = {
+            ref: bytearray(data) for ref, data in zip(refs, message.pixels, strict=False)
+        }
+
+    def view(self, ref: PixelRef) -> memoryview:
+        """See `PixelSource`. Raises KeyError for what did not come."""
+        return memoryview(self._pixels[ref])
+
+
+def follow(
+    machine: Machine, messages: Inbox[ToPeer], heartbeat: Heartbeat, sent: SentPixels
+) -> None:
     """Do all that rank 0 does, for ever. Raises what a step or an order raised, and ValueError if a
     message is missing: without it this rank would compute something else than the others.
     """
@@ -72,6 +105,7 @@ def follow(machine: Machine, messages: Inbox[ToPeer], heartbeat: Heartbeat) -> N
                 raise ValueError(f"message {message.number} came where {number} was expected")
             if isinstance(message, PlanMessage):
                 heartbeat.progress()
+                sent.take(message)
                 launch(machine, message)
                 heartbeat.rest()
             else:

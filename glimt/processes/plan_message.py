@@ -35,6 +35,7 @@ class PlanMessage(msgspec.Struct, frozen=True, array_like=True, tag="plan"):
     encode: tuple[ImageSpan, ...]
     work: tuple[RowWork, ...]
     waits_for_masks: bool
+    pixels: tuple[bytes, ...] = ()  # of `encode`, for ranks that do not share memory with rank 0
 
 
 class OrderMessage(msgspec.Struct, frozen=True, array_like=True, tag="order"):

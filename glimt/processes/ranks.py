@@ -1,30 +1,36 @@
 """A process's place in its replica, and the mesh that follows from it and the user's wishes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from glimt.models.config import ModelConfig, VisionConfig
-from glimt.parallel.group import join
+from glimt.parallel.group import Meeting, join
 from glimt.parallel.mesh import Mesh
 from glimt.processes.control import EngineStart
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which of the replica's ranks this is; `meeting_point` is a file if there are several."""
+    """Which of the replica's ranks this is; `meeting` says where they meet if there are several."""
 
     rank: int = 0
     size: int = 1
-    meeting_point: Path | None = None
-    first_gpu: int = 0  # of the replica
+    meeting: Meeting | None = None
+    first_gpu: int = 0  # of the replica, on this machine
+    num_here: int = 1  # ranks of the replica on this machine
 
     @staticmethod
-    def of(start: EngineStart, rank: int, meeting_point: Path | None) -> "Place":
+    def of(start: EngineStart, rank: int, meeting: Meeting | None) -> "Place":
         """The place of a rank of replica `start.index`; replicas take their GPUs in order."""
         size = start.tensor_parallel_size
-        return Place(rank, size, meeting_point, start.index * size)
+        num_here = size // start.num_nodes
+        return Place(rank, size, meeting, start.index * num_here, num_here)
+
+    @property
+    def gpu(self) -> int:
+        """This rank's, by its number on this machine."""
+        return self.first_gpu + self.rank % self.num_here
 
     @property
     def name(self) -> str:
@@ -37,15 +43,15 @@ ALONE = Place()
 
 def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: torch.device) -> Mesh:
     """Meet the other ranks. A dense model has no experts to spread."""
-    if place.meeting_point is None:
+    if place.meeting is None:
         return Mesh.single()
     spreads = start.expert_parallel and config.text.moe is not None
     groups = join(
-        place.meeting_point,
+        place.meeting,
         place.rank,
         place.size,
         device,
-        only_nccl=start.disable_custom_all_reduce,
+        only_nccl=start.disable_custom_all_reduce or start.num_nodes > 1,
     )
     return Mesh(
         tp_size=place.size,

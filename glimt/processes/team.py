@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,24 @@ import msgspec
 
 from glimt.engine.plan import InFlight, StepPlan, StepResult, TokenMasks
 from glimt.errors import BadSettings, ReplicaLost
-from glimt.processes.children import Child, exit_text
-from glimt.processes.control import Alive, EngineStart, PeerStart, Phase, Ready, Refused, Stop
+from glimt.parallel.group import Meeting
+from glimt.processes.children import Child, Pulse, exit_text
+from glimt.processes.cluster import Cluster, Node
+from glimt.processes.control import (
+    Alive,
+    EngineStart,
+    PeerStart,
+    Phase,
+    Ready,
+    Refused,
+    Stop,
+    ToParent,
+)
 from glimt.processes.folders import make_folder, remove_stale_folders
 from glimt.processes.machine import Machine
+from glimt.processes.node_link import FromRank, LinkLost, RankEnded
 from glimt.processes.plan_message import OrderMessage, ToPeer, pack
+from glimt.runner.encoder import PixelSource
 from glimt.runner.launched import CrashedStep
 from glimt.transport import Fanout
 
@@ -50,31 +63,41 @@ class Loss:
 class Team:
     """All peers of one replica. `on_loss` is called once, in a thread, with all peers killed."""
 
-    def __init__(self, start: EngineStart, on_loss: Callable[[Loss], None]) -> None:
-        """Start them; they meet this process at `meeting_point`."""
+    def __init__(
+        self,
+        start: EngineStart,
+        on_loss: Callable[[Loss], None],
+        arenas: Sequence[PixelSource] = (),
+    ) -> None:
+        """Start them, once all machines are there; they meet this process at `meeting`."""
         if start.folder:
             self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=start.folder))
         else:
             remove_stale_folders()
             self._folder = make_folder()
-        self.meeting_point = self._folder / "meeting-point"
+        self._arenas = arenas
+        self._cluster = self._gather(start)
+        self.meeting = self._meeting()
         self._on_loss = on_loss
         self._loss: Loss | None = None
         self._is_closing = False
         self._all_present = threading.Event()  # they have read the same files and found no fault
         self._all_ready = threading.Event()
         self._num_present = 0
-        ranks = range(1, start.tensor_parallel_size)
+        self._num_peers = start.tensor_parallel_size - 1
+        ranks = range(1, start.tensor_parallel_size // start.num_nodes)
         addresses = [f"ipc://{self._folder}/peer-{rank}" for rank in ranks]
         self._fanout = Fanout(addresses)
         self._num_sent = 0
         self._peers: list[Child] = []
         starts = [
             PeerStart(
-                engine=msgspec.structs.replace(start, server_inboxes=()),
+                engine=msgspec.structs.replace(start, server_inboxes=(), cluster=None),
                 rank=rank,
                 inbox=address,
-                meeting_point=str(self.meeting_point),
+                meeting_point=str(self.meeting.file or self.meeting.host),
+                meeting_port=self.meeting.port,
+                own_address=self.meeting.own_address,
             )
             for rank, address in zip(ranks, addresses, strict=True)
         ]
@@ -88,12 +111,24 @@ class Team:
     def send(self, plan: StepPlan) -> None:
         """Hand a plan to all peers. Raises ReplicaLost."""
         self._num_sent += 1
-        self._send(pack(self._num_sent, plan))
+        message = pack(self._num_sent, plan)
+        self._send(message)
+        if self._nodes and plan.encode:
+            views = (self._arenas[span.pixels.arena].view(span.pixels) for span in plan.encode)
+            message = msgspec.structs.replace(message, pixels=tuple(bytes(view) for view in views))
+        self._send_far(message)
 
     def order(self, kind: str, level: int = 0) -> None:
         """Hand an order to all peers. Raises ReplicaLost."""
         self._num_sent += 1
-        self._send(OrderMessage(self._num_sent, kind, level))
+        message = OrderMessage(self._num_sent, kind, level)
+        self._send(message)
+        self._send_far(message)
+
+    def _send_far(self, message: ToPeer) -> None:
+        for node in self._nodes:
+            if not node.send(message):
+                raise ReplicaLost(f"{node.name} is lost")
 
     def _send(self, message: ToPeer) -> None:
         self.check()
@@ -118,6 +153,8 @@ class Team:
     def close(self) -> None:
         """End the peers. Doing it again does nothing."""
         self._is_closing = True
+        if self._cluster is not None:
+            self._cluster.stop()
         for peer in self._peers:
             peer.line.send(Stop())
         if threading.current_thread() is not self._watcher:
@@ -126,7 +163,30 @@ class Team:
         while self._peers:
             self._peers.pop().reap(max(0.0, deadline_s - time.monotonic()))
         self._fanout.close()
+        if self._cluster is not None:
+            self._cluster.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _gather(self, start: EngineStart) -> Cluster | None:
+        if start.cluster is None:
+            return None
+        cluster = Cluster(start.cluster, start.tensor_parallel_size, len(self._arenas))
+        cluster.gather()
+        return cluster
+
+    def _meeting(self) -> Meeting:
+        if self._cluster is None:
+            return Meeting(self._folder / "meeting-point")
+        return Meeting(
+            host=self._cluster.own_address,
+            port=self._cluster.meeting_port,
+            listener_fd=self._cluster.meeting.fileno(),
+            own_address=self._cluster.own_address,
+        )
+
+    @property
+    def _nodes(self) -> list[Node]:
+        return [] if self._cluster is None else self._cluster.nodes
 
     # --------------------------------------------------------------------------------- watching
 
@@ -149,41 +209,72 @@ class Team:
         with selectors.DefaultSelector() as selector:
             for peer in peers:
                 selector.register(peer.line.fileno(), selectors.EVENT_READ, peer)
+            for node in self._nodes:
+                selector.register(node.link.fileno(), selectors.EVENT_READ, node)
             while self._loss is None and not self._is_closing:
                 for key, _ in selector.select(_LOOK_S):
-                    self._read(key.data)
-                for peer in peers:
-                    complaint = peer.complaint(STEP_LIMIT_S) if peer.ready else None
+                    if isinstance(key.data, Node):
+                        self._read_node(key.data)
+                    else:
+                        self._read(key.data)
+                for rank in self._all():
+                    complaint = rank.complaint(STEP_LIMIT_S) if rank.ready else None
                     if complaint is not None:
-                        self._lose(Loss(f"{peer.name} of this replica {complaint}"), peer)
+                        self._lose(Loss(f"{rank.name} of this replica {complaint}"), rank)
+
+    def _all(self) -> list[Pulse]:
+        far = [rank for node in self._nodes for rank in node.ranks.values()]
+        return [*self._peers, *far]
+
+    def _read_node(self, node: Node) -> None:
+        try:
+            message = node.link.receive()
+        except LinkLost as error:
+            self._lose(Loss(f"{node.name} is lost: {error}"))
+            return
+        match message:
+            case FromRank(rank, said) if rank in node.ranks:
+                if isinstance(said, Refused):
+                    said = Refused(f"{node.name}: {said.message}")
+                self._heard(node.ranks[rank], said)
+            case RankEnded(rank, how):
+                self._lose(Loss(f"peer-{rank} of this replica, on {node.name}, ended: {how}"))
+            case _:
+                self._lose(Loss(f"{node.name} says what it should not"))
 
     def _read(self, peer: Child) -> None:
         message = peer.line.receive()
+        if message is None:
+            self._lose(Loss(f"{peer.name} of this replica ended"), peer)
+        else:
+            self._heard(peer, message)
+
+    def _heard(self, peer: Pulse, message: ToParent) -> None:
         match message:
-            case None:
-                self._lose(Loss(f"{peer.name} of this replica ended"), peer)
             case Refused(text):
                 self._lose(Loss(text, is_refusal=True), peer)
             case Phase(name, seconds, detail):
                 log.debug("%s: %s took %.2f s  %s", peer.name, name, seconds, detail)
                 self._num_present += name == "config"
-                if self._num_present == len(self._peers):
+                if self._num_present == self._num_peers:
                     self._all_present.set()
             case Ready():
                 peer.ready = True
                 peer.lives(0.0)
-                if all(other.ready for other in self._peers):
+                if all(other.ready for other in self._all()):
                     self._all_ready.set()
             case Alive(stalled_s):
                 peer.lives(stalled_s)
 
-    def _lose(self, loss: Loss, guilty: Child) -> None:
+    def _lose(self, loss: Loss, guilty: Pulse | None = None) -> None:
         """Nothing can be computed any more; ranks that wait for each other must not go on so."""
         if self._loss is not None or self._is_closing:
             return
         for peer in self._peers:
             peer.kill()
-        if not loss.is_refusal:
+        if self._cluster is not None:
+            self._cluster.close()
+        if not loss.is_refusal and isinstance(guilty, Child):
             loss = Loss(f"{loss.reason} ({exit_text(guilty.reap())})")
         self._loss = loss
         self._all_present.set()

@@ -1,0 +1,118 @@
+"""What machines must agree on before their ranks may meet: versions, checkpoint, settings.
+
+Ranks that differ in one of them would compute something else than the others, without an error.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from glimt.config import ParallelSettings
+
+DEFAULT_PORT = 29501
+_HASHED_FILES = ("config.json", "model.safetensors.index.json", "tokenizer.json")
+_SAMPLE_BYTES = 64 * 1024
+# Of EngineStart: what each machine has for itself.
+_OWN = {
+    *("index", "inbox", "server_inboxes", "arena_fds", "model_path", "folder", "log_level"),
+    *("log_json", "num_ranks_here", "profiler", "cluster"),
+}
+_FLAGS = {
+    "memory_utilization": "gpu_memory_utilization",
+    "page_size": "block_size",
+    "prefix_caching": "enable_prefix_caching",
+    "policy": "scheduling_policy",
+    "overlap": "async_scheduling",
+    "expert_parallel": "enable_expert_parallel",
+    "encoder_tp_mode": "mm_encoder_tp_mode",
+    "image_max_tokens": "mm_processor_kwargs",
+    "estimates_work": "enable_mfu_metrics",
+    "watched_pages": "kv_cache_metrics_sample",
+    "num_nodes": "nnodes",
+}
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one machine brings. `checkpoint`: by file name, a hash or a size, in words."""
+
+    versions: dict[str, str]
+    checkpoint: dict[str, str]
+    settings: dict[str, Any]
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the machines of a replica find and know each other."""
+
+    num_nodes: int
+    host: str  # of machine 0
+    port: int
+    token: str
+    facts: Facts
+
+
+def cluster_of(parallel: ParallelSettings, start: Any, glimt: str) -> ClusterSettings | None:
+    """The cluster that the flags ask for, with this machine's facts: its EngineStart
+    `start`, and its version of Glimt.
+    """
+    if parallel.nnodes == 1:
+        return None
+    return ClusterSettings(
+        num_nodes=parallel.nnodes,
+        host=parallel.master_addr or "",
+        port=parallel.master_port or DEFAULT_PORT,
+        token=parallel.master_token or "",
+        facts=Facts(
+            versions={"Glimt": glimt, "torch": version("torch")},
+            checkpoint=checkpoint_facts(Path(start.model_path)),
+            settings={
+                _FLAGS.get(name, name).replace("_", "-"): value
+                for name, value in msgspec.structs.asdict(start).items()
+                if name not in _OWN
+            },
+        ),
+    )
+
+
+def checkpoint_facts(path: Path) -> dict[str, str]:
+    """Hashes of the small files; of the weight files, which nobody wants to read twice, the size
+    and a hash of samples.
+    """
+    facts = {}
+    for name in _HASHED_FILES:
+        if (path / name).is_file():
+            digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
+            facts[name] = f"sha256 {digest[:16]}"
+    for file in sorted(path.glob("*.safetensors")):
+        facts[file.name] = f"{file.stat().st_size:,} bytes, samples {_samples(file)}"
+    return facts
+
+
+def _samples(file: Path) -> str:
+    """A hash of the beginning, the middle and the end: another training leaves no part alone."""
+    num_bytes = file.stat().st_size
+    digest = hashlib.sha256()
+    with file.open("rb") as data:
+        for start in (0, num_bytes // 2, max(0, num_bytes - _SAMPLE_BYTES)):
+            data.seek(start)
+            digest.update(data.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def differences(here: Facts, there: Facts) -> list[str]:
+    """What differs, a line each; empty if the two machines may work together."""
+    return [
+        *_differing("", here.versions, there.versions),
+        *_differing("the checkpoint's ", here.checkpoint, there.checkpoint),
+        *_differing("--", here.settings, there.settings),
+    ]
+
+
+def _differing(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted({*here, *there}):
+        ours, theirs = here.get(name, "missing"), there.get(name, "missing")
+        if ours != theirs:
+            yield f"{what}{name}: {theirs} there, {ours} on node 0"
