@@ -67,8 +67,8 @@ class Ledger:
         part = self.server * _PART_BYTES
         slot = 1 - os.pread(self._fd, 1, part)[0]
         data = _HEAD.pack(len(text), zlib.crc32(text)) + text
-        os.pwrite(self._fd, data, part + _PAGE_BYTES + slot * _SLOT_BYTES)
-        os.pwrite(self._fd, bytes([slot]), part)
+        if os.pwrite(self._fd, data, part + _PAGE_BYTES + slot * _SLOT_BYTES) == len(data):
+            os.pwrite(self._fd, bytes([slot]), part)  # else memory is short, and the old text holds
 
     def read(self, server: int) -> bytes:
         """The last text of a server; empty if it has written none."""

@@ -74,11 +74,13 @@ class Pulse:
         self.heard_s = time.monotonic()
         self.progress_s = self.heard_s - stalled_s
 
-    def complaint(self, stall_limit_s: float) -> str | None:
+    def complaint(
+        self, stall_limit_s: float, silence_limit_s: float = SILENCE_LIMIT_S
+    ) -> str | None:
         """What is wrong with a process that is ready and should give signs of life; or None."""
         now_s = time.monotonic()
-        if now_s - self.heard_s > SILENCE_LIMIT_S:
-            return f"gave no sign of life for {SILENCE_LIMIT_S:.0f} s"
+        if now_s - self.heard_s > silence_limit_s:
+            return f"gave no sign of life for {silence_limit_s:.0f} s"
         if now_s - self.progress_s > stall_limit_s:
             return f"made no progress for {now_s - self.progress_s:.0f} s"
         return None

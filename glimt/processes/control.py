@@ -249,7 +249,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
-    """Once a second from an engine: how long its loop has made no progress."""
+    """Once a second from an engine or server: how long its loop has made no progress."""
 
     stalled_s: float
 
@@ -282,11 +282,12 @@ class ControlLine(Generic[Received]):
         """The descriptor, for an event loop."""
         return self._end.fileno()
 
-    def send(self, message: msgspec.Struct) -> bool:
-        """False if the other side is gone."""
+    def send(self, message: msgspec.Struct, *, waits: bool = True) -> bool:
+        """False if the other side is gone, or, unless this `waits`, if it does not read."""
         try:
             with self._lock:
-                self._end.send(self._encoder.encode(message))
+                flags = 0 if waits else socket.MSG_DONTWAIT
+                self._end.send(self._encoder.encode(message), flags)
         except OSError:
             return False
         return True

@@ -45,6 +45,7 @@ from glimt.metric_sum import Ledger
 from glimt.metrics import Metrics
 from glimt.processes.connection import KEEP_ALIVE_S, Connection
 from glimt.processes.control import (
+    Alive,
     ControlLine,
     Drain,
     EngineDown,
@@ -66,7 +67,7 @@ from glimt.wire import MediaOutbound, Outputs
 log = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 10.0
-PUBLISH_INTERVAL_S = 1.0  # of metrics, for the other servers
+TELL_INTERVAL_S = 1.0
 
 
 class ServerProcess:
@@ -238,8 +239,7 @@ class ServerProcess:
             self._spawn(self._traces.run())
         if self._start.log_stats:
             self._spawn(self._log_stats())
-        if self._start.ledger_fd >= 0:
-            self._spawn(self._publish_metrics())
+        self._spawn(self._tell_state())
         listener = socket.socket(fileno=self._start.socket_fd)
         self._board.note_started()
         self._line.send(Ready())
@@ -273,10 +273,12 @@ class ServerProcess:
             await asyncio.sleep(REFRESH_INTERVAL_S)
             await asyncio.to_thread(tls.refresh)
 
-    async def _publish_metrics(self) -> None:
+    async def _tell_state(self) -> None:
+        """The supervisor, that this loop turns; the other servers, what was counted here."""
         while True:
             self._metrics.publish()
-            await asyncio.sleep(PUBLISH_INTERVAL_S)
+            self._line.send(Alive(0.0), waits=False)
+            await asyncio.sleep(TELL_INTERVAL_S)
 
     async def _log_stats(self) -> None:
         """One line every ten seconds while there is something to say."""

@@ -59,6 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     shares_images: bool = False  # one image cache for all servers, which outlives them
     shutdown_timeout_s: float
     engine_stall_limit_s: float = 120.0  # a step that takes longer than this is a hang
+    server_silence_limit_s: float = 30.0  # its loop speaks itself, and may be held up
 
 
 class Supervisor:
@@ -97,7 +98,7 @@ class Supervisor:
                 self._start_server(index)
             for number in range(self._plan.num_media_workers):
                 self._start_media_worker(number)
-            self._spawn(self._watch_engines())
+            self._spawn(self._watch())
             return await self._ended
         finally:
             self._end_all()
@@ -186,16 +187,22 @@ class Supervisor:
             case Refused(text):
                 self._finish(2, text)
 
-    async def _watch_engines(self) -> None:
-        """End an engine whose loop stands still: stuck in a step, or the whole process stopped."""
+    async def _watch(self) -> None:
+        """End an engine or server whose loop stands still, or whose whole process is stopped."""
+        plan = self._plan
         while True:
             await asyncio.sleep(1.0)
             for engine in self._engines():
-                complaint = engine.complaint(self._plan.engine_stall_limit_s)
-                if engine.ready and complaint is not None:
-                    self._say(f"{engine.name} {complaint}: ending it")
-                    engine.ready = False
-                    engine.kill()
+                self._judge(engine, engine.complaint(plan.engine_stall_limit_s))
+            silence_limit_s = plan.server_silence_limit_s
+            for server in self._servers():
+                self._judge(server, server.complaint(silence_limit_s, silence_limit_s))
+
+    def _judge(self, child: Child, complaint: str | None) -> None:
+        if child.ready and complaint is not None:
+            self._say(f"{child.name} {complaint}: ending it")
+            child.ready = False
+            child.kill()
 
     def _engines(self) -> list[Child]:
         """Those that run, ready or not."""

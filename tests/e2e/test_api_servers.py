@@ -145,6 +145,7 @@ def test_a_killed_server_leaves_the_others_streams_alone_and_comes_back(two: Ser
     assert successor.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_servers_that_share_their_images_drain_together_and_leave_nothing(
     checkpoint: Path, tmp_path: Path

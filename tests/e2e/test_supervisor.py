@@ -8,9 +8,10 @@ from pathlib import Path
 
 import msgspec
 import psutil
+import pytest
 
 from glimt.checkpoint import read_checkpoint
-from glimt.config import MediaSettings, Settings
+from glimt.config import MediaSettings, ParallelSettings, Settings
 from glimt.processes.launch import make_plan
 from glimt.processes.supervisor import Supervisor
 
@@ -41,5 +42,33 @@ async def test_an_engine_that_stands_still_is_ended_and_replaced(checkpoint: Pat
     await until(lines, "engine-0 made no progress")
     await until(lines, "engine-0 is back")
     assert not engine.is_running()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(running, 30) == 0
+
+
+@pytest.mark.slow
+async def test_a_server_that_stands_still_is_ended_and_the_other_stays(checkpoint: Path) -> None:
+    settings = Settings(
+        model=str(checkpoint),
+        media=MediaSettings(media_workers=2),
+        parallel=ParallelSettings(api_server_count=2),
+    )
+    plan = msgspec.structs.replace(
+        make_plan(settings, read_checkpoint(checkpoint)), server_silence_limit_s=4.0
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    lines: list[str] = []
+    running = asyncio.create_task(Supervisor(plan, listener, lines.append).run())
+    await until(lines, "ready after")
+    first, second = (
+        child
+        for child in psutil.Process().children()
+        if "glimt.processes.server" in child.cmdline()
+    )
+    first.suspend()
+    await until(lines, "server-0 gave no sign of life")
+    await until(lines, "server-0 is back")
+    assert not first.is_running()
+    assert second.is_running()
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, 30) == 0
