@@ -8,6 +8,7 @@ import logging
 import selectors
 import socket
 import time
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,7 @@ from glimt.transport import encode
 log = logging.getLogger(__name__)
 
 REMIND_S = 30.0
+NAME_LIMIT_S = 30.0  # for the name of this machine to be known, where a cluster gives it one
 
 
 class RemoteRank(Pulse):
@@ -155,10 +157,7 @@ class Cluster:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket on this address of this machine only. Raises BadSettings."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise BadSettings(f"--master-addr {host}: {error.strerror}") from None
+    family, address = _resolve(host, port)
     listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -171,3 +170,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
     listener.listen(16)
     return listener
+
+
+def _resolve(host: str, port: int) -> tuple[int, Any]:
+    """The family and the address. Raises BadSettings if the name stays unknown."""
+    deadline_s = time.monotonic() + NAME_LIMIT_S
+    while True:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            return family, address
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise BadSettings(f"--master-addr {host}: {error.strerror}") from None
+            time.sleep(1.0)

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,15 @@ def test_commands_have_flags_that_exist_and_start_or_are_refused_for_several_gpu
         assert re.match(
             r"--(tensor|data)-parallel|--distributed-executor|--nnodes|--master|--headless", problem
         ), problem
+
+
+def test_the_two_machines_of_a_leader_worker_set_may_work_together() -> None:
+    pair = [parsed(words) for words in COMMANDS.values() if "$(LWS_GROUP_SIZE)" in words]
+    assert [settings.parallel.headless for settings in pair] == [False, True]
+    for rank, settings in enumerate(pair):
+        # From the environment of the container.
+        parallel = replace(settings.parallel, node_rank=rank, master_token="sixteen letters!")
+        assert refused(replace(settings, parallel=parallel)) == ()
 
 
 def refused(settings: Settings) -> tuple[str, ...]:
