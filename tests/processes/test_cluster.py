@@ -60,7 +60,7 @@ def gathering() -> Iterator[Gathering]:
     with ThreadPoolExecutor(1) as pool:
         gathering = Gathering(pool)
         yield gathering
-        if not gathering.done.done():
+        if not gathering.cluster.nodes:
             gathering.join()
         gathering.done.result(10)
         gathering.cluster.close()
