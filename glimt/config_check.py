@@ -135,18 +135,8 @@ def _counts(parallel: ParallelSettings) -> Iterator[str]:
 
 def _machines(parallel: ParallelSettings) -> Iterator[str]:
     nodes, rank, size = parallel.nnodes, parallel.node_rank, parallel.tensor_parallel_size
-    if nodes < 1:
-        yield f"--nnodes {nodes}: must be at least 1"
     if nodes <= 1:
-        for flag, wanted in (
-            ("--node-rank", rank != 0),
-            ("--master-addr", parallel.master_addr is not None),
-            ("--master-port", parallel.master_port is not None),
-            ("--master-token", parallel.master_token is not None),
-            ("--headless", parallel.headless),
-        ):
-            if wanted:
-                yield f"{flag} is for several machines: give --nnodes as well, or leave it out"
+        yield from _one_machine(parallel)
         return
     if not 0 <= rank < nodes:
         yield f"--node-rank {rank}: with --nnodes {nodes}, 0 to {nodes - 1}"
@@ -157,17 +147,38 @@ def _machines(parallel: ParallelSettings) -> Iterator[str]:
             f"--data-parallel-size {parallel.data_parallel_size}: with --nnodes, one server is one "
             "copy; start a server for each (on one machine each, if a copy fits there)"
         )
+    if parallel.headless and not rank:
+        yield "--headless: node 0 answers HTTP; leave it out there"
+    yield from _first_machine(parallel)
+
+
+def _one_machine(parallel: ParallelSettings) -> Iterator[str]:
+    if parallel.nnodes < 1:
+        yield f"--nnodes {parallel.nnodes}: must be at least 1"
+    for flag, wanted in (
+        ("--node-rank", parallel.node_rank != 0),
+        ("--master-addr", parallel.master_addr is not None),
+        ("--master-port", parallel.master_port is not None),
+        ("--master-token", parallel.master_token is not None),
+        ("--headless", parallel.headless),
+    ):
+        if wanted:
+            yield f"{flag} is for several machines: give --nnodes as well, or leave it out"
+
+
+def _first_machine(parallel: ParallelSettings) -> Iterator[str]:
+    """How the machines find the first, and show that they may."""
     if parallel.master_addr is None:
-        yield f"--nnodes {nodes} needs --master-addr, the address of node 0"
-    if not 1 <= (parallel.master_port or 1) <= 65535:
+        yield f"--nnodes {parallel.nnodes} needs --master-addr, the address of node 0"
+    if parallel.master_addr in ("0.0.0.0", "::"):
+        yield f"--master-addr {parallel.master_addr}: name the address that the other nodes reach"
+    if parallel.master_port is not None and not 1 <= parallel.master_port <= 65535:
         yield f"--master-port {parallel.master_port}: must be 1 to 65535"
     if len(parallel.master_token or "") < 16:
         yield (
-            f"--nnodes {nodes} needs a --master-token of 16 characters or more, the same on all "
-            "nodes (GLIMT_MASTER_TOKEN): who does not know it is not let in"
+            f"--nnodes {parallel.nnodes} needs a --master-token of 16 characters or more, the same "
+            "on all nodes (GLIMT_MASTER_TOKEN): who does not know it is not let in"
         )
-    if parallel.headless and not rank:
-        yield "--headless: node 0 answers HTTP; leave it out there"
 
 
 def _ranges(settings: Settings) -> Iterator[str]:

@@ -117,6 +117,7 @@ def test_the_missions_flags_are_all_accepted(
         Settings(model="m", parallel=ParallelSettings(headless=True)),
         Settings(model="m", parallel=ParallelSettings(master_addr="10.0.0.1")),
         Settings(model="m", parallel=replace(TWO_NODES, master_addr=None)),
+        Settings(model="m", parallel=replace(TWO_NODES, master_addr="0.0.0.0")),
         Settings(model="m", parallel=replace(TWO_NODES, master_token=None)),
         Settings(model="m", parallel=replace(TWO_NODES, master_token="short")),
         Settings(model="m", parallel=replace(TWO_NODES, master_port=0x10000)),
