@@ -196,6 +196,7 @@ async def process(rig: Rig) -> AsyncIterator["subprocess.Popen[bytes]"]:
     line.send(
         MediaWorkerStart(
             number=0,
+            server=0,
             name="media-0.1",
             hub=rig.address,
             arena_fd=rig.memory.fd,

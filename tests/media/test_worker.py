@@ -82,6 +82,7 @@ def child(
     line = parent_line(ours)
     start = MediaWorkerStart(
         number=3,
+        server=0,
         name=NAME.decode(),
         hub=address,
         arena_fd=arena.fd,
