@@ -30,6 +30,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_operation_is_compared_with_its_definition(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
     command = ("-m", "benchmarks.kernels", "--device", "cpu", "--models", "tiny", "--rows", "3")
@@ -40,6 +41,7 @@ def test_every_operation_is_compared_with_its_definition(tmp_path: Path) -> None
     assert f"{len(lines)} cases, 0 wrong or failed" in told
 
 
+@pytest.mark.slow
 def test_a_model_without_a_checkpoint_is_timed(tmp_path: Path) -> None:
     out = tmp_path / "model.json"
     sizes = ("--model", "tiny", "--device", "cpu", "--quantization", "none")

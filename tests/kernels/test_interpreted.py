@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = sorted(path.name for path in (HERE / "interpreted").glob("test_*.py"))
+SLOW = {"test_cut.py", "test_noise.py", "test_whole_model.py"}  # most of a minute together
+FILES = [
+    pytest.param(path.name, marks=pytest.mark.slow if path.name in SLOW else ())
+    for path in sorted((HERE / "interpreted").glob("test_*.py"))
+]
 
 
 @pytest.mark.parametrize("file", FILES)
