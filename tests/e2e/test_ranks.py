@@ -67,7 +67,7 @@ def test_each_rank_writes_a_profile_of_its_own(pair: Serving) -> None:
     ("module", "signum"),
     [
         ("peer", signal.SIGKILL),
-        ("peer", signal.SIGSTOP),
+        pytest.param("peer", signal.SIGSTOP, marks=pytest.mark.slow),
         pytest.param("engine", signal.SIGSTOP, marks=pytest.mark.slow),
     ],
     ids=["a peer is killed", "a peer is stopped", "the engine is stopped"],

@@ -47,6 +47,7 @@ def series(serving: Serving, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_killed_servers_images_are_found_by_the_next_and_nothing_is_left(
     checkpoint: Path, tmp_path: Path

@@ -24,6 +24,7 @@ async def until(lines: list[str], text: str, seconds: float = 60.0) -> None:
     await asyncio.wait_for(look(), seconds)
 
 
+@pytest.mark.slow
 async def test_an_engine_that_stands_still_is_ended_and_replaced(checkpoint: Path) -> None:
     settings = Settings(model=str(checkpoint), media=MediaSettings(media_workers=1))
     plan = msgspec.structs.replace(

@@ -216,6 +216,7 @@ def test_noise_is_added_in_wide_loads_and_stores() -> None:
     assert noise.count("STG.E.128") > 0
 
 
+@pytest.mark.slow
 def test_cuts_read_scores_in_wide_loads() -> None:
     numbers, shares = meta(4, dtype=torch.int64), meta(4, dtype=torch.float32)
     scores = meta(4, 151552, dtype=torch.float32)

@@ -117,7 +117,7 @@ class ThreadTeam:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     chosen=choices,
     seed=st.integers(0, 2**16),
