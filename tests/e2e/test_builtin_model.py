@@ -20,6 +20,7 @@ from glimt.builtin.model import FOLDER
 from tests.support.serving import Serving
 
 openai = pytest.importorskip("openai")
+anthropic = pytest.importorskip("anthropic")
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "config.json").exists(), reason="this tree has no built-in model"
 )
@@ -211,6 +212,58 @@ def test_a_streamed_call_is_the_same_call(client: Any) -> None:
     assert [call.function.name for call in deltas if call.function.name] == ["tag_plate"]
     arguments = "".join(call.function.arguments or "" for call in deltas)
     assert json.loads(arguments) == {"tint": "blue", "outline": "square"}
+
+
+def test_all_three_apis_give_its_answer_and_its_call(client: Any) -> None:
+    """Chat is asked above; here the same through responses and messages, each by its own client."""
+    [url] = [part["image_url"]["url"] for part in show(shapes())]
+    texts = ("What colour is the circle?", "Call tag_plate for the square.")
+    colour, call = (
+        client.responses.create(
+            model="tiny",
+            input=[
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_image", "image_url": url, "detail": "auto"},
+                        {"type": "input_text", "text": text},
+                    ],
+                }
+            ],
+            tools=[{"type": "function", **FLAG_TOOL["function"], "strict": False}],
+            temperature=0,
+            reasoning={"effort": "none"},
+        )
+        for text in texts
+    )
+    assert colour.output_text == "Red."
+    assert json.loads(call.output[-1].arguments) == {"tint": "blue", "outline": "square"}
+    address = str(client.base_url).removesuffix("/v1/")
+    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+    function = FLAG_TOOL["function"]
+    tool = {"name": function["name"], "input_schema": function["parameters"]}
+    with anthropic.Anthropic(base_url=address, api_key="none", max_retries=0) as other:
+        told, called = (
+            other.messages.create(
+                model="tiny",
+                max_tokens=128,
+                messages=[
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image", "source": source},
+                            {"type": "text", "text": text},
+                        ],
+                    }
+                ],
+                tools=[{**tool, "description": function["description"]}],
+                thinking={"type": "disabled"},
+                extra_body={"temperature": 0},
+            )
+            for text in texts
+        )
+    assert told.content[-1].text == "Red."
+    assert called.content[-1].input == {"tint": "blue", "outline": "square"}
 
 
 def test_it_compares_two_images(client: Any) -> None:
