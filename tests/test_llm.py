@@ -326,7 +326,7 @@ def test_thoughts_are_closed_when_their_tokens_are_spent(checkpoint: Path) -> No
 def test_thoughts_are_apart_if_a_parser_is_asked_for(checkpoint: Path) -> None:
     with LLM(checkpoint, reasoning_parser="glm45", **OPTIONS) as llm:
         silent = ask(llm, user("x"), chat_template_kwargs={"enable_thinking": False})
-        mark = silent.prompt_token_ids[-2]  # … <think></think>\n
+        begin, end = silent.prompt_token_ids[-3:-1]  # … <think></think>\n
         letter = llm.generate("g", GREEDY, use_tqdm=False)[0].prompt_token_ids[-1]
         params = SamplingParams(
             n=8,
@@ -335,15 +335,19 @@ def test_thoughts_are_apart_if_a_parser_is_asked_for(checkpoint: Path) -> None:
             top_k=0,
             max_tokens=8,
             ignore_eos=True,
-            allowed_token_ids=[letter, mark],
+            allowed_token_ids=[letter, begin, end],
         )
         answers = ask(llm, user("x"), params).outputs
     with_thoughts = [answer for answer in answers if answer.reasoning]
     assert with_thoughts
-    for answer in with_thoughts:
-        end = answer.token_ids.index(mark)
-        assert answer.reasoning == "g" * end
-        assert answer.text == "g" * answer.token_ids[end:].count(letter)
+    for answer in answers:
+        thinks, told = False, {True: "", False: ""}
+        for token_id in answer.token_ids:
+            if token_id == letter:
+                told[thinks] += "g"
+            else:
+                thinks = token_id == begin
+        assert ((answer.reasoning or ""), answer.text) == (told[True], told[False])
 
 
 # --------------------------------------------------------------------------------------- media

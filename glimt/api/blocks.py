@@ -102,18 +102,8 @@ class BlockReader:
 
 
 def whole_blocks(deltas: Iterable[Delta], *, with_thoughts: bool = True) -> list[Block]:
-    """The blocks of a whole answer. Unlike a stream, it can mend what was first taken for text and
-    turned out to be thought."""
-    kept: list[Delta] = []
-    thought = ""
-    for delta in deltas:
-        if delta.was_reasoning:
-            thought += "".join(each.reasoning + each.content for each in kept) + delta.reasoning
-            kept, delta = [], replace(delta, reasoning="")
-        kept.append(delta)
+    """The blocks of a whole answer."""
     reader = BlockReader()
-    if (thought := thought.strip()) and with_thoughts:
-        list(reader.read(Delta(choice=0, reasoning=thought)))
-    for delta in kept:
-        list(reader.read(delta))
+    for delta in deltas:
+        list(reader.read(delta if with_thoughts else replace(delta, reasoning="")))
     return reader.blocks

@@ -24,11 +24,7 @@ from glimt.wire import Output, SamplingParams, TokenLogprobs
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What is new in one choice. With `finish_reason` it is the choice's last.
-
-    `was_reasoning`: all content of the choice before this delta turned out to be thought; a fold
-    moves it, a stream cannot.
-    """
+    """What is new in one choice. With `finish_reason` it is the choice's last."""
 
     choice: int
     reasoning: str = ""
@@ -37,7 +33,6 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: str | None = None  # stop · length · tool_calls · repetition
     stop_reason: int | str | None = None  # the stop string or token that matched; not a plain eos
-    was_reasoning: bool = False
     calls: tuple[CallDelta, ...] = ()  # each call at most once
     boxes: tuple[str, ...] = ()  # texts of boxes that are whole now
 
@@ -48,7 +43,6 @@ def fold_deltas(deltas: Iterable[Delta]) -> ReplyDelta:
         ReplyDelta(
             delta.reasoning,
             delta.content,
-            was_reasoning=delta.was_reasoning,
             calls=delta.calls,
             boxes=delta.boxes,
         )
@@ -284,7 +278,6 @@ class _Choice:
             choice=self.index,
             reasoning=reply.reasoning if self._include_reasoning else "",
             content=reply.content,
-            was_reasoning=reply.was_reasoning,
             calls=reply.calls,
             boxes=reply.boxes,
             **tokens,

@@ -6,8 +6,8 @@ GLM itself chooses whether to think, and writes `<think>`. So a reply starts und
 the prompt's last turn has already opened the pair (thoughts) or closed it (content):
 
     undecided ── <think> ──▶ thinking ── </think> or <tool_call> ──▶ content ── <think> ──▶ thinking
-    undecided ── </think> ─▶ content; all before it was thought, which a stream has already told as
-                             content: the piece says so, for those who can still mend it
+    undecided ── </think> ─▶ content, as all before it: a stream has told it so, and a whole answer
+                             says what the stream of it does
 
 A reply that stays undecided is content; one that never closes its thoughts is all thought.
 """
@@ -69,7 +69,7 @@ class Piece:
     channel: Channel
     token_ids: Sequence[int]
     is_start: bool = False  # a mark stood before it: whitespace at its start means nothing
-    was_reasoning: bool = False  # that mark was an unopened </think>
+    is_stray: bool = False  # that mark was a </think> that nothing opened
 
 
 class ReasoningSplitter:
@@ -80,7 +80,6 @@ class ReasoningSplitter:
         self._tokens = tokens
         self.channel: Channel = tokens.channel_after(prompt_ids)
         self.num_reasoning_tokens = 0  # without the marks
-        self._num_undecided_tokens = 0
         known = {tokens.begin, tokens.end, tokens.tool_call, *tokens.answer_tags}
         self._marks = frozenset(known - {None})
 
@@ -123,8 +122,6 @@ class ReasoningSplitter:
     def _count(self, num_tokens: int) -> None:
         if self.channel == "reasoning":
             self.num_reasoning_tokens += num_tokens
-        elif self.channel == "undecided":
-            self._num_undecided_tokens += num_tokens
 
     def _turn(self, mark: int) -> Piece:
         """What a mark does; one that changes nothing, a second <think> for one, is dropped."""
@@ -135,8 +132,5 @@ class ReasoningSplitter:
             return Piece(before, (), is_start=before != "reasoning")
         else:
             self.channel = "content"
-        was_reasoning = before == "undecided" and mark == tokens.end
-        if was_reasoning:
-            self.num_reasoning_tokens = self._num_undecided_tokens
-        is_start = self.channel != before
-        return Piece(self.channel, (), is_start=is_start, was_reasoning=was_reasoning)
+        is_stray = before == "undecided" and mark == tokens.end
+        return Piece(self.channel, (), is_start=self.channel != before, is_stray=is_stray)

@@ -20,47 +20,25 @@ from glimt.frontend.tool_calls import CallDelta, CallPiece, CallReader, CallRule
 
 
 class ReplyDelta(msgspec.Struct, frozen=True, gc=False):
-    """New text of a reply: thoughts, then content, then calls.
-
-    `was_reasoning`: all content before this delta turned out to be thought. A stream has already
-    sent it and lets it be; `fold` puts it right.
-    """
+    """New text of a reply: thoughts, then content, then calls."""
 
     reasoning: str = ""
     content: str = ""
     stopped: str | None = None  # the stop string that ended the reply
-    was_reasoning: bool = False
     calls: tuple[CallDelta, ...] = ()  # each call at most once
     ends_with_call: bool = False  # the rules allow one call, and that is whole
     boxes: tuple[str, ...] = ()  # texts of boxes in the content
 
 
 def fold(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
-    """A whole reply from all its deltas."""
-    whole = merge(deltas)
-    # What was content at first has not been trimmed as thought.
-    thought = whole.reasoning.strip() if whole.was_reasoning else whole.reasoning
-    return ReplyDelta(
-        thought,
-        whole.content,
-        whole.stopped,
-        calls=whole.calls,
-        ends_with_call=whole.ends_with_call,
-        boxes=whole.boxes,
-    )
-
-
-def merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
-    """Consecutive deltas as one."""
+    """Consecutive deltas as one: a whole reply from all of them."""
     reasoning: list[str] = []
     content: list[str] = []
     calls: list[CallDelta] = []
     boxes: list[str] = []
     stopped = None
-    was_reasoning = ends_with_call = False
+    ends_with_call = False
     for delta in deltas:
-        if delta.was_reasoning:
-            reasoning, content, was_reasoning = reasoning + content, [], True
         reasoning.append(delta.reasoning)
         content.append(delta.content)
         calls += delta.calls
@@ -68,9 +46,7 @@ def merge(deltas: Iterable[ReplyDelta]) -> ReplyDelta:
         stopped = stopped or delta.stopped
         ends_with_call = ends_with_call or delta.ends_with_call
     texts = "".join(reasoning), "".join(content)
-    return ReplyDelta(
-        *texts, stopped, was_reasoning, merge_calls(calls), ends_with_call, tuple(boxes)
-    )
+    return ReplyDelta(*texts, stopped, merge_calls(calls), ends_with_call, tuple(boxes))
 
 
 def in_order(deltas: Iterable[ReplyDelta]) -> list[ReplyDelta]:
@@ -86,7 +62,7 @@ def in_order(deltas: Iterable[ReplyDelta]) -> list[ReplyDelta]:
             has_content = has_calls = False
         groups[-1].append(delta)
         has_content, has_calls = has_content or is_text, has_calls or bool(delta.calls)
-    return [group[0] if len(group) == 1 else merge(group) for group in groups or [[]]]
+    return [group[0] if len(group) == 1 else fold(group) for group in groups or [[]]]
 
 
 class ReplyReader:
@@ -146,7 +122,7 @@ class ReplyReader:
                 shown = self._trim.push(new.text)
                 is_thought = self._channel == "reasoning"
                 return ReplyDelta(shown) if is_thought else ReplyDelta("", shown)
-            return merge(self._delta(new))
+            return fold(self._delta(new))
         if self._calls is not None and not self._is_over:
             calls = self._calls.read_string(token_ids)
             if calls is not None:
@@ -161,7 +137,7 @@ class ReplyReader:
                     deltas += self._read_call(piece, may_stop)
                 else:
                     deltas += self._read(piece, may_stop)
-        return merge(deltas)
+        return fold(deltas)
 
     def finish(self, *, is_cut: bool = False) -> ReplyDelta:
         """What was held back, at the end of the tokens. `is_cut`: the model had not ended."""
@@ -176,7 +152,7 @@ class ReplyReader:
         if not self._is_over:
             self._is_over = True
             deltas += self._shown(self._trim.finish())
-        return merge(deltas)
+        return fold(deltas)
 
     def _is_plain(self, token_ids: Sequence[int]) -> bool:
         """Nearly all pushes are: neither marks nor a boundary in them, text and nothing else."""
@@ -222,9 +198,8 @@ class ReplyReader:
         self._is_in_call = False
         if piece.channel != self._channel:
             yield from self._end_channel(may_stop)
-            if piece.was_reasoning and not self._is_over:
+            if piece.is_stray and not self._is_over:
                 yield from self._shown(self._trim.finish())
-                yield ReplyDelta(was_reasoning=True)
             self._channel, self._text = piece.channel, self._new_text()
         if piece.is_start:
             self._trim = self._trim_for(piece.channel, is_start=True)

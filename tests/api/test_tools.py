@@ -150,7 +150,6 @@ async def test_a_stream_folds_to_the_whole_answer_however_tokens_come(
     text: str, cuts: list[int], fields: dict[str, Any]
 ) -> None:
     fields = {"tools": TOOLS, "logprobs": True, "return_token_ids": True} | fields
-    text = "<think>" + text  # an unopened </think> is told apart in the whole answer only
     whole_serving, pieces = serving(text), serving(text)
     whole_serving.engine.tokens_per_step = 1000
     (expected,) = (await whole_serving.chat(**fields)).json()["choices"]
