@@ -93,9 +93,9 @@ def test_whatever_form_an_answer_has_its_tokens_and_times_are_right(
     assert summary.outputs.short == 0
     assert len(summary.measured.itl) == 4 * 5
     # A role or the headers come at once, the usage 60 ms late; neither is a token.
-    assert 20 <= ttft_ms(log.requests) < 60
+    assert 18 <= ttft_ms(log.requests) < 60  # a timer may end a moment early
     lasts = [(event.chunk_ns[5] - event.start_ns) / 1e6 for event in log.requests]
-    assert 30 <= statistics.median(lasts) < 80
+    assert 27 <= statistics.median(lasts) < 80
     thought = script.get("reasoning_tokens", 0)
     assert all(event.chunk_kinds.count("r") == thought for event in log.requests)
 
