@@ -29,11 +29,6 @@ def two(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield serving
 
 
-def servers_of(serving: Serving) -> list[psutil.Process]:
-    modules = ((child, child.cmdline()) for child in serving.children())
-    return [child for child, words in modules if "glimt.processes.server" in words]
-
-
 @contextlib.contextmanager
 def stopped(process: psutil.Process) -> Iterator[None]:
     """It takes no connection, so the other does."""
@@ -69,7 +64,7 @@ def test_both_servers_give_the_answers_of_one_and_count_together(
     two: Serving, serving: Serving
 ) -> None:
     expected = [text_of(serving, question) for question in QUESTIONS]
-    first, second = servers_of(two)
+    first, second = two.children_running("server")
     for other in (second, first):
         with stopped(other):
             assert [text_of(two, question) for question in QUESTIONS] == expected
@@ -89,7 +84,7 @@ def order(serving: Serving, path: str, method: str = "POST") -> Any:
 
 
 def test_what_an_operator_asks_of_one_server_holds_for_both(two: Serving) -> None:
-    first, second = servers_of(two)
+    first, second = two.children_running("server")
     with stopped(second):
         stream = open_stream(two, 3000)
     with stopped(first):
@@ -117,7 +112,7 @@ def test_what_an_operator_asks_of_one_server_holds_for_both(two: Serving) -> Non
 
 
 def test_a_killed_server_leaves_the_others_streams_alone_and_comes_back(two: Serving) -> None:
-    first, second = servers_of(two)
+    first, second = two.children_running("server")
     with stopped(second):
         lost = open_stream(two, 3000)
     with stopped(first):
@@ -134,10 +129,10 @@ def test_a_killed_server_leaves_the_others_streams_alone_and_comes_back(two: Ser
     reader.join(90)
     assert '"finish_reason":"length"' in ends[0].replace(" ", "")
     kept.close()
-    two.wait_for(lambda: len(servers_of(two)) == 2 and load(two) == 0, 60)
+    two.wait_for(lambda: len(two.children_running("server")) == 2 and load(two) == 0, 60)
     two.wait_for(lambda: series(two, "vllm:num_requests_running") == 0, 60)
     assert second.is_running()
-    successor = next(each for each in servers_of(two) if each != second)
+    successor = next(each for each in two.children_running("server") if each != second)
     two.wait_for(lambda: " is back" in two.log.read_text(), 60)
     with stopped(second):
         two.wait_for(lambda: answers(two), 60)
@@ -153,7 +148,7 @@ def test_servers_that_share_their_images_drain_together_and_leave_nothing(
     flags = [*FLAGS, "--dtype", "float32", "--mm-processor-cache-type", "shm", "-dp", "2"]
     with Serving(checkpoint, *flags, log=tmp_path / "server.txt") as shared:
         children = shared.children()
-        first, second = servers_of(shared)
+        first, second = shared.children_running("server")
         with stopped(second):
             seen = text_of(shared, QUESTIONS[2])
             stream = open_stream(shared, 60)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.e2e.test_failures import LONG, answers, post, status_of
@@ -31,11 +30,6 @@ def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     flags = ["--data-parallel-size", "2", "--device", "cpu", "--dtype", "float32"]
     with Serving(checkpoint, *flags, log=log) as serving:
         yield serving
-
-
-def engines_of(serving: Serving) -> list[psutil.Process]:
-    modules = ((child, child.cmdline()) for child in serving.children())
-    return [child for child, words in modules if "glimt.processes.engine" in words]
 
 
 def text_of(serving: Serving, question: Any) -> str:
@@ -70,7 +64,7 @@ def test_all_requests_get_the_answers_of_one_engine_wherever_they_run(
 
 
 def test_both_replicas_work_and_one_lives_on_when_the_other_dies(both: Serving) -> None:
-    first, second = engines_of(both)
+    first, second = both.children_running("engine")
     with (
         urllib.request.urlopen(post(both, LONG_ENOUGH), timeout=60) as one,
         urllib.request.urlopen(post(both, LONG_ENOUGH), timeout=60) as other,
@@ -95,14 +89,14 @@ def test_both_replicas_work_and_one_lives_on_when_the_other_dies(both: Serving) 
     assert '"finish_reason":"length"' in ends[1].replace(" ", "")
     both.wait_for(lambda: "engine-0 is back" in both.log.read_text(), 60)
     assert second.is_running()
-    assert len(engines_of(both)) == 2
+    assert len(both.children_running("engine")) == 2
 
 
 def test_a_dead_server_is_replaced_and_both_replicas_stay(both: Serving) -> None:
-    engines = {engine.pid for engine in engines_of(both)}
+    engines = {engine.pid for engine in both.children_running("engine")}
     both.child("server").kill()
     both.wait_for(lambda: answers(both), 60)
-    assert {engine.pid for engine in engines_of(both)} == engines
+    assert {engine.pid for engine in both.children_running("engine")} == engines
 
 
 @pytest.mark.slow

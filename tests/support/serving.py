@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -50,11 +50,19 @@ class Serving:
             time.sleep(0.05)
 
     def child(self, module: str) -> psutil.Process:
-        """The child process that runs glimt.processes.<module>."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            if f"glimt.processes.{module}" in process.cmdline():
-                return process
+        """The first child process that runs glimt.processes.<module>."""
+        for process in self._running(module):
+            return process
         raise AssertionError(f"there is no {module}")
+
+    def children_running(self, module: str) -> list[psutil.Process]:
+        """All processes of the server that run glimt.processes.<module>."""
+        return list(self._running(module))
+
+    def _running(self, module: str) -> Iterator[psutil.Process]:
+        for process in self.children():
+            if f"glimt.processes.{module}" in process.cmdline():
+                yield process
 
     def children(self) -> list[psutil.Process]:
         """All processes of the server but the supervisor."""
