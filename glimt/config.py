@@ -142,13 +142,22 @@ class ParallelSettings:
     data_parallel_size: Annotated[int, Parameter(alias="-dp")] = 1
     """Copies of the model behind one address, each on tensor-parallel-size GPUs."""
     data_parallel_size_local: Annotated[int | None, Parameter(alias="-dpl")] = None
-    """Copies on this machine."""
+    """Copies on this machine, if there are others elsewhere; 0: HTTP only. Default: all, and with
+    --headless those from data-parallel-start-rank on."""
+    data_parallel_start_rank: Annotated[int | None, Parameter(alias="-dpr")] = None
+    """Number of the first copy on this machine: with --headless, for the machine that answers HTTP;
+    without it as with data-parallel-hybrid-lb."""
     data_parallel_rank: Annotated[int | None, Parameter(alias="-dpn")] = None
     """Run one copy only, this one: a balancer of your own leads requests to the servers of all."""
+    data_parallel_external_lb: Annotated[bool, Parameter(alias="-dpe")] = False
+    """The same, said with data-parallel-rank or data-parallel-start-rank."""
+    data_parallel_hybrid_lb: Annotated[bool, Parameter(alias="-dph")] = False
+    """Each machine answers HTTP for its own copies; a balancer of your own stands before them."""
     data_parallel_address: Annotated[str | None, Parameter(alias="-dpa")] = None
-    """Address of the machine that leads the copies."""
+    """Address of the machine that answers HTTP, at which those with further copies reach it (on a
+    private network)."""
     data_parallel_rpc_port: Annotated[int | None, Parameter(alias="-dpp")] = None
-    """Port of the machine that leads the copies."""
+    """Its port for them; default 29550."""
     data_parallel_backend: Annotated[Literal["mp", "ray"], Parameter(alias="-dpb")] = "mp"
     """Who starts the copies."""
     enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
@@ -167,7 +176,8 @@ class ParallelSettings:
     """What machines prove to each other to know: the same on all, 16 characters or more; better
     through GLIMT_MASTER_TOKEN."""
     headless: bool = False
-    """Accepted on machines other than 0, which have no HTTP with or without this."""
+    """No HTTP: compute copies for the machine at data-parallel-address. With --nnodes, accepted on
+    machines other than 0, which have no HTTP with or without this."""
     api_server_count: Annotated[int, Parameter(alias="-asc")] = 1
     """HTTP server processes on the same port."""
     disable_custom_all_reduce: bool = False

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from glimt import copies
 from glimt.config import (
     ParallelSettings,
     ServerSettings,
@@ -83,11 +84,6 @@ def check(settings: Settings) -> list[str]:
     return list(_notes(settings))
 
 
-def num_replicas(parallel: ParallelSettings) -> int:
-    """Copies of the model that this server runs."""
-    return 1 if parallel.data_parallel_rank is not None else parallel.data_parallel_size
-
-
 def _later(settings: Settings) -> Iterator[str]:
     """Flags that are known by name and whose work is not in this version."""
     parallel = settings.parallel
@@ -101,15 +97,7 @@ def _later(settings: Settings) -> Iterator[str]:
             f"--distributed-executor-backend uni is one process, and --tensor-parallel-size "
             f"{parallel.tensor_parallel_size} needs as many: use mp, or leave it out"
         )
-    here = num_replicas(parallel)
-    if parallel.data_parallel_size_local not in (None, here):
-        yield (
-            f"--data-parallel-size-local {parallel.data_parallel_size_local}: this server runs "
-            f"{here} of the copies; leave it out"
-        )
     for flag, wanted in (
-        ("--data-parallel-address", parallel.data_parallel_address is not None),
-        ("--data-parallel-rpc-port", parallel.data_parallel_rpc_port is not None),
         ("--data-parallel-backend ray", parallel.data_parallel_backend == "ray"),
         ("--distributed-executor-backend ray", parallel.distributed_executor_backend == "ray"),
     ):
@@ -120,17 +108,11 @@ def _later(settings: Settings) -> Iterator[str]:
 
 
 def _counts(parallel: ParallelSettings) -> Iterator[str]:
-    for flag, size in (
-        ("--tensor-parallel-size", parallel.tensor_parallel_size),
-        ("--data-parallel-size", parallel.data_parallel_size),
-    ):
-        if size < 1:
-            yield f"{flag} {size}: must be at least 1"
+    if parallel.tensor_parallel_size < 1:
+        yield f"--tensor-parallel-size {parallel.tensor_parallel_size}: must be at least 1"
     if not 1 <= parallel.api_server_count <= MAX_SERVERS:
         yield f"--api-server-count {parallel.api_server_count}: must be 1 to {MAX_SERVERS}"
-    rank, copies = parallel.data_parallel_rank, parallel.data_parallel_size
-    if rank is not None and not 0 <= rank < copies:
-        yield f"--data-parallel-rank {rank}: with --data-parallel-size {copies}, 0 to {copies - 1}"
+    yield from copies.problems(parallel)
 
 
 def _machines(parallel: ParallelSettings) -> Iterator[str]:
@@ -142,7 +124,7 @@ def _machines(parallel: ParallelSettings) -> Iterator[str]:
         yield f"--node-rank {rank}: with --nnodes {nodes}, 0 to {nodes - 1}"
     if size % nodes:
         yield f"--tensor-parallel-size {size}: must be a multiple of --nnodes {nodes}"
-    if num_replicas(parallel) > 1:
+    if copies.copies_of(parallel).here > 1:
         yield (
             f"--data-parallel-size {parallel.data_parallel_size}: with --nnodes, one server is one "
             "copy; start a server for each (on one machine each, if a copy fits there)"
@@ -155,12 +137,12 @@ def _machines(parallel: ParallelSettings) -> Iterator[str]:
 def _one_machine(parallel: ParallelSettings) -> Iterator[str]:
     if parallel.nnodes < 1:
         yield f"--nnodes {parallel.nnodes}: must be at least 1"
+    knows_others = copies.copies_of(parallel).spans_machines
     for flag, wanted in (
         ("--node-rank", parallel.node_rank != 0),
         ("--master-addr", parallel.master_addr is not None),
         ("--master-port", parallel.master_port is not None),
-        ("--master-token", parallel.master_token is not None),
-        ("--headless", parallel.headless),
+        ("--master-token", parallel.master_token is not None and not knows_others),
     ):
         if wanted:
             yield f"{flag} is for several machines: give --nnodes as well, or leave it out"
@@ -174,10 +156,11 @@ def _first_machine(parallel: ParallelSettings) -> Iterator[str]:
         yield f"--master-addr {parallel.master_addr}: name the address that the other nodes reach"
     if parallel.master_port is not None and not 1 <= parallel.master_port <= 65535:
         yield f"--master-port {parallel.master_port}: must be 1 to 65535"
-    if len(parallel.master_token or "") < 16:
+    if len(parallel.master_token or "") < copies.MIN_TOKEN_LENGTH:
         yield (
-            f"--nnodes {parallel.nnodes} needs a --master-token of 16 characters or more, the same "
-            "on all nodes (GLIMT_MASTER_TOKEN): who does not know it is not let in"
+            f"--nnodes {parallel.nnodes} needs a --master-token of {copies.MIN_TOKEN_LENGTH} "
+            "characters or more, the same on all nodes (GLIMT_MASTER_TOKEN): who does not know it "
+            "is not let in"
         )
 
 
@@ -292,11 +275,7 @@ def _unreadable(settings: Settings) -> Iterator[str]:
 def _notes(settings: Settings) -> Iterator[str]:
     """What is accepted and has no effect, or deserves a word."""
     parallel, server = settings.parallel, settings.server
-    if parallel.data_parallel_rank is not None:
-        yield (
-            f"--data-parallel-rank {parallel.data_parallel_rank}: one of "
-            f"{parallel.data_parallel_size} copies, on the first visible GPUs; yours to balance"
-        )
+    yield from copies.notes(parallel)
     if parallel.tensor_parallel_size == 1:
         if parallel.enable_expert_parallel:
             yield "--enable-expert-parallel has no effect on one GPU"

@@ -39,7 +39,8 @@ class ProfilerSettings(msgspec.Struct, frozen=True, kw_only=True):
 class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start"):
     """Everything an engine process needs; it reads no flags and no environment."""
 
-    index: int  # which replica
+    index: int  # which replica, of those of all machines
+    place_here: int = 0  # which of those on this machine
     num_ranks_here: int  # of all replicas on this machine
     inbox: str  # address it binds
     server_inboxes: tuple[str, ...]  # addresses it sends Outputs to, by server number

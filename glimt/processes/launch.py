@@ -24,7 +24,8 @@ from glimt.config import (
     parse_object,
     parse_profiler,
 )
-from glimt.config_check import check, num_replicas
+from glimt.config_check import check
+from glimt.copies import copies_of
 from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config_json import read_config
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
@@ -157,7 +158,7 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     return Plan(
         engine=_engine_start(settings, checkpoint, image, video),
         server=server,
-        num_engines=num_replicas(settings.parallel),
+        copies=copies_of(settings.parallel).local,
         num_media_workers=_num_media_workers(settings),
         arena_bytes=arena_bytes(
             media,
@@ -183,9 +184,10 @@ def _engine_start(
 ) -> EngineStart:
     models, cache, server = settings.models, settings.cache, settings.server
     parallel, wanted = settings.parallel, cache.kv_cache_memory_bytes
+    num_copies = copies_of(parallel).here
     start = EngineStart(
         index=0,
-        num_ranks_here=parallel.tensor_parallel_size * num_replicas(parallel) // parallel.nnodes,
+        num_ranks_here=parallel.tensor_parallel_size * num_copies // parallel.nnodes,
         inbox="",
         server_inboxes=(),
         arena_fds=(),

@@ -18,8 +18,8 @@ _HASHED_FILES = ("config.json", "model.safetensors.index.json", "tokenizer.json"
 _SAMPLE_BYTES = 64 * 1024
 # Of EngineStart: what each machine has for itself.
 _OWN = {
-    *("index", "inbox", "server_inboxes", "arena_fds", "model_path", "folder", "log_level"),
-    *("log_json", "num_ranks_here", "profiler", "cluster"),
+    *("index", "place_here", "inbox", "server_inboxes", "arena_fds", "model_path", "folder"),
+    *("log_level", "log_json", "num_ranks_here", "profiler", "cluster"),
 }
 _FLAGS = {
     "memory_utilization": "gpu_memory_utilization",

@@ -25,7 +25,7 @@ class Place:
         """The place of a rank of replica `start.index`; replicas take their GPUs in order."""
         size = start.tensor_parallel_size
         num_here = size // start.num_nodes
-        return Place(rank, size, meeting, start.index * num_here, num_here)
+        return Place(rank, size, meeting, start.place_here * num_here, num_here)
 
     @property
     def gpu(self) -> int:

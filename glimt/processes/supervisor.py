@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: EngineStart
     server: ServerStart
-    num_engines: int = 1
+    copies: range = range(1)  # numbers of the replicas of this machine
     num_media_workers: int
     arena_bytes: int
     shares_images: bool = False  # one image cache for all servers, which outlives them
@@ -92,7 +92,7 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
         try:
-            for index in range(self._plan.num_engines):
+            for index in self._plan.copies:
                 self._start_engine(index)
             for index in range(self._num_servers):
                 self._start_server(index)
@@ -115,6 +115,7 @@ class Supervisor:
         start = msgspec.structs.replace(
             self._plan.engine,
             index=index,
+            place_here=self._plan.copies.index(index),
             inbox=self._address(name),
             server_inboxes=tuple(
                 f"ipc://{self._folder}/server-{server}" for server in range(self._num_servers)

@@ -139,11 +139,19 @@ def test_seeds_reach_the_half_that_draws_them(checkpoint: Path) -> None:
 
 def test_a_copy_behind_an_outside_balancer_runs_alone(checkpoint: Path) -> None:
     both = ParallelSettings(data_parallel_size=2, tensor_parallel_size=2)
-    assert plan(checkpoint, parallel=both).num_engines == 2
+    assert plan(checkpoint, parallel=both).copies == range(2)
     second = ParallelSettings(data_parallel_size=2, data_parallel_rank=1)
-    assert plan(checkpoint, parallel=second).num_engines == 1
+    assert plan(checkpoint, parallel=second).copies == range(1, 2)
     with pytest.raises(BadSettings, match="0 to 1"):
         plan(checkpoint, parallel=ParallelSettings(data_parallel_size=2, data_parallel_rank=2))
+
+
+def test_a_machine_behind_an_outside_balancer_runs_its_own_copies(checkpoint: Path) -> None:
+    last = ParallelSettings(
+        data_parallel_size=6, data_parallel_size_local=2, data_parallel_start_rank=4
+    )
+    made = plan(checkpoint, parallel=last)
+    assert (made.copies, made.engine.num_ranks_here) == (range(4, 6), 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""Which copies run where, from the flags as users of vLLM give them."""
+
+import pytest
+
+from glimt.config import ParallelSettings
+from glimt.copies import Copies, copies_of, notes, problems
+
+TOKEN = "a token of sixteen or more"
+
+
+def flags(size: int, **others: object) -> ParallelSettings:
+    names = {"headless": "headless", "token": "master_token", "nnodes": "nnodes"}
+    given = {names.get(name, f"data_parallel_{name}"): value for name, value in others.items()}
+    return ParallelSettings(data_parallel_size=size, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "expected"),
+    [
+        (flags(4), Copies("all", 4, 0, 4)),
+        (flags(4, size_local=4), Copies("all", 4, 0, 4)),
+        (flags(4, rank=3), Copies("external", 4, 3, 1)),
+        (flags(4, rank=3, nnodes=2), Copies("external", 4, 3, 1)),
+        (flags(4, external_lb=True, rank=0), Copies("external", 4, 0, 1)),
+        (flags(4, external_lb=True, start_rank=2), Copies("external", 4, 2, 1)),
+        (flags(4, hybrid_lb=True, size_local=2), Copies("hybrid", 4, 0, 2)),
+        (flags(4, hybrid_lb=True, size_local=2, start_rank=2), Copies("hybrid", 4, 2, 2)),
+        (flags(4, size_local=2, start_rank=2), Copies("hybrid", 4, 2, 2)),
+        (flags(4, hybrid_lb=True, size_local=1, start_rank=2), Copies("external", 4, 2, 1)),
+        (flags(4, hybrid_lb=True, size_local=4), Copies("all", 4, 0, 4)),
+    ],
+)
+def test_flags_say_which_copies_run_here(parallel: ParallelSettings, expected: Copies) -> None:
+    assert not list(problems(parallel))
+    assert copies_of(parallel) == expected
+
+
+@pytest.mark.parametrize(
+    ("parallel", "named"),
+    [
+        (flags(0), "--data-parallel-size 0: must be 1 to"),
+        (flags(10_000), "--data-parallel-size 10000: must be 1 to"),
+        (flags(2, rank=2), "--data-parallel-rank 2: with --data-parallel-size 2, 0 to 1"),
+        (flags(2, rank=-1), "--data-parallel-rank -1"),
+        (flags(4, rank=1, size_local=2), "--data-parallel-size-local 2 must be 1"),
+        (flags(4, rank=1, start_rank=2), "differ"),
+        (flags(4, rank=1, headless=True), "leave out --headless"),
+        (flags(4, external_lb=True), "--data-parallel-external-lb needs --data-parallel-rank"),
+        (flags(4, hybrid_lb=True), "--data-parallel-hybrid-lb needs --data-parallel-size-local"),
+        (flags(4, hybrid_lb=True, size_local=2, rank=2), "one or the other"),
+        (flags(4, hybrid_lb=True, size_local=2, headless=True), "leave out --headless"),
+        (flags(4, hybrid_lb=True, size_local=3, start_rank=2), "--data-parallel-size-local 3"),
+        (flags(4, hybrid_lb=True, size_local=0), "--data-parallel-size-local 0"),
+        (flags(4, size_local=2, start_rank=4), "--data-parallel-start-rank 4"),
+        (flags(4, start_rank=2), "--data-parallel-start-rank 2 needs --data-parallel-size-local"),
+        (flags(4, size_local=5), "--data-parallel-size-local 5"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(parallel: ParallelSettings, named: str) -> None:
+    found = list(problems(parallel))
+    assert any(named in problem for problem in found), found
+
+
+def test_addresses_that_nobody_uses_are_noted() -> None:
+    parallel = flags(4, size_local=2, start_rank=2, address="10.0.0.1", rpc_port=29550)
+    first, *others = notes(parallel)
+    assert first.startswith("copies 2, 3 of 4, on the first visible GPUs")
+    assert [note.partition(" ")[0] for note in others] == [
+        "--data-parallel-address",
+        "--data-parallel-rpc-port",
+    ]
