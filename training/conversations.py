@@ -28,10 +28,10 @@ _SYSTEMS = (
 )
 # Share of samples by what they are about.
 _KINDS = {
-    "picture": 0.60,
+    "picture": 0.58,
     "two images": 0.09,
     "motion": 0.04,
-    "tools": 0.19,
+    "tools": 0.21,
     "beyond": 0.05,
     "talk": 0.03,
 }
@@ -165,7 +165,8 @@ def recipe_for(skill: str, rng: random.Random, progress: float, held_out: bool) 
     if rng.random() < 0.2:
         recipe["num_texts"] = 1
     if skill == "reading":
-        recipe["num_texts"] = rng.choice((1, 1, 1, 2, 3))
+        # Every text teaches the tower, so training prints more of them than it asks about.
+        recipe["num_texts"] = rng.choice((1, 1, 1, 2, 3) if held_out else (1, 1, 2, 3, 4, 5))
         recipe["num_shapes"] = rng.choice((0, 0, 1, 2))
     elif skill == "counting":
         recipe["num_shapes"] = rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 6, 7, 8, 9))
@@ -277,20 +278,23 @@ def _tools(
         turns.append(call)
     _say(conversation, turns, [Clip((scene,))], rng)
     if turns[-1].call is not None and (to_end or rng.random() < 0.5):
-        _answer_after_tool(conversation, scene, rng)
+        _answer_after_tool(conversation, scene, offered, rng)
     return conversation
 
 
-def _answer_after_tool(conversation: Conversation, scene: Scene, rng: random.Random) -> None:
+def _answer_after_tool(
+    conversation: Conversation, scene: Scene, offered: list[tools.Tool], rng: random.Random
+) -> None:
     result = tools.reply(rng)
     turn = tools.after(result)
     conversation.messages.append({"role": "tool", "content": result})
     conversation.messages.append(_assistant(turn, conversation.thinking))
     conversation.skills.append(turn.skill)
     conversation.turns.append(turn)
-    if not conversation.thinking and rng.random() < 0.3:
-        more = _next_turn(scene, None, [], rng)
-        if more is not None:
+    if not conversation.thinking and rng.random() < 0.7:
+        again = rng.random() < 0.6
+        more = tools.use(offered, scene, rng) if again else _next_turn(scene, None, [], rng)
+        if more is not None and more.question != conversation.turns[0].question:
             _say(conversation, [more], [], rng)
 
 

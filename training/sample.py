@@ -6,9 +6,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# What may be told of a token of a picture (training/sight.py): classes of colour, kind and three
+# What may be told of a token of a picture (training/sight.py): classes of colour, kind and six
 # characters, 0 being "nothing", then the four sides of a box in thousandths.
-LABEL_CLASSES = (12, 12, 96, 96, 96)
+NUM_CHARACTERS = 6
+LABEL_CLASSES = (12, 12, *(96,) * NUM_CHARACTERS)
 NUM_LABELS = len(LABEL_CLASSES) + 4
 
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.sample import LABEL_CLASSES, NUM_LABELS
+from training.sample import LABEL_CLASSES, NUM_CHARACTERS, NUM_LABELS
 
 NUM_BOX_SIDES = 4
 BOX_WEIGHT = 4.0
-START_WEIGHT, END_WEIGHT, UNTIL = 0.5, 0.05, 0.5
+TEXT_WEIGHT = 3.0  # of the characters where there are some: few rows show text, and it is hardest
+START_WEIGHT, END_WEIGHT, UNTIL = 0.5, 0.05, 0.8
 
 
 def sight_weight(progress: float) -> float:
-    """Weight of the sight's loss beside that of the answers: falls over the first half."""
+    """Weight of the sight's loss beside that of the answers: falls until UNTIL."""
     share = min(progress / UNTIL, 1.0)
     return START_WEIGHT + (END_WEIGHT - START_WEIGHT) * share
 
@@ -39,9 +40,13 @@ class Sight(nn.Module):
         told = self.head(images_BY).float()
         *classes, box_B4 = torch.split(told, [*LABEL_CLASSES, NUM_BOX_SIDES], dim=1)
         loss: Tensor = told.new_zeros(())
+        first = len(LABEL_CLASSES) - NUM_CHARACTERS
+        is_text_B = (labels_BL[:, first : first + NUM_CHARACTERS] > 0).any(1)
+        weight_B = torch.where(is_text_B, TEXT_WEIGHT, 1.0)
         for index, logits_BC in enumerate(classes):
             target_B = torch.where(known_B, labels_BL[:, index], -100).long()
-            loss = loss + functional.cross_entropy(logits_BC, target_B, reduction="sum")
+            loss_B = functional.cross_entropy(logits_BC, target_B, reduction="none")
+            loss = loss + (loss_B if index < first else loss_B * weight_B).sum()
         sides_B4 = labels_BL[:, NUM_LABELS - NUM_BOX_SIDES :].float() / 1000.0
         shown_B = labels_BL[:, 0] > 0  # the ground has no box
         distance_B = functional.smooth_l1_loss(box_B4, sides_B4, reduction="none", beta=0.05).sum(1)

@@ -1,7 +1,7 @@
 """`Trainer`: network, optimizer and averages; one step; and the state that a checkpoint holds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +79,14 @@ class Trainer:
         self.weights.collect_gradients()
         self.weights.clear_gradients()
 
-    def train(self, batches: Sequence[Batch], progress: float) -> StepReport:
-        """One step over all spans of these micro-batches.
+    def train(
+        self,
+        batches: Sequence[Batch],
+        progress: float,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> StepReport:
+        """One step over all spans of these micro-batches. `meanwhile` is called once the step is
+        launched, before its result is awaited: whatever it does, the device computes.
 
         Raises RuntimeError if MAX_SKIPPED steps in a row had no finite gradient.
         """
@@ -99,7 +105,9 @@ class Trainer:
             losses += parts.detach()
         rate = self.recipe.learning_rate * rate_factor(progress)
         rate *= min(1.0, (self.step + 1) / max(1, self.recipe.ramp_steps))
-        values = torch.cat((losses, self.weights.gradient_norm()[None])).tolist()
+        results = torch.cat((losses, self.weights.gradient_norm()[None]))
+        meanwhile()
+        values = results.tolist()
         loss_value, sight_value, norm = values
         finite = all(math.isfinite(value) for value in values)
         if finite:

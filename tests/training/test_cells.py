@@ -4,10 +4,10 @@ import random
 
 import numpy as np
 
-from training.sample import LABEL_CLASSES, NUM_LABELS
+from training.sample import LABEL_CLASSES, NUM_CHARACTERS, NUM_LABELS
 from training.scenes.cells import COLOUR_NUMBERS, KIND_NUMBERS, TEXT_KIND, cell_labels
 from training.scenes.draw import draw
-from training.scenes.scene import Recipe, Scene, Shape, compose
+from training.scenes.scene import PLAIN, Recipe, Scene, Shape, compose
 from training.source import make_source
 
 CELL = 28
@@ -53,7 +53,7 @@ def test_characters_stand_in_their_cells_in_the_order_of_the_text() -> None:
         labels = cell_labels(scene, 4, 6).reshape(4, 6, NUM_LABELS)
         for text in scene.texts:
             row = int((labels[..., 1] == TEXT_KIND).sum(1).argmax())
-            codes = [int(code) for code in labels[row, :, 2:5].ravel() if code]
+            codes = [int(code) for code in labels[row, :, 2 : 2 + NUM_CHARACTERS].ravel() if code]
             seen = "".join(chr(code + 31) for code in codes)
             kept = [char for i, char in enumerate(seen) if i == 0 or char != seen[i - 1]]
             remaining = iter(text.text)
@@ -68,7 +68,7 @@ def test_boxes_are_the_things_own() -> None:
         for item in (i for i in scene.items if isinstance(i, Shape)):
             sides = np.array(item.box) / np.array([168, 112, 168, 112]) * 1000
             for label in labels[labels[:, 0] > 0]:
-                np.testing.assert_allclose(label[5:], sides, atol=0.6)
+                np.testing.assert_allclose(label[len(LABEL_CLASSES) :], sides, atol=0.6)
 
 
 def test_labels_fit_their_classes_in_every_sample() -> None:
@@ -79,3 +79,21 @@ def test_labels_fit_their_classes_in_every_sample() -> None:
             assert picture.labels.min() >= 0
             assert (picture.labels[:, : len(LABEL_CLASSES)] < np.array(LABEL_CLASSES)).all()
             assert picture.labels[:, len(LABEL_CLASSES) :].max(initial=0) <= 1000
+
+
+def test_every_look_of_a_text_prints_within_its_box_and_fills_it() -> None:
+    num_checked = 0
+    for scene in scenes(num_shapes=0, num_texts=1):
+        ground = scene.ground
+        if ground.noise or ground.far != ground.rgb or not scene.texts:
+            continue
+        (text,) = scene.texts
+        pixels = np.asarray(draw(scene)).astype(int)
+        rows, columns = np.nonzero(np.abs(pixels - np.array(ground.rgb)).sum(2) > 60)
+        left, top, right, bottom = text.box
+        assert left - 2 <= columns.min() <= left + 3 + text.em * 0.15, text
+        assert right - 4 - text.em * 0.25 <= columns.max() <= right + 2, text
+        assert top - 2 <= rows.min()
+        assert rows.max() <= bottom + 2
+        num_checked += text.look != PLAIN
+    assert num_checked > 10

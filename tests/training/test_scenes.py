@@ -177,3 +177,22 @@ def test_training_names_of_tools_are_too_many_to_learn_by_heart() -> None:
     }
     assert len(verbs[False]) > 150
     assert len(verbs[True]) < 150  # the evaluation's are as people write them
+
+
+def test_words_that_training_never_shows_are_explained_in_the_evaluation() -> None:
+    rng = random.Random(6)
+    for _ in range(200):
+        tool = tools.make_tool(rng, ["colour", "size", "text"], held_out=True)
+        properties = tool.definition["function"]["parameters"]["properties"]
+        assert all("description" in form for form in properties.values())
+
+
+def test_in_training_an_arguments_name_alone_does_not_tell_what_it_means() -> None:
+    rng = random.Random(7)
+    meanings: dict[str, set[str]] = {}
+    for _ in range(3000):
+        tool = tools.make_tool(rng, ["colour", "shape", "text"], held_out=False)
+        for name, slot in tool.slots.items():
+            meanings.setdefault(name, set()).add(slot)
+    assert len(meanings) > 1000
+    assert {"colour", "shape", "text"} <= meanings["label"]

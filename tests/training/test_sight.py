@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.sample import LABEL_CLASSES, NUM_LABELS
+from training.sample import LABEL_CLASSES, NUM_CHARACTERS, NUM_LABELS
 from training.sight import Sight, sight_weight
 
 WIDTH = 8
@@ -16,7 +16,7 @@ def labels(*rows: tuple[int, ...]) -> torch.Tensor:
 
 NOTHING = (-1,) * NUM_LABELS
 GROUND = (0,) * NUM_LABELS
-RED_BOX = (1, 2, 0, 0, 0, 100, 200, 300, 400)
+RED_BOX = (1, 2, *(0,) * NUM_CHARACTERS, 100, 200, 300, 400)
 
 
 def told(sight: Sight, row: tuple[int, ...]) -> torch.Tensor:
@@ -32,7 +32,7 @@ def test_saying_what_is_there_costs_nothing_and_anything_else_costs() -> None:
         sight.head.bias.zero_()
     right = sight(told(sight, RED_BOX)[None], labels(RED_BOX))
     assert right < 1e-4
-    for wrong in ((2, *RED_BOX[1:]), (1, 3, *RED_BOX[2:]), (*RED_BOX[:8], 900)):
+    for wrong in ((2, *RED_BOX[1:]), (1, 3, *RED_BOX[2:]), (*RED_BOX[:-1], 900)):
         assert sight(told(sight, wrong)[None], labels(RED_BOX)) > 1.0
 
 
@@ -58,3 +58,17 @@ def test_the_ground_has_no_box() -> None:
 def test_answers_take_over(progress: float) -> None:
     assert sight_weight(progress) <= sight_weight(max(0.0, progress - 0.2))
     assert 0 < sight_weight(progress) < 1
+
+
+def test_characters_weigh_more_where_there_are_some() -> None:
+    sight = Sight(WIDTH)
+    with torch.no_grad():
+        sight.head.weight.zero_()
+        sight.head.bias.zero_()
+    letter = (1, 2, *(34,) * NUM_CHARACTERS, 0, 0, 0, 0)
+    without = sight(torch.zeros(1, WIDTH), labels(RED_BOX[:-4] + (0,) * 4))
+    with_text = sight(torch.zeros(1, WIDTH), labels(letter))
+    of_a_character = float(np.log(LABEL_CLASSES[2]))
+    assert float((with_text - without).detach()) == pytest.approx(
+        2 * NUM_CHARACTERS * of_a_character
+    )

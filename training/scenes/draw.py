@@ -1,6 +1,7 @@
 """Scenes as pixels: drawn larger than wanted, then averaged down, so that edges are smooth."""
 
 import io
+import math
 import random
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from training.scenes import fonts
-from training.scenes.scene import Ground, Scene, Shape, Text
+from training.scenes.scene import PLAIN, Ground, Scene, Shape, Text
 
 _RING_WIDTH = 0.2  # of the shorter side
 
@@ -22,7 +23,7 @@ def draw(scene: Scene, seed: int = 0) -> Image.Image:
         if isinstance(item, Shape):
             _draw_shape(canvas, item, scale)
         else:
-            _draw_text(canvas, item, scale)
+            _draw_text(image, item, scale)
     image = image.reduce(scale)
     return _grainy(image, scene.ground.noise, seed) if scene.ground.noise else image
 
@@ -58,11 +59,31 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, item: Shape, scale: int) -> None:
     canvas.polygon([(x + px * half_x, y + py * half_y) for px, py in item.points], fill=item.rgb)
 
 
-def _draw_text(canvas: ImageDraw.ImageDraw, item: Text, scale: int) -> None:
+def _draw_text(image: Image.Image, item: Text, scale: int) -> None:
     font = fonts.load(item.face, item.em * scale)
-    left, top, _, _ = font.getbbox(item.text)
-    place = (item.box[0] * scale - left, item.box[1] * scale - top)
-    canvas.text(place, item.text, font=font, fill=item.rgb)
+    if item.look == PLAIN:
+        left, top, _, _ = font.getbbox(item.text)
+        place = (item.box[0] * scale - left, item.box[1] * scale - top)
+        ImageDraw.Draw(image).text(place, item.text, font=font, fill=item.rgb)
+        return
+    corner = round(item.box[0] * scale), round(item.box[1] * scale)
+    image.paste(item.rgb, corner, _mask(item, font, scale))
+
+
+def _mask(item: Text, font: fonts.Face, scale: int) -> Image.Image:
+    """Where the ink is, 0 to 255: the face's characters, bolder, wider and leaning as they look."""
+    look = item.look
+    stroke = round(look.weight * item.em * scale)
+    left, top, right, bottom = font.getbbox(item.text, stroke_width=stroke)
+    upright = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
+    ImageDraw.Draw(upright).text((-left, -top), item.text, 255, font, stroke_width=stroke)
+    width, height = upright.size
+    shift = max(0.0, look.slant) * height  # of the lowest row to the left, of the highest 0
+    size = round(width * look.stretch + abs(look.slant) * height), height
+    # A pixel (x, y) comes from ((x - shift + slant · y) / stretch, y), or shifted if it leans left.
+    across = (1 / look.stretch, look.slant / look.stretch, -shift / look.stretch)
+    matrix = (*across, 0.0, 1.0, 0.0)
+    return upright.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
 def _grainy(image: Image.Image, deviation: float, seed: int) -> Image.Image:

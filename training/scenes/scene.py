@@ -24,6 +24,7 @@ LAYOUTS = ("free", "free", "free", "row", "column", "grid")
 HELD_OUT_LAYOUTS = ("wheel", "diagonal", "free")
 _ASPECTS = {"rectangle": (1.6, 2.4), "oval": (1.6, 2.2), "diamond": (0.68, 0.8)}
 _TILTS = {"square": 8, "rectangle": 0, "triangle": 12, "star": 18, "cross": 12, "heart": 10}
+LEAST_EM = 18  # pixels per em of the smallest text
 _MARGIN = 0.025  # free space about everything, over the picture's shorter side
 
 
@@ -40,6 +41,24 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """How characters differ from what their face has: a few faces stand for many."""
+
+    stretch: float = 1.0  # of widths
+    slant: float = 0.0  # pixels to the right for each pixel up
+    weight: float = 0.0  # added to each side of a stroke, in ems
+
+    def size(self, width: float, height: float, em: int) -> tuple[float, float]:
+        """Pixels of ink that the face alone would print in `width` times `height`."""
+        bold = 2 * self.weight * em
+        height += bold
+        return (width + bold) * self.stretch + abs(self.slant) * height, height
+
+
+PLAIN = Look()
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """Printed characters; `box` is their ink."""
 
@@ -49,6 +68,7 @@ class Text:
     em: int  # pixels per em
     rgb: Rgb
     box: Box
+    look: Look = PLAIN
 
 
 Item = Shape | Text
@@ -281,15 +301,26 @@ def _place_text(
             continue
         text = wanted or words.printed(rng, recipe.held_out)
         biggest = min(96.0, base * 0.6)
-        em = round(math.exp(rng.uniform(math.log(15), math.log(max(16, biggest)))))
+        em = round(math.exp(rng.uniform(math.log(LEAST_EM), math.log(max(LEAST_EM, biggest)))))
         face = rng.choice(faces)
+        look = PLAIN if recipe.held_out else _look(rng)
         left, top, right, bottom = fonts.load(face, em).getbbox(text)
-        width, height = right - left, bottom - top
+        width, height = look.size(right - left, bottom - top, em)
         if width + 6 > recipe.width or height + 6 > recipe.height or height < 7:
             continue
         x = rng.uniform(3, recipe.width - width - 3)
         y = rng.uniform(3, recipe.height - height - 3)
         box = (x, y, x + width, y + height)
         if is_free(box, recipe, items):
-            return Text(colour, text, face, em, rgb, box)
+            return Text(colour, text, face, em, rgb, box, look)
     return None
+
+
+def _look(rng: random.Random) -> Look:
+    if rng.random() < 0.4:
+        return PLAIN
+    return Look(
+        stretch=math.exp(rng.uniform(-0.22, 0.22)),
+        slant=rng.gauss(0.0, 0.12) if rng.random() < 0.35 else 0.0,
+        weight=rng.uniform(0.0, 0.03) if rng.random() < 0.3 else 0.0,
+    )

@@ -49,9 +49,12 @@ _PURPOSES = (
 )
 
 
-# Share of the training's names that are made up: from a few dozen stems alone a model learns the
-# stems by heart, and not to copy what the request says.
+# Shares of the training's names that are made up, and of arguments whose name means another thing
+# (their description counts): from a few dozen stems alone a model learns the stems by heart, and
+# not to copy, nor to look up, what the request says.
 _INVENTED = 0.45
+_INVENTED_ARGUMENTS = 0.6
+_MISLEADING = 0.1
 _KEPT = frozenset(
     stem for stems in (_VERBS, _NOUNS, *_ARGUMENT_WORDS.values()) for stem in stems[2::3]
 )
@@ -73,7 +76,8 @@ def make_tool(rng: random.Random, slots: list[str], held_out: bool) -> Tool:
     for name, slot in names.items():
         kind = "integer" if slot == "count" else "string"
         form: Json = {"type": kind}
-        if rng.random() < 0.85 or name not in _ARGUMENT_WORDS[slot]:
+        # Nobody can know what a word means that was in no sample: it is always explained.
+        if held_out or rng.random() < 0.85 or name not in _ARGUMENT_WORDS[slot]:
             form["description"] = rng.choice(_ARGUMENT_MEANINGS[slot])
         if slot == "size" and rng.random() < 0.4:
             form["enum"] = ["small", "medium", "large"]
@@ -170,7 +174,7 @@ def after(result: str) -> Turn:
 
 
 def _function_name(rng: random.Random, held_out: bool) -> str:
-    is_invented = _is_invented(rng, held_out)
+    is_invented = _is_invented(rng, held_out, _INVENTED)
     verb = _invented(rng, 6) if is_invented else _stem(_VERBS, rng, held_out)
     noun_ = _stem(_NOUNS, rng, held_out) if rng.random() < 0.75 else words.pseudo_word(rng, 8)
     if is_invented and rng.random() < 0.5:
@@ -186,8 +190,10 @@ def _function_name(rng: random.Random, held_out: bool) -> str:
 
 
 def _argument_name(slot: str, rng: random.Random, held_out: bool) -> str:
-    if _is_invented(rng, held_out):
-        return rng.choice(("", f"{slot}_")) + _invented(rng, 8)
+    if _is_invented(rng, held_out, _INVENTED_ARGUMENTS):
+        return rng.choice(("", "", "", f"{slot}_")) + _invented(rng, 8)
+    if not held_out and rng.random() < _MISLEADING:
+        return _stem(rng.choice(tuple(_ARGUMENT_WORDS.values())), rng, held_out)
     way = rng.random()
     if way < 0.65:
         return _stem(_ARGUMENT_WORDS[slot], rng, held_out)
@@ -196,9 +202,9 @@ def _argument_name(slot: str, rng: random.Random, held_out: bool) -> str:
     return f"{words.pseudo_word(rng, 6)}_{slot}" if way < 0.9 else words.pseudo_word(rng, 7)
 
 
-def _is_invented(rng: random.Random, held_out: bool) -> bool:
+def _is_invented(rng: random.Random, held_out: bool, share: float) -> bool:
     """Only in training: the evaluation asks for names as people write them."""
-    return not held_out and rng.random() < _INVENTED
+    return not held_out and rng.random() < share
 
 
 def _invented(rng: random.Random, longest: int) -> str:
