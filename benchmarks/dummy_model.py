@@ -7,6 +7,9 @@
     python benchmarks/dummy_model.py -tp 2 [-ep]          on two GPUs
     python benchmarks/dummy_model.py --model tiny --device cpu --dtype float32   whether it runs
 
+    python benchmarks/dummy_model.py --pdl --prompt-graphs    with what is off until it is measured
+    python benchmarks/dummy_model.py --profile-start      the start alone: where its time goes
+
 Prints start-up by phase; milliseconds of a decode step by number of requests; prompt tokens each
 second; and the time to the first token of one image with text, by phase. Routing is spread evenly
 over the experts, as trained routers aim at; see `glimt/models/dummy.py`. `--json` keeps it all.
@@ -14,12 +17,15 @@ over the experts, as trained routers aim at; see `glimt/models/dummy.py`. `--jso
 
 import argparse
 import copy
+import cProfile
 import itertools
 import json
+import pstats
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +45,11 @@ from glimt.config import (
     Settings,
 )
 from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan
+from glimt.kernels import choice
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import make_plan
 from glimt.processes.team import end_process
+from glimt.runner import build as runner_build
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
 
@@ -58,6 +66,7 @@ def random_pixels() -> SharedArena:
 
 def build(options: argparse.Namespace) -> Engine:
     """The engine, with its phases printed."""
+    _switch(options)
     sizes = copy.deepcopy(MODELS[options.model])
     if options.layers:
         sizes["text_config"]["num_hidden_layers"] = options.layers
@@ -90,7 +99,39 @@ def build(options: argparse.Namespace) -> Engine:
         )
         plan = make_plan(settings, read_checkpoint(path, overrides=sizes))
         start = msgspec.structs.replace(plan.engine, arena_fds=(arena.fd,))
-        return build_engine(start, [arena], _tell_phase, end_process)
+        with _profiled(options.profile_start):
+            return build_engine(start, [arena], _tell_phase, end_process)
+
+
+def _switch(options: argparse.Namespace) -> None:
+    """Turn on or off what has a switch in the code, in this process; None leaves it as it is."""
+    if options.prompt_graphs is not None:
+        runner_build.PROMPT_GRAPHS = options.prompt_graphs
+    support = choice.triton_support
+    if support is not None and options.pdl is not None:
+        support.PDL = options.pdl
+    if support is not None and options.ahead_bytes is not None:
+        support.AHEAD_BYTES = options.ahead_bytes
+
+
+@contextmanager
+def _profiled(is_on: bool) -> Iterator[None]:
+    """Print what of Python took the most time within: of Glimt with all it calls, of all alone."""
+    if not is_on:
+        yield
+        return
+    profiler = cProfile.Profile()
+    profiler.enable()
+    yield
+    profiler.disable()
+    rows = [
+        (f"{Path(file).name}:{line} {name}", calls, own, below)
+        for (file, line, name), (_, calls, own, below, _) in pstats.Stats(profiler).stats.items()  # type: ignore[attr-defined]
+    ]
+    for title, column in (("with what it calls", 3), ("alone", 2)):
+        print(f"seconds {title}:")
+        for name, calls, own, below in sorted(rows, key=lambda row: -row[column])[:32]:
+            print(f"  {(own, below)[column == 3]:7.2f} s {calls:7d} x  {name[:90]}")
 
 
 def _tell_phase(name: str, seconds: float, detail: str) -> None:
@@ -270,6 +311,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--enable-expert-parallel", "-ep", action="store_true")
     parser.add_argument("--disable-custom-all-reduce", action="store_true")
     parser.add_argument("--mm-encoder-tp-mode", choices=["weights", "data"], default="weights")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--prompt-graphs", action=switch, help="replay the layers of prompts")
+    parser.add_argument("--pdl", action=switch, help="kernels start while the last one ends")
+    parser.add_argument("--ahead-bytes", type=int, help="of weight rows, fetched while waiting")
+    parser.add_argument("--profile-start", action="store_true", help="and end after the start")
 
 
 def arguments() -> argparse.Namespace:
@@ -297,6 +343,8 @@ def main() -> None:
         f"{options.model}, {info.weights_format}, {info.dtype}, torch {torch.__version__}, "
         f"{info.tensor_parallel_size} x {where}"
     )
+    if options.profile_start:
+        return engine.close()
     driver = Driver(engine)
     result: dict[str, Any] = {
         "options": {name: str(value) for name, value in vars(options).items()},

@@ -66,6 +66,8 @@ def main() -> None:
     profiler.export_chrome_trace(str(options.out))
     summary = summarise(json.loads(options.out.read_text()), traced, options.layers or 46)
     print("\n".join(summary))
+    if options.drop:
+        options.out.unlink()
 
 
 def arguments() -> argparse.Namespace:
@@ -78,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=1433, help="tokens of each prompt")
     parser.add_argument("--steps", type=int, default=5, help="steps in the trace")
     parser.add_argument("--out", type=Path, default=Path("trace.json"))
+    parser.add_argument("--drop", action="store_true", help="keep the summary alone")
     return parser.parse_args()
 
 

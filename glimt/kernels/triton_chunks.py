@@ -12,7 +12,7 @@ from glimt.kernels.triton_attention_block import (
     row_of_block,
     to_operand,
 )
-from glimt.kernels.triton_support import PDL, follow
+from glimt.kernels.triton_support import follow, launch, power_of_two
 
 _SMALL = Tiles(64, 64, 4, 3)
 CONFIGS = (  # the first is used, if it gives work to all processors
@@ -45,7 +45,9 @@ def attend_chunks(
     num_groups, page_size = kv_P2GSH.shape[2:4]
     num_rows = context_lens_R.shape[0]
     num_blocks = num_tokens * (num_heads // num_groups) // tiles.block_m + num_rows
-    _chunk_kernel[(num_blocks, num_groups)](
+    launch(
+        _chunk_kernel,
+        (num_blocks, num_groups, 1),
         q_TNH,
         kv_P2GSH,
         scale_P2GS,
@@ -54,19 +56,18 @@ def attend_chunks(
         context_lens_R,
         out_TNH,
         head_dim**-0.5 * LOG2_E,
-        q_TNH.stride(0),
         page_table_RM.stride(0),
         num_rows,
+        q_TNH.stride(0),
         num_groups,
         num_heads // num_groups,
         head_dim,
         page_size,
         tiles.block_m,
         tiles.block_l,
-        max(16, triton.next_power_of_2(head_dim)),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        launch_pdl=PDL,
+        max(16, power_of_two(head_dim)),
+        warps=tiles.num_warps,
+        stages=tiles.num_stages,
     )
 
 
@@ -80,9 +81,9 @@ def _chunk_kernel(
     lens_ptr,
     out_ptr,
     unit,
-    q_stride,
     table_stride,
     num_rows,
+    q_stride: tl.constexpr,
     GROUPS: tl.constexpr,
     QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,

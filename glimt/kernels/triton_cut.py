@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels.triton_support import follow, launch, tiles_of
+
 _BLOCK = 4096
 _PASSES = tl.constexpr(8)
 _PIVOTS = tl.constexpr(16)
@@ -91,6 +93,7 @@ def pass_kernel(
     block: tl.constexpr,
 ):
     """Pass `number` of one of the two searches, over one block of one row."""
+    follow()
     row = tl.program_id(1)
     counts_ptr += row * (_PASSES * _PIVOTS)
     weights_ptr += row * (_PASSES * _PIVOTS)
@@ -135,6 +138,7 @@ def cut_kernel(
     vocab_size: tl.constexpr,
 ):
     """The lowest score that one row keeps."""
+    follow()
     row = tl.program_id(0)
     counts_ptr += row * (_PASSES * _PIVOTS)
     weights_ptr += row * (_PASSES * _PIVOTS)
@@ -162,9 +166,10 @@ def least_kept(
     sums_2NPS = scores_NV.new_zeros((2, num_rows, _PASSES.value, _PIVOTS.value), dtype=torch.int64)
     least_N = torch.empty_like(highest_N)
     given = (highest_N, top_k_N, top_p_N, sums_2NPS[0], sums_2NPS[1])
-    grid = (triton.cdiv(vocab_size, block), num_rows)
+    grid = (tiles_of(vocab_size, block), num_rows, 1)
     for by_weight in (False, True):
         for number in range(_PASSES.value):
-            pass_kernel[grid](scores_NV, *given, number, by_weight, vocab_size, block, num_warps=8)
-    cut_kernel[(num_rows,)](*given, least_N, vocab_size, num_warps=1)
+            pass_arguments = (scores_NV, *given, number, by_weight, vocab_size, block)
+            launch(pass_kernel, grid, *pass_arguments, warps=8)
+    launch(cut_kernel, (num_rows, 1, 1), *given, least_N, vocab_size, warps=1)
     return least_N

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
-from glimt.kernels.triton_support import PDL, follow
+from glimt.kernels.triton_support import follow, launch, power_of_two
 
 _MAX_SPLITS = 64
 _PROGRAMS = 4 * 132  # that keep every multiprocessor of an H200 busy, all at the same time
@@ -66,7 +66,9 @@ def attend_singles(
     num_splits = _num_splits(num_rows * num_groups, max_context_len, tiles.least_tokens)
     weight_RNX = q_TNH.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
     part_RNXH = weight_RNX.new_empty((*weight_RNX.shape, head_dim))
-    _split_kernel[(num_groups, num_rows, num_splits)](
+    launch(
+        _split_kernel,
+        (num_groups, num_rows, num_splits),
         q_TNH,
         kv_P2GSH,
         scale_P2GS,
@@ -77,19 +79,18 @@ def attend_singles(
         part_RNXH,
         weight_RNX,
         head_dim**-0.5 * LOG2_E,
-        q_TNH.stride(0),
         page_table_RM.stride(0),
         num_splits,
+        q_TNH.stride(0),
         num_groups,
         num_heads // num_groups,
         head_dim,
         page_size,
-        max(_BLOCK_M, triton.next_power_of_2(num_heads // num_groups)),
+        max(_BLOCK_M, power_of_two(num_heads // num_groups)),
         *tiles[:2],
-        max(16, triton.next_power_of_2(head_dim)),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        launch_pdl=PDL,
+        max(16, power_of_two(head_dim)),
+        warps=tiles.num_warps,
+        stages=tiles.num_stages,
     )
     if num_splits > 1:
         _combine(part_RNXH, weight_RNX, query_starts_R1, context_lens_R, out_TNH, tiles)
@@ -104,8 +105,10 @@ def _combine(
     tiles: Tiles,
 ) -> None:
     num_rows, num_heads, num_splits, head_dim = part_RNXH.shape
-    block_x = triton.next_power_of_2(num_splits)
-    _combine_kernel[(num_heads, num_rows)](
+    block_x = power_of_two(num_splits)
+    launch(
+        _combine_kernel,
+        (num_heads, num_rows, 1),
         part_RNXH,
         weight_RNX,
         query_starts_R1,
@@ -116,9 +119,8 @@ def _combine(
         head_dim,
         block_x,
         *tiles[:2],
-        triton.next_power_of_2(head_dim),
-        num_warps=1 if block_x <= 8 else 4,
-        launch_pdl=PDL,
+        power_of_two(head_dim),
+        warps=1 if block_x <= 8 else 4,
     )
 
 
@@ -150,9 +152,9 @@ def _split_kernel(
     part_ptr,
     weight_ptr,
     unit,
-    q_stride,
     table_stride,
     num_splits,
+    q_stride: tl.constexpr,
     GROUPS: tl.constexpr,
     QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
-from glimt.kernels.triton_support import follow, launch, power_of_two, stream, tiles_of, to_bf16
+from glimt.kernels.triton_support import (
+    ahead,
+    fetch_ahead,
+    follow,
+    launch,
+    power_of_two,
+    stream,
+    tiles_of,
+    to_bf16,
+)
 
 MAX_ROWS = 64  # above, torch's GEMM is as fast
 _SUM_BLOCK = 512
@@ -37,13 +46,17 @@ def linear_kernel(
     block_i: tl.constexpr,
     parts: tl.constexpr,
     has_bias: tl.constexpr,
+    ahead_bytes: tl.constexpr,
 ):
     """One tile of outputs; with several parts, the unscaled sum of one of them in float32."""
-    follow()
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
     is_output = output < num_outputs
+    part_inputs: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts) * block_i
+    row_ptrs = weight_ptr + output.to(tl.int64) * num_inputs + part * part_inputs
+    fetch_ahead(row_ptrs, is_output, ahead_bytes)
+    follow()
     is_token = token < num_tokens
     total = stream(
         weight_ptr,
@@ -138,6 +151,7 @@ def fp8_linear(
         tile.block_i,
         tile.parts,
         has_bias,
+        _ahead(num_inputs, tile),
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -158,3 +172,9 @@ def fp8_linear(
             warps=4,
         )
     return y_TO
+
+
+def _ahead(num_inputs: int, tile: LinearTile) -> int:
+    """Bytes of a row that each part may fetch ahead; the last one may be the shortest."""
+    part_inputs = tiles_of(num_inputs, tile.block_i * tile.parts) * tile.block_i
+    return ahead(min(part_inputs, num_inputs - (tile.parts - 1) * part_inputs))

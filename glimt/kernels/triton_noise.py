@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.sampling import GAMMA, MIX_1, MIX_2
+from glimt.kernels.triton_support import follow, launch, tiles_of
 
 _BLOCK = 1024
 _WORD = 1 << 64
@@ -32,6 +33,7 @@ def noise_kernel(
     block: tl.constexpr,
 ):
     """One block of one row, in place; rows that are not random stay as they are."""
+    follow()
     row = tl.program_id(1)
     if tl.load(is_random_ptr + row):
         token = tl.program_id(0) * block + tl.arange(0, block)
@@ -55,12 +57,14 @@ def noise_kernel(
 def add_noise_(scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor) -> None:
     """See `sampling.add_noise_`; the scores are contiguous."""
     num_rows, vocab_size = scores_NV.shape
-    noise_kernel[(triton.cdiv(vocab_size, _BLOCK), num_rows)](
+    launch(
+        noise_kernel,
+        (tiles_of(vocab_size, _BLOCK), num_rows, 1),
         scores_NV,
         seed_N,
         index_N,
         is_random_N,
         vocab_size,
         _BLOCK,
-        num_warps=4,
+        warps=4,
     )

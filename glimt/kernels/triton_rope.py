@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import PDL, follow, row_scale, to_bf16, to_fp8
+from glimt.kernels.triton_support import (
+    follow,
+    launch,
+    power_of_two,
+    row_scale,
+    tiles_of,
+    to_bf16,
+    to_fp8,
+)
 
 
 class Tiles(NamedTuple):
@@ -68,7 +76,9 @@ def _turn(
     q_TNH = heads_TNH.new_empty((num_tokens, num_queries, head_dim))
     if num_tokens == 0:
         return q_TNH
-    _turn_and_write_kernel[(num_tokens, triton.cdiv(num_heads, tiles.block_n))](
+    launch(
+        _turn_and_write_kernel,
+        (num_tokens, tiles_of(num_heads, tiles.block_n), 1),
         heads_TNH,
         cos_TJ,
         sin_TJ,
@@ -82,10 +92,9 @@ def _turn(
         page_size,
         interleaved,
         tiles.block_n,
-        triton.next_power_of_2(num_pairs),
-        triton.next_power_of_2(max(head_dim - 2 * num_pairs, 1)),
-        num_warps=tiles.num_warps,
-        launch_pdl=PDL,
+        power_of_two(num_pairs),
+        power_of_two(max(head_dim - 2 * num_pairs, 1)),
+        warps=tiles.num_warps,
     )
     return q_TNH
 
@@ -99,7 +108,7 @@ def _turn_and_write_kernel(
     slots_ptr,
     kv_ptr,
     scale_ptr,
-    token_stride,
+    token_stride: tl.constexpr,
     QUERIES: tl.constexpr,
     GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,

@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import follow, launch, power_of_two, stream, tiles_of
+from glimt.kernels.triton_support import (
+    ahead,
+    fetch_ahead,
+    follow,
+    launch,
+    power_of_two,
+    stream,
+    tiles_of,
+)
 
 MAX_EXPERTS = 1024
 _BLOCK_E = 16
@@ -32,13 +40,17 @@ def logits_kernel(
     block_e: tl.constexpr,
     block_d: tl.constexpr,
     parts: tl.constexpr,
+    ahead_bytes: tl.constexpr,
 ):
     """One part of the logits of a tile of experts and tokens."""
-    follow()
     expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
     is_expert = expert < num_experts
+    part_inputs: tl.constexpr = (num_inputs + block_d * parts - 1) // (block_d * parts) * block_d
+    row_ptrs = weight_ptr + expert.to(tl.int64) * num_inputs + part * part_inputs
+    fetch_ahead(row_ptrs, is_expert, ahead_bytes)
+    follow()
     is_token = token < num_tokens
     total = stream(
         weight_ptr,
@@ -135,6 +147,7 @@ def route(
         _BLOCK_E,
         _BLOCK_D,
         parts,
+        ahead(x_TD.itemsize * _BLOCK_D if num_inputs % (_BLOCK_D * parts) == 0 else 0),
         warps=4,
         stages=3,
     )

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, Tiles, absorb, mean, row_of_block
-from glimt.kernels.triton_support import PDL, follow
+from glimt.kernels.triton_support import follow, launch, power_of_two
 
 CONFIGS = (  # the first is used
     Tiles(128, 64, 8, 3),
@@ -36,25 +36,26 @@ def segment_attention(
         raise ValueError("the heads of a token must be contiguous in memory")
     out_TNH = q_TNH.new_empty(q_TNH.shape)
     num_segments = starts_S1.shape[0] - 1
-    _segment_kernel[(num_tokens // tiles.block_m + num_segments, num_heads)](
+    launch(
+        _segment_kernel,
+        (num_tokens // tiles.block_m + num_segments, num_heads, 1),
         q_TNH,
         k_TNH,
         v_TNH,
         out_TNH,
         starts_S1,
         head_dim**-0.5 * LOG2_E,
+        num_segments,
         q_TNH.stride(0),
         k_TNH.stride(0),
         v_TNH.stride(0),
-        num_segments,
         num_heads,
         head_dim,
         tiles.block_m,
         tiles.block_l,
-        max(16, triton.next_power_of_2(head_dim)),
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        launch_pdl=PDL,
+        max(16, power_of_two(head_dim)),
+        warps=tiles.num_warps,
+        stages=tiles.num_stages,
     )
     return out_TNH
 
@@ -80,10 +81,10 @@ def _segment_kernel(
     out_ptr,
     starts_ptr,
     unit,
-    q_stride,
-    k_stride,
-    v_stride,
     num_segments,
+    q_stride: tl.constexpr,
+    k_stride: tl.constexpr,
+    v_stride: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,

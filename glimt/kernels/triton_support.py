@@ -20,8 +20,12 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 # Programmatic dependent launch: a kernel starts while the one before it ends, and `follow` waits
-# for what it wrote. Off until it is measured.
+# for what it wrote. Off until it is measured (`benchmarks/dummy_model.py --pdl`).
 PDL = False
+
+# With it, bytes of each weight row that a program has fetched into the L2 cache while it waits.
+# Cuts in front of that: what is fetched too early has left the cache again when it is read.
+AHEAD_BYTES = 1024
 
 _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
 
@@ -36,6 +40,32 @@ def follow():
     if not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def fetch_ahead(row_ptrs, is_row, num_bytes: tl.constexpr):
+    """Tell the L2 cache to fetch `num_bytes` (0, or a multiple of 64) from each aligned address.
+
+    For what no kernel writes, so it may come before `follow`.
+    """
+    if num_bytes > 0:
+        tl.static_assert(not INTERPRETED)
+        quarter: tl.constexpr = num_bytes // 4  # so that each thread of four warps has its share
+        at = row_ptrs.to(tl.int64)[:, None] + (tl.arange(0, 4) * quarter)[None, :]
+        wanted = (is_row[:, None] & (at != 0)).to(tl.int32)
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred wanted;
+            setp.ne.s32 wanted, $2, 0;
+            @wanted cp.async.bulk.prefetch.L2.global [$1], $3;
+            mov.u32 $0, 0;
+            }""",
+            "=r,l,r,r",
+            [at, wanted, tl.full(at.shape, quarter, tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -156,8 +186,9 @@ def launch(
     """`kernel[grid](*arguments)` for arguments in order, at a fraction of the host's time.
 
     Triton looks at all arguments of each launch to find what it has compiled for them. Here the
-    constants and types are enough: pointers are multiples of 16 (`fits`), and no kernel is
-    specialised for the values of its integers.
+    constants and types are enough: pointers are multiples of 16 (`fits`) unless they are read one
+    number at a time, and no kernel is specialised for the values of its integers: those that must
+    be known as multiples of something (strides) are constants.
     """
     options = {"num_warps": warps, "num_stages": stages, "launch_pdl": PDL}
     if INTERPRETED.value:
@@ -185,6 +216,11 @@ def _places(kernel: Any) -> tuple[list[int], list[int]]:
     """Where a kernel's arguments are constants, and where not."""
     constants = [place for place, parameter in enumerate(kernel.params) if parameter.is_constexpr]
     return constants, [place for place in range(len(kernel.params)) if place not in constants]
+
+
+def ahead(row_bytes: int) -> int:
+    """How many bytes of a weight row to fetch ahead, of those that a program reads of it."""
+    return max(0, min(AHEAD_BYTES, row_bytes)) // 64 * 64 if PDL and not INTERPRETED.value else 0
 
 
 def tiles_of(size: int, block: int) -> int:

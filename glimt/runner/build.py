@@ -57,13 +57,13 @@ def build_executor(
     device: torch.device,
     record: Record | None = None,
     *,
-    prompt_graphs: bool = PROMPT_GRAPHS,
+    prompt_graphs: bool | None = None,
 ) -> ModelExecutor:
     """An executor with its rows, KV cache and image cache, all allocated on `device`.
 
     `model` has its weights on `device`; `arenas` are the pixel sources by number. `record` makes
     graphs of steps, for which the KV cache gets a spare page; None makes none.
-    `prompt_graphs`: also of the layers of steps with prompts.
+    `prompt_graphs`: also of the layers of steps with prompts; None: as `PROMPT_GRAPHS` says.
     """
     config = model.config
     rows = RowTable(
@@ -86,5 +86,6 @@ def build_executor(
     if record is None:
         return ModelExecutor(model, rows, kv, encoder, device)
     given = (model, rows, kv, sizes.num_pages * sizes.page_size, record)
+    prompt_graphs = PROMPT_GRAPHS if prompt_graphs is None else prompt_graphs
     chunk_graphs = ChunkGraphs(*given) if prompt_graphs else None
     return ModelExecutor(model, rows, kv, encoder, device, DecodeGraphs(*given), chunk_graphs)

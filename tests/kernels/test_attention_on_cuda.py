@@ -8,7 +8,7 @@ from glimt.kernels import reference, reference_attention
 from tests.support.paged_rows import Heads, PagedRows, paged_rows
 
 pytest.importorskip("triton", reason="Triton has packages for Linux only")
-from glimt.kernels import triton_decoding, triton_rope
+from glimt.kernels import triton_support
 
 pytestmark = [
     pytest.mark.gpu,
@@ -173,8 +173,7 @@ def test_kernels_that_start_early_wait_for_what_they_read(monkeypatch: pytest.Mo
         return x
 
     expected = layers()
-    for module in (triton_decoding, triton_rope):
-        monkeypatch.setattr(module, "PDL", True)
+    monkeypatch.setattr(triton_support, "PDL", True)
     layers()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -26,10 +26,11 @@ from glimt.kernels import (  # noqa: E402
     triton_router,
     triton_rows,
     triton_segments,
+    triton_support,
 )
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
 from glimt.kernels.reference_experts import Fp8Mlp  # noqa: E402
-from tests.support.hopper import Binary, binaries, caught_launches  # noqa: E402
+from tests.support.hopper import Binary, binaries, caught_launches, compile_launch  # noqa: E402
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels are interpreted")
 
@@ -147,6 +148,23 @@ def test_fp8_products_of_few_rows_use_the_fp8_tensor_cores(
     assert product.count("HMMA") == product.count("HGMMA") == 0
     assert product.count("LDGSTS.E.BYPASS.128") > 0
     assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
+
+
+def test_weights_are_fetched_ahead_while_a_kernel_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With programmatic dependent launch: the fetch, then the wait, then all other loads."""
+    monkeypatch.setattr(triton_support, "PDL", True)
+    rows = QuantizedRows(
+        meta(1, 4096),
+        meta(1, 4096, dtype=torch.float8_e4m3fn),
+        meta(1, 1, dtype=torch.float32),
+    )
+    weight, scale = meta(256, 4096, dtype=torch.float8_e4m3fn), meta(256, dtype=torch.float32)
+    with caught_launches() as launches:
+        triton_linear.fp8_linear(rows, weight, scale)
+    product = compile_launch(launches[0])
+    fetch, wait = product.sass.index("UBLKPF"), product.sass.index("ACQBULK")
+    assert fetch < wait < product.sass.index("LDGSTS")
+    assert " LDG." not in product.sass[:wait]
 
 
 @pytest.mark.parametrize("num_tokens", [1, also(16), also(128)])

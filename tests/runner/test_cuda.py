@@ -223,6 +223,41 @@ def again(work: Work) -> Work:
     return work
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("num_rows", [1, 11])
+def test_kernels_that_start_early_change_no_token(
+    gpu: torch.device, kv_dtype: str, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole steps of layers of full size, with and without programmatic dependent launch, as
+    prompts and as replayed graphs. Greedy: a single wrong bit shows sooner or later."""
+    support = pytest.importorskip("glimt.kernels.triton_support")
+    model, album = dummy_model(gpu, 2, True), Album()
+    asks = [make_ask(album, "t" * (2 + n % 3), n) for n in range(num_rows)]
+    lengths = [len(ask.token_ids) for ask in asks]
+    answers = []
+    for is_on in (False, True):
+        monkeypatch.setattr(support, "PDL", is_on)
+        executor = make_executor(
+            model,
+            album,
+            num_pages=96,
+            page_size=16,
+            max_num_seqs=12,
+            kv_dtype=kv_dtype,
+            record=cuda_recorder(),
+        )
+        rows = tuple(new_row(ask, n, tuple(range(8 * n, 8 * n + 8))) for n, ask in enumerate(asks))
+        work = tuple(RowWork(n, 0, length, samples=True) for n, length in enumerate(lengths))
+        steps = [executor.launch(StepPlan(0, new_rows=rows, work=work))]
+        for index in range(64):
+            work = tuple(
+                RowWork(n, length + index, 1, samples=True) for n, length in enumerate(lengths)
+            )
+            steps.append(executor.launch(StepPlan(1 + index, work=work)))
+        answers.append([step.result().token_ids for step in steps])
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("num_rows", [1, 17])
 def test_noise_on_a_gpu_is_that_of_the_definition(gpu: torch.device, num_rows: int) -> None:
     seed = torch.arange(num_rows) * 12_345_678_901
