@@ -40,6 +40,11 @@ app = App(
 )
 
 app.command("glimt.bench.cli:app", name="bench", help="Measure a server.")
+app.command(
+    "glimt.experts.cli:app",
+    name="experts",
+    help="Which experts tokens choose, and on which GPUs they lie.",
+)
 
 
 @app.command

@@ -91,6 +91,9 @@ class CacheSettings:
     """Accepted: with an admin key there are /sleep and /wake_up, with or without this."""
     enable_mfu_metrics: bool = False
     """Metrics of the operations and memory traffic of steps, by arithmetic."""
+    enable_expert_load_metrics: bool = False
+    """Metrics of how many tokens choose each expert and how unevenly; what `glimt experts collect`
+    writes to a file. Costs one small kernel a layer."""
     kv_cache_metrics: bool = False
     """Metrics of how long known KV pages live, lie idle and wait for their next use."""
     kv_cache_metrics_sample: float = 0.01

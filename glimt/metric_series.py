@@ -17,6 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from glimt.expert_series import ExpertSeries
 from glimt.wire import EngineInfo, EngineStats
 
 
@@ -102,6 +103,7 @@ class EngineSeries(Collector):
         self._infos: dict[int, EngineInfo] = {}
         self._stats: dict[int, EngineStats] = {}
         self._before: dict[tuple[int, str], float] = {}
+        self._experts = ExpertSeries(model_name)
 
     def add(self, index: int, info: EngineInfo) -> None:
         """A new incarnation of engine `index`."""
@@ -114,6 +116,7 @@ class EngineSeries(Collector):
         for _, _, field in _COUNTERS:
             key = index, field
             self._before[key] = self._before.get(key, 0) + getattr(last, field)
+        self._experts.remove(index)
         # An engine that is gone still has a row, with zeros: a series that vanishes alarms nobody.
         self._stats[index] = EngineStats()
 
@@ -121,6 +124,8 @@ class EngineSeries(Collector):
         """False if these stats were seen before."""
         is_new = self._stats.get(index, EngineStats()).step != stats.step
         self._stats[index] = stats
+        if stats.experts is not None:
+            self._experts.update(index, stats.experts)
         return is_new
 
     def summary(self) -> dict[str, float]:
@@ -158,6 +163,7 @@ class EngineSeries(Collector):
             config.add_metric(labels, 1)
         yield config
         yield from self._states()
+        yield from self._experts.collect()
 
     def _states(self) -> Iterator[Metric]:
         """Gauges with a label of their own."""

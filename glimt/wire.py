@@ -133,7 +133,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
 
     server: int
     order_id: int
-    kind: str  # sleep · wake · start_profile · stop_profile
+    kind: str  # sleep · wake · start_profile · stop_profile · expert_load
     level: int = 0  # of sleep: 1 keeps the weights in host memory, 2 drops them
 
 
@@ -171,7 +171,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OrderDone(msgspec.Struct, frozen=True, array_like=True):
-    """An order is carried out, or failed: `detail` is the folder or file of a profile."""
+    """An order is carried out, or failed: `detail` is the folder or file of a profile, or an
+    expert load as JSON."""
 
     order_id: int
     detail: str = ""
@@ -184,6 +185,18 @@ class PageLife(msgspec.Struct, frozen=True, array_like=True):
     lifetime_s: float  # since it was taken
     idle_s: float  # since it was last found
     gaps_s: tuple[float, ...]  # between its uses
+
+
+class ExpertStats(msgspec.Struct, frozen=True, array_like=True):
+    """Where an engine's tokens went; a token counts once for each expert that it chose.
+
+    Imbalances are of what came since the stats before: the most over the mean, by layer.
+    """
+
+    expert_tokens: tuple[int, ...] = ()  # by expert, over all layers
+    rank_tokens: tuple[int, ...] = ()  # by the rank that computes them; empty if each has a part
+    expert_imbalance: dict[int, float] = {}
+    rank_imbalance: dict[int, float] = {}
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +218,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     estimated_flops: float = 0.0  # of one device, as are the bytes; 0 unless they are asked for
     estimated_read_bytes: float = 0.0
     estimated_written_bytes: float = 0.0
+    experts: ExpertStats | None = None  # None unless it is asked for
     page_lives: tuple[PageLife, ...] = ()  # that ended since the last stats, of watched pages
 
 

@@ -19,7 +19,7 @@ from glimt.bench import options as bench
 from glimt.frontend.fetch import FetchPolicy
 from glimt.metrics import Metrics
 from glimt.planning import wishes as planning
-from glimt.wire import EngineInfo, EngineStats, MediaLimits
+from glimt.wire import EngineInfo, EngineStats, ExpertStats, MediaLimits
 
 GROUPS = (
     config.ModelSettings,
@@ -98,7 +98,8 @@ def metrics() -> str:
     """Every series at /metrics."""
     metrics = Metrics(model_name="m")
     metrics.add_engine(0, INFO)
-    metrics.observe_engine(0, EngineStats())
+    one = ExpertStats((0,), (0,), {1: 1.0}, {1: 1.0})
+    metrics.observe_engine(0, EngineStats(experts=one))
     rows = []
     for family in sorted(metrics.registry.collect(), key=lambda family: family.name):
         is_counter = family.type == "counter"

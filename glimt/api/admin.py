@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from glimt.api.answering import json_response
 from glimt.api.state import ApiState
 from glimt.errors import InvalidRequest, Unsupported
+from glimt.experts.load import ExpertLoad, added
 
 MODES = ("abort", "wait")
 LEVELS = ("1", "2")
@@ -127,6 +128,17 @@ async def stop_profile(state: ApiState, scope: Scope, receive: Receive, send: Se
     """POST /stop_profile: write what was recorded; answers when that is done."""
     files = await state.client.order("stop_profile")
     await json_response(ProfileAnswer(status="written", paths=files))(scope, receive, send)
+
+
+async def expert_load(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
+    """GET /expert_load: how many tokens chose each expert, of all engines together.
+
+    Raises Unsupported unless they are counted, EngineDied, EngineFailed.
+    """
+    answers = await state.client.order("expert_load")
+    loads = [msgspec.json.decode(answer, type=ExpertLoad) for answer in answers]
+    load = msgspec.structs.replace(added(loads), model=state.served_names[0])
+    await json_response(load)(scope, receive, send)
 
 
 async def reset_prefix_cache(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,6 +8,7 @@ from glimt.api.admin import (
     PauseState,
     ProfileAnswer,
     SleepState,
+    expert_load,
     is_paused,
     is_sleeping,
     pause,
@@ -21,6 +22,7 @@ from glimt.api.admin import (
     wake_up,
 )
 from glimt.api.route import Access, ApiRoute, Work
+from glimt.experts.load import ExpertLoad
 
 ADMIN_ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute(
@@ -101,6 +103,15 @@ ADMIN_ROUTES: tuple[ApiRoute, ...] = (
         work=Work.ORDER,
         max_body_bytes=0,
         answer=ProfileAnswer,
+    ),
+    ApiRoute(
+        path="/expert_load",
+        methods=("GET",),
+        summary="How many tokens chose each expert, with --enable-expert-load-metrics",
+        endpoint=expert_load,
+        access=Access.ADMIN,
+        work=Work.ORDER,
+        answer=ExpertLoad,
     ),
     ApiRoute(
         path="/reset_prefix_cache",

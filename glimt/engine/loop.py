@@ -18,6 +18,7 @@ from typing import Protocol
 
 import msgspec
 
+from glimt.engine.expert_meter import ExpertMeter
 from glimt.engine.orders import Machine, OrderDesk
 from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult, TokenMasks
 from glimt.engine.scheduler import Scheduler
@@ -29,6 +30,7 @@ from glimt.wire import (
     EngineInbound,
     EngineStats,
     ErrorInfo,
+    ExpertStats,
     Order,
     OrderDone,
     Output,
@@ -78,7 +80,7 @@ class EngineLoop:
     `overlap` False commits each step in the turn that launched it: right where a launch returns
     only when the step is done (a CPU), since there is nothing to overlap with.
     `machine` is what the executor runs on, for orders of operators. `meter` counts what is
-    launched.
+    launched, `expert_meter` tells which experts tokens chose.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class EngineLoop:
         *,
         machine: Machine | None = None,
         meter: WorkMeter | None = None,
+        expert_meter: ExpertMeter | None = None,
         servers: Sequence[int] = (0,),
         overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -113,6 +116,7 @@ class EngineLoop:
         self._outputs: list[Addressed] = []  # to be sent at the end of the turn
         self._desk = OrderDesk(machine)
         self._meter = meter
+        self._expert_meter = expert_meter
         self._orders: list[tuple[int, OrderDone]] = []  # likewise
 
     def stop(self) -> None:
@@ -246,6 +250,7 @@ class EngineLoop:
             self._scheduler.stats(),
             sleep_level=self._desk.sleep_level,
             is_profiling=self._desk.is_profiling,
+            experts=self._expert_stats(),
         )
         if (meter := self._meter) is None:
             return stats
@@ -255,6 +260,12 @@ class EngineLoop:
             estimated_read_bytes=meter.read_bytes,
             estimated_written_bytes=meter.written_bytes,
         )
+
+    def _expert_stats(self) -> ExpertStats | None:
+        if self._expert_meter is None:
+            return None
+        # An engine that goes to sleep is moving its counters.
+        return self._expert_meter.stats(reads=self._desk.is_awake)
 
     def _check(self) -> None:
         self._is_checked = True

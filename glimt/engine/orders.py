@@ -1,4 +1,4 @@
-"""OrderDesk: what operators have an engine do between its steps: sleep, wake, record a profile.
+"""OrderDesk: what operators have an engine do between its steps: sleep, wake, record, count.
 
     Order ──put──▶ waiting ──turn (of the loop)──▶ begun ──▶ done ──turn──▶ OrderDone
 
@@ -48,6 +48,10 @@ class Machine(Protocol):
 
     def stop_profile(self) -> Callable[[], str]:
         """Record no more; gives what writes the recording and tells its file."""
+        ...
+
+    def expert_load(self) -> str:
+        """How often tokens chose each expert since the start, as JSON of `ExpertLoad`."""
         ...
 
 
@@ -122,6 +126,8 @@ class OrderDesk:
                 if stopped.exception() is None:
                     return self._in_thread(stopped.result())
                 return _done(lambda: stopped.result()())
+            case "expert_load":
+                return _done(machine.expert_load)
             case _:
                 return _done(_refuse)
 

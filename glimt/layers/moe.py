@@ -131,10 +131,23 @@ class Moe(nn.Module):
         )
         shared_width = mesh.tp_share(shared_intermediate_size, "shared expert width")
         self.shared = Mlp(hidden_size, shared_width, fp8=below(fp8, "shared"))
+        self.choices: Tensor | None
+        self.one: Tensor
+        for name in ("choices", "one"):
+            self.register_buffer(name, None, persistent=False)
+
+    def count_choices(self, device: torch.device) -> None:
+        """From now on, count how many tokens choose each expert, in `choices` [E]."""
+        count = self.router.routing.num_experts
+        self.choices = torch.zeros(count, dtype=torch.int64, device=device)
+        self.one = torch.ones(1, dtype=torch.int64, device=device)
 
     def forward(self, x: Tensor | QuantizedRows) -> Tensor:
         """[T, D] -> [T, D]. Nothing is exchanged: every rank sees every token of the group."""
         weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
+        if self.choices is not None:
+            chosen_P = experts_TK.flatten()
+            self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))
         shared = self.shared.fp8()
         if shared is not None and self.experts.fp8() is not None:
             y_TD: Tensor = self.experts(x, weights_TK, experts_TK, shared)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glimt.layers.attention import KvCache, Step
 from glimt.layers.embedding import Embedding
 from glimt.layers.linear import Linear, below
+from glimt.layers.moe import Moe
 from glimt.layers.norm import RmsNorm
 from glimt.models.config import ModelConfig
 from glimt.models.decoder import DecoderLayer, text_angles
@@ -39,6 +40,15 @@ class Glm4v(nn.Module):
         self.norm = RmsNorm(text.hidden_size, text.rms_norm_eps)
         self.lm_head = Linear(text.hidden_size, mesh.tp_share(text.vocab_size, "vocab_size"))
         self.vision = Vision(config.vision, mesh.tower)
+
+    @property
+    def mixtures(self) -> dict[int, Moe]:
+        """The layers' mixtures of experts, by the number of the layer."""
+        return {
+            index: layer.moe
+            for index, layer in enumerate(self.layers)
+            if isinstance(layer, DecoderLayer) and layer.is_moe
+        }
 
     def embed(self, token_ids_T: Tensor) -> Tensor:
         """int [T] -> [T, D]. The rows of placeholder tokens are the caller's to overwrite."""

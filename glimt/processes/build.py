@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from glimt.checkpoint import read_checkpoint
+from glimt.engine.expert_meter import ExpertMeter
 from glimt.engine.limits import SchedulerLimits, SchedulingPolicy
+from glimt.engine.plan import IntArray
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.work_meter import WorkMeter, WorkSizes
 from glimt.errors import BadSettings
@@ -51,6 +53,7 @@ class Rank:
     vocabulary: Vocabulary
     device: torch.device
     work: WorkSizes
+    expert_meter: ExpertMeter | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Engine:
     info: EngineInfo
     vocabulary: Vocabulary
     meter: WorkMeter | None  # of what steps cost this process's device, if that is wanted
+    expert_meter: ExpertMeter | None  # of what tokens chose, likewise
     overlap: bool  # plan the next step while one runs; a CPU has nothing to overlap with
     team: Team | None = None
 
@@ -119,6 +123,7 @@ def build_engine(
         info=rank.info,
         vocabulary=rank.vocabulary,
         meter=WorkMeter(rank.work) if start.estimates_work else None,
+        expert_meter=rank.expert_meter,
         overlap=start.overlap and rank.device.type != "cpu",
         team=team,
     )
@@ -161,29 +166,62 @@ def build_rank(
             load=lambda: load_weights(start, config, device, dtype, mesh)[0],
             device=device,
             profiler=Profiler(start.profiler, place.name),
+            counts_experts=start.counts_experts,
         )
     with phases.phase("warm-up"):
         _warm_up(model, layout, sizes, steps, device)
     with phases.phase("graphs"):
         executor.record_graphs()
+    executor.forget_counts()
     limits = _limits(start, config, steps, sizes)
-    info = EngineInfo(
-        max_model_len=sizes.max_model_len,
+    info = _info(start, config, limits, layout, device, weights_format, phases.seconds)
+    return Rank(
+        executor,
+        limits,
+        info,
+        vocabulary,
+        device,
+        work_sizes(model, layout),
+        _expert_meter(executor),
+    )
+
+
+def _expert_meter(machine: Machine) -> ExpertMeter | None:
+    if machine.counts is None:
+        return None
+
+    def read() -> IntArray | None:
+        return None if machine.counts is None else machine.counts.latest()
+
+    return ExpertMeter(read, machine.counts.layers)
+
+
+def _info(
+    start: EngineStart,
+    config: ModelConfig,
+    limits: SchedulerLimits,
+    layout: KvLayout,
+    device: torch.device,
+    weights_format: str,
+    phases_s: dict[str, float],
+) -> EngineInfo:
+    """What the servers are told."""
+    return EngineInfo(
+        max_model_len=limits.max_model_len,
         vocab_size=config.text.vocab_size,
-        num_pages=sizes.num_pages,
-        page_size=sizes.page_size,
-        max_num_batched_tokens=steps.max_num_batched_tokens,
-        max_num_seqs=steps.max_num_seqs,
+        num_pages=limits.num_pages,
+        page_size=limits.page_size,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
         max_image_tokens=limits.max_image_tokens,
         max_logprobs=start.max_logprobs,
         device=str(device),
-        tensor_parallel_size=place.size,
-        dtype=str(dtype).removeprefix("torch."),
+        tensor_parallel_size=start.tensor_parallel_size,
+        dtype=str(pick_dtype(start.dtype, config, device)).removeprefix("torch."),
         kv_cache_dtype=str(layout.dtype).removeprefix("torch."),
         weights_format=weights_format,
-        phases_s=phases.seconds,
+        phases_s=phases_s,
     )
-    return Rank(executor, limits, info, vocabulary, device, work_sizes(model, layout))
 
 
 def _limits(

@@ -66,6 +66,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     max_logprobs: int
     image_max_tokens: int  # of the largest image the preprocessor lets through
     estimates_work: bool = False  # of steps: operations and bytes
+    counts_experts: bool = False  # how many tokens choose each
     watched_pages: float = 0.0  # share of the KV pages whose lives become metrics
     profiler: ProfilerSettings | None = None  # None: profiles cannot be recorded
     tensor_parallel_size: int

@@ -146,6 +146,7 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
         mailbox,
         machine=engine.executor,
         meter=engine.meter,
+        expert_meter=engine.expert_meter,
         servers=range(len(start.server_inboxes)),
         overlap=engine.overlap,
         progress=heartbeat.progress,

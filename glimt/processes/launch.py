@@ -211,6 +211,7 @@ def _engine_start(
         seed=models.seed or 0,
         max_logprobs=server.max_logprobs,
         estimates_work=cache.enable_mfu_metrics,
+        counts_experts=cache.enable_expert_load_metrics,
         watched_pages=cache.kv_cache_metrics_sample if cache.kv_cache_metrics else 0.0,
         profiler=_profiler(cache.profiler_config),
         image_max_tokens=max(max_tokens(image), max_tokens(video)),

@@ -14,14 +14,16 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
 import torch
 from torch import nn
 
 from glimt.engine.plan import StepPlan
-from glimt.errors import EngineAsleep, EngineFailed
+from glimt.errors import EngineAsleep, EngineFailed, Unsupported
 from glimt.models.glm4v import Glm4v
 from glimt.processes.profiling import Profiler
 from glimt.runner.executor import ModelExecutor
+from glimt.runner.expert_counts import ExpertCounts
 from glimt.runner.launched import CrashedStep, LaunchedStep
 
 log = logging.getLogger(__name__)
@@ -41,12 +43,15 @@ class Machine:
         load: Callable[[], Glm4v],
         device: torch.device,
         profiler: Profiler,
+        counts_experts: bool = False,
     ) -> None:
         self._make = make
         self._load = load
         self._device = device
         self._profiler = profiler
+        self._counts_experts = counts_experts
         self._model: Glm4v | None = model
+        self._counts = self._count(model)
         self._executor: ModelExecutor | None = make(model)
         self._level = 0
 
@@ -78,7 +83,7 @@ class Machine:
         started_s = time.monotonic()
         self._executor = None
         if level > 1:
-            self._model = None
+            self._model = self._counts = None
         elif self._model is not None:
             _move(self._model, torch.device("cpu"))
         self._level = level
@@ -93,6 +98,7 @@ class Machine:
         try:
             if self._model is None:
                 self._model = self._load()
+                self._counts = self._count(self._model)
             _move(self._model, self._device)
             self._executor = self._make(self._model)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -105,6 +111,32 @@ class Machine:
             ) from None
         self._level = 0
         log.info("awake after %.2f s", time.monotonic() - started_s)
+
+    @property
+    def counts(self) -> ExpertCounts | None:
+        """Of the model's experts; None if they are not counted, or while there is no model."""
+        return self._counts
+
+    def forget_counts(self) -> None:
+        """What a warm-up has counted is not what requests chose."""
+        self._counted_since_s = time.monotonic()
+        if self._counts is not None:
+            self._counts.reset()
+
+    def expert_load(self) -> str:
+        """See `glimt.engine.orders.Machine`. Raises Unsupported."""
+        if self._counts is None:
+            raise Unsupported(
+                "experts are not counted: start with --enable-expert-load-metrics, a model that "
+                "has experts, and weights that are there"
+            )
+        load = self._counts.now(time.monotonic() - self._counted_since_s)
+        return msgspec.json.encode(load).decode()
+
+    def _count(self, model: Glm4v) -> ExpertCounts | None:
+        self._counted_since_s = time.monotonic()
+        counts = self._counts_experts and model.mixtures
+        return ExpertCounts(model, self._device) if counts else None
 
     def start_profile(self) -> str:
         """See `Profiler`."""

@@ -31,6 +31,7 @@ _FLAGS = {
     "encoder_tp_mode": "mm_encoder_tp_mode",
     "image_max_tokens": "mm_processor_kwargs",
     "estimates_work": "enable_mfu_metrics",
+    "counts_experts": "enable_expert_load_metrics",
     "watched_pages": "kv_cache_metrics_sample",
     "num_nodes": "nnodes",
 }

@@ -335,6 +335,10 @@ class TeamMachine:
         self._team.order("stop_profile")
         return write
 
+    def expert_load(self) -> str:
+        """All ranks see all tokens of the replica, so rank 0 knows."""
+        return self._own.expert_load()
+
 
 class _TeamStep:
     """A launched step of several ranks."""

@@ -64,6 +64,11 @@ class ReturnedTensors:
     sources: tuple[Tensor, ...]
     done: torch.cuda.Event | None
 
+    @property
+    def is_there(self) -> bool:
+        """`wait` would not have to."""
+        return self.done is None or bool(self.done.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> tuple[Tensor, ...]:
         """The tensors on the host. Raises what the device raised."""
         if self.done is not None:

@@ -37,6 +37,7 @@ def test_the_operators_routes_are_these() -> None:
         "/is_sleeping",
         "/start_profile",
         "/stop_profile",
+        "/expert_load",
         "/reset_prefix_cache",
         "/reset_encoder_cache",
         "/reset_mm_cache",

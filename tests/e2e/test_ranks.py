@@ -1,7 +1,10 @@
 """Two ranks behind a real server: one of their processes dies or hangs, and the server does not."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glimt.experts.load import read_load
 from tests.e2e.test_failures import LONG, SHORT, answers, folders_of, post
 from tests.support.serving import Serving
 
@@ -17,7 +21,7 @@ from tests.support.serving import Serving
 def pair(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     log = tmp_path_factory.mktemp("log") / "server.txt"
     flags = ["--tensor-parallel-size", "2", "--enable-expert-parallel", "--device", "cpu"]
-    flags += ["--admin-key", "root", "--enable-sleep-mode"]
+    flags += ["--admin-key", "root", "--enable-sleep-mode", "--enable-expert-load-metrics"]
     profiler = {"profiler": "torch", "torch_profiler_dir": str(log.parent / "profiles")}
     flags += ["--profiler-config", json.dumps(profiler)]
     with Serving(checkpoint, *flags, log=log) as serving:
@@ -36,6 +40,12 @@ def ranks_of(serving: Serving) -> list[psutil.Process]:
     return [serving.child("engine"), serving.child("peer")]
 
 
+def metrics_of(serving: Serving) -> str:
+    with urllib.request.urlopen(serving.url + "/metrics", timeout=60) as response:
+        text: str = response.read().decode()
+    return text
+
+
 def order(serving: Serving, path: str) -> None:
     """What an operator wants of all ranks."""
     headers = {"Authorization": "Bearer root"}
@@ -52,6 +62,19 @@ def test_all_ranks_sleep_and_wake_and_say_the_same(pair: Serving) -> None:
         order(pair, "/wake_up")
         with urllib.request.urlopen(post(pair, SHORT), timeout=60) as response:
             assert json.load(response)["choices"][0]["message"] == before
+
+
+def test_what_experts_were_chosen_can_be_collected(pair: Serving) -> None:
+    assert answers(pair)
+    out = pair.log.parent / "load.json"
+    command = [sys.executable, "-m", "glimt", "experts", "collect", str(out)]
+    command += ["--base-url", pair.url + "/v1"]
+    assert subprocess.run(command, check=False, env=os.environ).returncode == 2
+    subprocess.run(command, check=True, env={**os.environ, "GLIMT_ADMIN_KEY": "root"})
+    load = read_load(out)
+    assert load.num_choices > 0
+    assert load.model == "tiny"
+    pair.wait_for(lambda: "glimt:expert_imbalance{" in metrics_of(pair))
 
 
 def test_each_rank_writes_a_profile_of_its_own(pair: Serving) -> None:

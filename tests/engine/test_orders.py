@@ -43,6 +43,9 @@ class Bed:
         self.is_profiling = True
         return "/folder"
 
+    def expert_load(self) -> str:
+        return "{}"
+
     def stop_profile(self) -> Callable[[], str]:
         self.is_profiling = False
         return lambda: f"/folder/{threading.current_thread().name[:6]}"

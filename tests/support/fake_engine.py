@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from glimt.experts.load import ExpertLoad
 from glimt.frontend.client import EngineClient
 from glimt.wire import (
     Abort,
@@ -99,6 +100,9 @@ class FakeEngine:
         if self.order_error is None and order.kind in ("sleep", "wake"):
             self.sleep_level = order.level
         detail = "/profiles/a" if order.kind.endswith("profile") else ""
+        if order.kind == "expert_load":
+            load = ExpertLoad(num_experts=2, layers={1: (self.index, 5)}, seconds=3.0)
+            detail = msgspec.json.encode(load).decode()
         done = OrderDone(order.order_id, detail, self.order_error)
         stats = EngineStats(sleep_level=self.sleep_level)
         message = msgspec.msgpack.encode(Outputs((), stats, (done,)))
