@@ -1,9 +1,12 @@
-"""Sums over two or more GPUs by size: NCCL against one kernel over symmetric memory.
+"""Sums over two or more GPUs by number of rows: NCCL, one kernel, and one kernel with the norm.
 
     python benchmarks/all_reduce.py                two GPUs
     python benchmarks/all_reduce.py --gpus 4 --json sums.json
 
-Each is recorded into a CUDA graph of many sums, as decode steps are; microseconds of one.
+A row is 4096 bfloat16 numbers, 8 KiB. A decoder block's sum is followed by residual add, norm and
+quantisation: the last columns have it all. Each way is recorded into a CUDA graph of many, as
+decode steps are; microseconds of one. `differ`: numbers of the fused norm that are not those of
+NCCL's sum and a norm of its own (another order of adding squares rounds some last bits otherwise).
 """
 
 import argparse
@@ -18,20 +21,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glimt.parallel.group import Meeting, join
+from glimt import kernels
+from glimt.kernels import QuantizedRows
+from glimt.parallel.group import Groups, Meeting, join
 from glimt.parallel.mesh import Mesh
 
 SUMS, ROUNDS = 64, 20
+WIDTH, EPS = 4096, 1e-5
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+COLUMNS = ("nccl_sum", "one_kernel_sum", "norm", "nccl_norm", "one_kernel_norm", "fused", "differ")
 
 
-def microseconds(sum_up: Callable[[Tensor], object], part: Tensor) -> float:
-    """Of one sum, in a replayed graph."""
-    sum_up(part)
+def microseconds(work: Callable[[], object]) -> float:
+    """Of one piece of work, in a replayed graph."""
+    work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(SUMS):
-            sum_up(part)
+            work()
     graph.replay()
     torch.cuda.synchronize()
     started = time.perf_counter()
@@ -41,23 +49,72 @@ def microseconds(sum_up: Callable[[Tensor], object], part: Tensor) -> float:
     return 1e6 * (time.perf_counter() - started) / ROUNDS / SUMS
 
 
+class Ways:
+    """The ways to sum and norm that these ranks have; None: not so many rows."""
+
+    def __init__(self, groups: Groups, gpus: int, rank: int, weight: Tensor) -> None:
+        self.groups = groups
+        self.nccl = Mesh(gpus, rank, tp_group=groups.device)
+        self.weight = weight
+
+    def norm(self, x: Tensor, delta: Tensor) -> QuantizedRows:
+        """What follows a sum that is not fused."""
+        return kernels.add_rms_norm_quantize(x, delta, self.weight, EPS)[0]
+
+    def one_kernel_sum(self, part: Tensor) -> Tensor | None:
+        """Torch's kernel."""
+        small = self.groups.small_sums
+        return None if small is None else small.sum(part)
+
+    def fused(self, x: Tensor, part: Tensor) -> QuantizedRows | None:
+        """Our kernel."""
+        sums = self.groups.norm_sums
+        if sums is None:
+            return None
+        done = sums.add_rms_norm(x, part, self.weight, EPS, quantizes=True)
+        return done[0] if done is not None and isinstance(done[0], QuantizedRows) else None
+
+    def measure(self, x: Tensor, part: Tensor) -> dict[str, float | None]:
+        """By column. Sums in place grow, so they are timed with zeros."""
+        fused = self.fused(x, part)
+        row: dict[str, float | None] = dict.fromkeys(COLUMNS)
+        if fused is not None:
+            expected = self.norm(x, self.nccl.tp_sum(part.clone()))
+            row["differ"] = int((fused.x_TI != expected.x_TI).sum())
+            row["fused"] = microseconds(lambda: self.fused(x, part))
+        part = torch.zeros_like(part)
+        row["norm"] = microseconds(lambda: self.norm(x, part))
+        row["nccl_sum"] = microseconds(lambda: self.nccl.tp_sum(part))
+        row["nccl_norm"] = microseconds(lambda: self.norm(x, self.nccl.tp_sum(part)))
+        if self.one_kernel_sum(part) is not None:
+
+            def both() -> None:
+                delta = self.one_kernel_sum(part)
+                if delta is not None:
+                    self.norm(x, delta)
+
+            row["one_kernel_sum"] = microseconds(lambda: self.one_kernel_sum(part))
+            row["one_kernel_norm"] = microseconds(both)
+        return row
+
+
 def run(rank: int, gpus: int, folder: Path) -> list[dict[str, float | None]]:
     """This rank's part; every rank measures the same."""
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
-    groups = join(Meeting(folder / "meeting-point"), rank, gpus, device)
-    nccl = Mesh(gpus, rank, tp_group=groups.device)
+    groups = join(Meeting(folder / "meeting-point"), rank, gpus, device, width=WIDTH)
+    ways = Ways(groups, gpus, rank, torch.ones(WIDTH, dtype=torch.bfloat16, device=device))
     rows: list[dict[str, float | None]] = []
-    for num_bytes in (8192 << power for power in range(12)):
-        part = torch.zeros(num_bytes // 2, dtype=torch.bfloat16, device=device)
-        one_kernel = None
-        if groups.small_sums is not None and groups.small_sums.sum(part) is not None:
-            one_kernel = microseconds(groups.small_sums.sum, part)
-        by_nccl = microseconds(nccl.tp_sum, part)
-        rows.append({"bytes": num_bytes, "nccl_us": by_nccl, "one_kernel_us": one_kernel})
+    if rank == 0:
+        print("  rows" + "".join(f"{name:>16}" for name in COLUMNS))
+    for num_rows in ROWS:
+        generator = torch.Generator(device).manual_seed(rank)
+        x, part = torch.randn(2, num_rows, WIDTH, generator=generator, device=device).bfloat16()
+        row = ways.measure(ways.nccl.tp_broadcast(x.contiguous()), part.contiguous())
         if rank == 0:
-            shown = "–" if one_kernel is None else f"{one_kernel:.1f}"
-            print(f"{num_bytes:>10,} bytes   NCCL {by_nccl:8.1f} µs   one kernel {shown:>8} µs")
+            cells = ("–" if row[name] is None else f"{row[name]:.1f}" for name in COLUMNS)
+            print(f"{num_rows:>6}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+        rows.append({"rows": num_rows, **row})
     return rows
 
 

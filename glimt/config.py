@@ -184,7 +184,7 @@ class ParallelSettings:
     api_server_count: Annotated[int, Parameter(alias="-asc")] = 1
     """HTTP server processes on the same port."""
     disable_custom_all_reduce: bool = False
-    """Let NCCL do the small sums between GPUs as well, in place of one kernel of torch's."""
+    """Let NCCL do the small sums between GPUs as well, in place of kernels over shared memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

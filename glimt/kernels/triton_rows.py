@@ -25,6 +25,27 @@ def _store_quantized(x, q_ptr, scale_ptr, column, width: tl.constexpr):
 
 
 @triton.jit
+def store_normed(
+    x,
+    weight,
+    normed_ptr,
+    q_ptr,
+    scale_ptr,
+    column,
+    eps,
+    width: tl.constexpr,
+    quantizes: tl.constexpr,
+):
+    """Norm the row x (float32, zeros beyond the width), and quantise the norm if that is wanted."""
+    row = tl.program_id(0).to(tl.int64)
+    inverse = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
+    normed = to_bf16(weight * to_bf16(x * inverse).to(tl.float32))
+    tl.store(normed_ptr + row * width + column, normed, mask=column < width)
+    if quantizes:
+        _store_quantized(normed.to(tl.float32), q_ptr, scale_ptr, column, width)
+
+
+@triton.jit
 def quantize_kernel(x_ptr, q_ptr, scale_ptr, width: tl.constexpr, block: tl.constexpr):
     """See `reference.quantize_rows`."""
     follow()
@@ -62,11 +83,7 @@ def rms_norm_kernel(
         total = to_bf16(x + delta)
         tl.store(sum_ptr + place, total, mask=inside)
         x = total.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
-    normed = to_bf16(weight * to_bf16(x * inverse).to(tl.float32))
-    tl.store(normed_ptr + place, normed, mask=inside)
-    if quantizes:
-        _store_quantized(normed.to(tl.float32), q_ptr, scale_ptr, column, width)
+    store_normed(x, weight, normed_ptr, q_ptr, scale_ptr, column, eps, width, quantizes)
 
 
 @triton.jit
@@ -120,7 +137,7 @@ def gather_rows(q_TI: Tensor, scale_T1: Tensor, token_M: Tensor) -> tuple[Tensor
     num_rows, width = token_M.shape[0], q_TI.shape[1]
     q_MI, scale_M = q_TI.new_empty(num_rows, width), scale_T1.new_empty(num_rows)
     if num_rows:
-        block, warps = _shape(width)
+        block, warps = row_shape(width)
         launch(
             gather_kernel,
             (num_rows, 1, 1),
@@ -142,7 +159,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     if scale.numel():
-        block, warps = _shape(width)
+        block, warps = row_shape(width)
         launch(
             quantize_kernel,
             (scale.numel(), 1, 1),
@@ -194,9 +211,9 @@ def _norm(
     num_tokens, width = x_TD.shape
     normed_TD = torch.empty_like(x_TD)
     sum_TD = x_TD if delta_TD is None else torch.empty_like(x_TD)
-    q_TD, scale_T1 = _quantized_like(normed_TD) if quantizes else (normed_TD, normed_TD)
+    q_TD, scale_T1 = quantized_like(normed_TD) if quantizes else (normed_TD, normed_TD)
     if num_tokens:
-        block, warps = _shape(width)
+        block, warps = row_shape(width)
         launch(
             rms_norm_kernel,
             (num_tokens, 1, 1),
@@ -220,9 +237,9 @@ def _norm(
 def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:
     num_tokens, width = gate_up_TF.shape[0], gate_up_TF.shape[1] // 2
     out_TI = gate_up_TF.new_empty(num_tokens, width)
-    q_TI, scale_T1 = _quantized_like(out_TI) if quantizes else (out_TI, out_TI)
+    q_TI, scale_T1 = quantized_like(out_TI) if quantizes else (out_TI, out_TI)
     if num_tokens:
-        block, warps = _shape(width)
+        block, warps = row_shape(width)
         launch(
             silu_mul_kernel,
             (num_tokens, 1, 1),
@@ -238,12 +255,13 @@ def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:
     return QuantizedRows(out_TI, q_TI, scale_T1)
 
 
-def _quantized_like(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+def quantized_like(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for rows of this shape as e4m3, and for their scales."""
     q_TI = torch.empty_like(x_TI, dtype=torch.float8_e4m3fn)
     return q_TI, x_TI.new_empty((x_TI.shape[0], 1), dtype=torch.float32)
 
 
-def _shape(width: int) -> tuple[int, int]:
+def row_shape(width: int) -> tuple[int, int]:
     """(elements of the block, warps): about 16 elements in each thread."""
     block = max(16, power_of_two(width))
     return block, min(16, max(1, block // 512))

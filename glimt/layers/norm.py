@@ -1,10 +1,11 @@
-"""`RmsNorm`, alone and with the residual add in front of it; `LayerNorm` with a bias."""
+"""`RmsNorm`, alone or of a sum: with the residual, over ranks; `LayerNorm` with a bias."""
 
 from torch import Tensor, nn
 
 from glimt import kernels
 from glimt.kernels import QuantizedRows
 from glimt.layers.linear import parameter
+from glimt.parallel.mesh import Mesh
 
 
 class RmsNorm(nn.Module):
@@ -33,6 +34,20 @@ class RmsNorm(nn.Module):
         if self.quantizes:
             return kernels.add_rms_norm_quantize(x_TD, delta_TD, self.weight, self.eps)
         return self.add(x_TD, delta_TD)
+
+    def add_parts(
+        self, x_TD: Tensor, part_TD: Tensor | None, mesh: Mesh
+    ) -> tuple[Tensor | QuantizedRows, Tensor]:
+        """`add_rows` of the sum over the tp axis of every rank's part; a collective operation."""
+        if part_TD is None:
+            return self.add_rows(x_TD, None)
+        if mesh.norm_sums is not None:
+            done: tuple[Tensor | QuantizedRows, Tensor] | None = mesh.norm_sums.add_rms_norm(
+                x_TD, part_TD, self.weight, self.eps, quantizes=self.quantizes
+            )
+            if done is not None:
+                return done
+        return self.add_rows(x_TD, mesh.tp_sum(part_TD))
 
 
 class LayerNorm(nn.Module):

@@ -11,7 +11,8 @@ dense models (sandwich): the branches are normed once more before they are added
     x = x + rms(Mlp(rms(x; norm_2)); norm_2_post)
 
 The add is carried out by the norm that follows it, so a layer takes and gives the residual stream
-x and the branch `delta` that is still to be added. Letters: T tokens, D width.
+x and the branch `delta` that is still to be added. In MoE models that norm also sums the branch
+over the tp axis, so there `delta` is this rank's part. Letters: T tokens, D width.
 """
 
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.mesh = mesh
+        self.norm_mesh = norm_mesh(config, mesh)
         size, eps = config.hidden_size, config.rms_norm_eps
         self.norm_1 = RmsNorm(size, eps, quantizes="attention.qkv" in fp8)
         self.norm_2 = RmsNorm(size, eps, quantizes=not fp8.isdisjoint(_FP8_AFTER_NORM_2))
@@ -61,15 +63,20 @@ class DecoderLayer(nn.Module):
         self, x_TD: Tensor, delta_TD: Tensor | None, step: Step, angles: Angles, cache: LayerCache
     ) -> tuple[Tensor, Tensor]:
         """(x, delta) -> (x, delta): what is summed so far, and the branch to add to it next."""
-        h, x_TD = self.norm_1.add_rows(x_TD, delta_TD)
-        delta_TD = self.mesh.tp_sum(self.attention(h, step, angles, cache))
+        h, x_TD = self.norm_1.add_parts(x_TD, delta_TD, self.norm_mesh)
+        delta_TD = self.attention(h, step, angles, cache)
         if self.norm_1_post is not None:
-            delta_TD = self.norm_1_post(delta_TD)
-        h, x_TD = self.norm_2.add_rows(x_TD, delta_TD)
-        delta_TD = self.mesh.tp_sum(self.moe(h) if self.is_moe else self.mlp(h))
+            delta_TD = self.norm_1_post(self.mesh.tp_sum(delta_TD))
+        h, x_TD = self.norm_2.add_parts(x_TD, delta_TD, self.norm_mesh)
+        delta_TD = self.moe(h) if self.is_moe else self.mlp(h)
         if self.norm_2_post is not None:
-            delta_TD = self.norm_2_post(delta_TD)
+            delta_TD = self.norm_2_post(self.mesh.tp_sum(delta_TD))
         return x_TD, delta_TD
+
+
+def norm_mesh(config: TextConfig, mesh: Mesh) -> Mesh:
+    """Over which the norms sum what they add: branches that are normed before are summed then."""
+    return Mesh.single() if config.sandwich else mesh
 
 
 def text_angles(rope: RopeConfig, positions_3T: Tensor) -> Angles:

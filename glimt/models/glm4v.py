@@ -13,13 +13,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from glimt.kernels import QuantizedRows
 from glimt.layers.attention import KvCache, Step
 from glimt.layers.embedding import Embedding
 from glimt.layers.linear import Linear, below
 from glimt.layers.moe import Moe
 from glimt.layers.norm import RmsNorm
 from glimt.models.config import ModelConfig
-from glimt.models.decoder import DecoderLayer, text_angles
+from glimt.models.decoder import DecoderLayer, norm_mesh, text_angles
 from glimt.models.vision import Grid, Vision
 from glimt.parallel.mesh import Mesh
 
@@ -73,7 +74,8 @@ class Glm4v(nn.Module):
         delta_TD: Tensor | None = None
         for index, layer in enumerate(self.layers):
             x_TD, delta_TD = layer(x_TD, delta_TD, step, angles, kv.layer(index))
-        return self.norm.add(x_TD, delta_TD)[0]
+        h, _ = self.norm.add_parts(x_TD, delta_TD, norm_mesh(self.config.text, self.mesh))
+        return h.x_TI if isinstance(h, QuantizedRows) else h
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, D] -> float32 [N, V], padding rows of the vocabulary included."""

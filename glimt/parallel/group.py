@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
+from glimt.parallel.norm_sums import NormSums, make_norm_sums
 from glimt.parallel.one_kernel import OneKernelSum, make_one_kernel_sum
 
 dist: Any = distributed  # torch's type stubs know half of it
@@ -57,14 +58,22 @@ class Groups:
     device: ProcessGroup
     host: ProcessGroup
     small_sums: OneKernelSum | None = None
+    norm_sums: NormSums | None = None
 
 
 def join(
-    meeting: Meeting, rank: int, size: int, device: torch.device, *, only_nccl: bool = False
+    meeting: Meeting,
+    rank: int,
+    size: int,
+    device: torch.device,
+    *,
+    width: int = 0,
+    only_nccl: bool = False,
 ) -> Groups:
     """Meet the other ranks.
 
-    `only_nccl`: sums on GPUs are NCCL's, whatever their size.
+    `width`: of the rows whose sums are normed; 0 = none are. `only_nccl`: sums on GPUs are NCCL's,
+    whatever their size.
 
     All ranks must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
     """
@@ -80,10 +89,16 @@ def join(
     store.set_timeout(SHARING_TIMEOUT)
     memory = dist.PrefixStore("memory", store)
     small_sums = make_one_kernel_sum(f"tp{size}", nccl, memory, rank, size, device)
-    store.set_timeout(TIMEOUT)
     num_can = torch.tensor([int(small_sums is not None)])
     host.allreduce([num_can]).wait()
-    return Groups(nccl, host, small_sums if num_can.item() == size else None)
+    norm_sums = None
+    if small_sums is not None and num_can.item() == size:
+        if width:
+            norm_sums = make_norm_sums(small_sums.group_name, nccl, host, rank, size, device, width)
+    else:
+        small_sums = None
+    store.set_timeout(TIMEOUT)
+    return Groups(nccl, host, small_sums, norm_sums)
 
 
 def gloo(store: Any, rank: int, size: int, own_address: str = "127.0.0.1") -> ProcessGroup:

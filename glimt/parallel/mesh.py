@@ -6,6 +6,7 @@ over an axis of size 1 it gives its argument back and costs nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,13 +16,23 @@ from glimt.errors import BadSettings
 from glimt.parallel.one_kernel import OneKernelSum
 
 
+class SumAndNorm(Protocol):
+    """`norm_sums.NormSums`, by its form: who only asks how a model is split needs no kernels."""
+
+    def add_rms_norm(
+        self, x_TD: Tensor, part_TD: Tensor, weight_D: Tensor, eps: float, *, quantizes: bool
+    ) -> tuple[Any, Tensor] | None:
+        """(norm, sum) of x and all ranks' parts; None if it is not for these."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """Sizes and own ranks of the axes; `tp_group` joins the ranks of the tp axis.
 
     `host_group` joins the same ranks for what the host has to agree on (gloo, also beside GPUs).
     `splits_tower`: the vision tower is split over tp like the decoder; else each rank has all of
-    it and the ranks encode different images. `small_sums`: what sums small tensors, if not NCCL.
+    it and the ranks encode different images. `small_sums`: what sums small tensors, if not NCCL;
+    `norm_sums`: what sums few rows and norms them at once.
     """
 
     tp_size: int = 1
@@ -34,6 +45,7 @@ class Mesh:
     host_group: ProcessGroup | None = None
     splits_tower: bool = False
     small_sums: OneKernelSum | None = None
+    norm_sums: SumAndNorm | None = None
 
     @staticmethod
     def single() -> "Mesh":

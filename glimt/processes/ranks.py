@@ -51,6 +51,7 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
         place.rank,
         place.size,
         device,
+        width=config.text.hidden_size,
         only_nccl=start.disable_custom_all_reduce or start.num_nodes > 1,
     )
     return Mesh(
@@ -61,6 +62,7 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
         tp_group=groups.device,
         host_group=groups.host,
         small_sums=groups.small_sums,
+        norm_sums=groups.norm_sums,
         splits_tower=start.encoder_tp_mode == "weights" and _divides(config.vision, place.size),
     )
 
@@ -82,4 +84,6 @@ def describe_mesh(mesh: Mesh, start: EngineStart) -> str:
     experts = "whole experts each" if mesh.ep_size > 1 else "every matrix split"
     if mesh.small_sums is not None:
         backend += " and one-kernel sums"
+    if mesh.norm_sums is not None:
+        backend += ", fused with norms"
     return f"{mesh.tp_size} over {backend}, {experts}, vision tower {tower}"

@@ -22,6 +22,7 @@ from glimt.kernels import (  # noqa: E402
     triton_experts,
     triton_linear,
     triton_noise,
+    triton_peer_rows,
     triton_rope,
     triton_router,
     triton_rows,
@@ -222,6 +223,24 @@ def test_rows_are_normed_and_quantised_in_wide_loads() -> None:
             assert binary.registers <= 128
             assert binary.count("LDG.E.128") > 0
             assert binary.count("LDG.E.U16") == binary.count("STG.E.U8") == 0
+
+
+@pytest.mark.parametrize("num_ranks", [2, also(4), also(8)])
+def test_parts_are_pushed_and_awaited_in_wide_words(num_ranks: int) -> None:
+    peers = triton_peer_rows.PeerRows(
+        meta(num_ranks, dtype=torch.int64), meta(128, dtype=torch.int32), 1, 128, 4096
+    )
+    x, weight = meta(ROWS, 4096), meta(4096)
+    (sums,) = binaries(
+        lambda: triton_peer_rows.sum_add_rms_norm(x, x, weight, 1e-5, peers, quantizes=True)
+    )
+    assert sums.stack_bytes == 0
+    assert sums.registers <= 128
+    pushes = sums.count("STG.E.128")
+    assert pushes >= 2 * num_ranks
+    assert sums.count("LDG.E.128.STRONG.SYS") >= 2 * pushes  # once before the loop, once in it
+    # Threads keep their numbers from the parts to the norm: only sums pass through shared memory.
+    assert sums.shared_bytes <= 1024
 
 
 def test_noise_is_added_in_wide_loads_and_stores() -> None:

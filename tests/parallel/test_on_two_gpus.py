@@ -153,6 +153,14 @@ def test_two_gpus_give_the_tokens_of_one(
 
 
 def test_fp8_weights_and_bfloat16_run_on_two_gpus(tmp_path: Path) -> None:
+    """Sums fused with norms, and NCCL's, which round some last bits otherwise."""
     folder = make_tiny_checkpoint(tmp_path / "fp8", fp8=True)
-    for answers in all_answers(folder, "bfloat16", parallel=PAIR):
-        assert all(answers.values())
+    fused = all_answers(folder, "bfloat16", parallel=PAIR)
+    by_nccl = all_answers(
+        folder,
+        "bfloat16",
+        parallel=ParallelSettings(tensor_parallel_size=2, disable_custom_all_reduce=True),
+    )
+    assert all(all(answers.values()) for answers in (*fused, *by_nccl))
+    pairs = [(fused[i][n], by_nccl[i][n]) for i in range(4) for n in fused[i]]
+    assert sum(ours == theirs for ours, theirs in pairs) >= len(pairs) / 2

@@ -1,0 +1,62 @@
+"""Sums over two GPUs fused with norms, against NCCL's: eager, by graphs, again and again."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.gpu2,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
+    """What each of two ranks found; see `tests/support/sum_ranks.py`."""
+    folder = tmp_path_factory.mktemp("sums")
+    command = [sys.executable, "-m", "tests.support.sum_ranks", str(folder)]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
+    try:
+        assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_the_trial_at_the_start_lets_both_ranks_fuse(findings: list[dict[str, int]]) -> None:
+    assert [found["fuses"] for found in findings] == [1, 1]
+
+
+def test_the_residual_stream_is_that_of_nccl_to_the_bit(findings: list[dict[str, int]]) -> None:
+    for found in findings:
+        assert found["numbers"] > 1_000_000
+        assert found["other_sums"] == 0
+
+
+def test_norms_differ_in_few_last_bits_only(findings: list[dict[str, int]]) -> None:
+    for found in findings:
+        assert found["far_norms"] == 0
+        assert found["other_norms"] <= found["numbers"] / 1000
+
+
+def test_both_ranks_have_the_same_bits(findings: list[dict[str, int]]) -> None:
+    assert [found["unlike_peer"] for found in findings] == [0, 0]
+
+
+def test_rows_are_quantised_as_the_unfused_norm_does(findings: list[dict[str, int]]) -> None:
+    assert [found["other_fp8"] for found in findings] == [0, 0]
+
+
+def test_graphs_repeat_it_while_inputs_change(findings: list[dict[str, int]]) -> None:
+    for found in findings:
+        assert found["replays"] >= 1000
+        assert found["wrong_replays"] == 0
+
+
+def test_rows_beyond_the_limit_are_left_to_nccl(findings: list[dict[str, int]]) -> None:
+    assert [found["takes_too_many"] for found in findings] == [0, 0]

@@ -1,0 +1,115 @@
+"""One of two ranks that sum over GPUs in both ways and write down what differs, for
+`tests/parallel/test_sums_on_gpus.py`:
+
+    python -m tests.support.sum_ranks FOLDER RANK
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glimt import kernels
+from glimt.kernels import QuantizedRows
+from glimt.parallel.group import Groups, Meeting, join
+from glimt.parallel.mesh import Mesh
+
+WIDTH, EPS = 4096, 1e-5
+REPLAYS = 1000
+
+
+class Rank:
+    """Draws inputs, sums, compares and counts."""
+
+    def __init__(self, groups: Groups, rank: int) -> None:
+        self.groups = groups
+        self.nccl = Mesh(2, rank, tp_group=groups.device)
+        self.device = torch.device("cuda", rank)
+        self.same = torch.Generator(self.device).manual_seed(7)  # on both ranks
+        self.own = torch.Generator(self.device).manual_seed(rank)
+        self.weight = self.draw(1, self.same)[0]
+        self.found: dict[str, int] = dict.fromkeys(
+            ("numbers", "other_sums", "other_norms", "far_norms", "other_fp8", "unlike_peer"), 0
+        )
+
+    def draw(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(num_rows, WIDTH, generator=generator, device=self.device).bfloat16()
+
+    def fused(self, x: Tensor, part: Tensor) -> tuple[QuantizedRows, Tensor]:
+        assert self.groups.norm_sums is not None
+        done = self.groups.norm_sums.add_rms_norm(x, part, self.weight, EPS, quantizes=True)
+        assert done is not None
+        rows, total = done
+        assert isinstance(rows, QuantizedRows)
+        return rows, total
+
+    def compare(self, num_rows: int) -> None:
+        """Both ways, of new numbers."""
+        x, part = self.draw(num_rows, self.same), self.draw(num_rows, self.own)
+        rows, total = self.fused(x, part)
+        delta = self.nccl.tp_sum(part.clone())
+        expected, expected_total = kernels.add_rms_norm_quantize(x, delta, self.weight, EPS)
+        q, scale = kernels.quantize_rows(rows.x_TI)
+        theirs = self.nccl.tp_concat(rows.x_TI).view(num_rows, 2, WIDTH)
+        far = ~torch.isclose(rows.x_TI.float(), expected.x_TI.float(), rtol=0.01, atol=1e-6)
+        self.found["numbers"] += x.numel()
+        self.found["other_sums"] += int((total != expected_total).sum())
+        self.found["other_norms"] += int((rows.x_TI != expected.x_TI).sum())
+        self.found["far_norms"] += int(far.sum())
+        self.found["other_fp8"] += int((q.view(torch.uint8) != rows.q_TI.view(torch.uint8)).sum())
+        self.found["other_fp8"] += int((scale != rows.scale_T1).sum())
+        self.found["unlike_peer"] += int((theirs != rows.x_TI[:, None]).sum())
+
+    def replay(self, num_rows: int) -> None:
+        """Two layers' worth of sums in a graph whose inputs change between replays."""
+        x, part = self.draw(num_rows, self.same), self.draw(num_rows, self.own)
+
+        def layers() -> tuple[QuantizedRows, Tensor]:
+            rows, total = self.fused(x, part)
+            return self.fused(total, rows.x_TI)
+
+        layers()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            rows, total = layers()
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        for _ in range(REPLAYS):
+            x.copy_(self.draw(num_rows, self.same))
+            part.copy_(self.draw(num_rows, self.own))
+            rows.x_TI.fill_(torch.nan)
+            graph.replay()
+            first, middle = kernels.add_rms_norm_quantize(
+                x, self.nccl.tp_sum(part.clone()), self.weight, EPS
+            )
+            expected = middle + self.nccl.tp_sum(first.x_TI.clone())
+            # A last bit of the first norm may be another, and so one of the sum.
+            wrong += (~torch.isclose(total.float(), expected.float(), rtol=0.02, atol=0.02)).sum()
+            wrong += rows.x_TI.isnan().sum()
+        self.found["replays"] = self.found.get("replays", 0) + REPLAYS
+        self.found["wrong_replays"] = self.found.get("wrong_replays", 0) + int(wrong)
+
+
+def main() -> None:
+    """Work through all comparisons."""
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    groups = join(Meeting(folder / "meeting-point"), rank, 2, device, width=WIDTH)
+    ours = Rank(groups, rank)
+    ours.found["fuses"] = int(groups.norm_sums is not None)
+    if groups.norm_sums is not None:
+        most: int = groups.norm_sums.peers.max_rows
+        for num_rows in (1, 2, 3, 17, most, 1, most - 1) * 3:
+            ours.compare(num_rows)
+        ours.replay(1)
+        ours.replay(5)
+        x = ours.draw(most + 1, ours.same)
+        taken = groups.norm_sums.add_rms_norm(x, x, ours.weight, EPS, quantizes=True)
+        ours.found["takes_too_many"] = int(taken is not None)
+    (folder / f"{rank}.json").write_text(json.dumps(ours.found))
+
+
+if __name__ == "__main__":
+    main()
