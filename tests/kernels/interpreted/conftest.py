@@ -7,7 +7,11 @@ import pytest
 
 from tests.support.poison import poisoned_allocations
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.support.quick_interpreter import make_quick
+
+    make_quick()
+else:
     collect_ignore_glob = ["test_*.py"]
 
 
