@@ -83,9 +83,6 @@ def problems(parallel: ParallelSettings) -> Iterator[str]:
     yield from _balancers(parallel, role)
     yield from _numbers(parallel, role)
     if role in ("head", "node"):
-        flag = "--headless" if role == "node" else "--data-parallel-size-local"
-        yield f"{flag} is for copies on other machines, not in this version: leave it out"
-    if role in ("head", "node"):
         yield from _meeting(parallel, role)
         if parallel.data_parallel_backend == "mp" and role == "node":
             yield from _headless(parallel)

@@ -82,8 +82,12 @@ class Outbox:
 
     def send(self, message: msgspec.Struct) -> bool:
         """False if the peer's queue is full (it stopped reading long ago)."""
+        return self.send_frame(encode(message))
+
+    def send_frame(self, frame: bytes) -> bool:
+        """`send`, of a message that is encoded already."""
         try:
-            self._socket.send(encode(message), zmq.NOBLOCK)
+            self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True

@@ -1,11 +1,13 @@
 """Which copies run where, from the flags as users of vLLM give them."""
 
+from dataclasses import replace
+
 import pytest
 
 from glimt.config import ParallelSettings
 from glimt.copies import Copies, copies_of, notes, problems
 
-TOKEN = "a token of sixteen or more"
+MEETING = {"address": "10.0.0.1", "token": "a token of sixteen or more"}
 
 
 def flags(size: int, **others: object) -> ParallelSettings:
@@ -28,6 +30,11 @@ def flags(size: int, **others: object) -> ParallelSettings:
         (flags(4, size_local=2, start_rank=2), Copies("hybrid", 4, 2, 2)),
         (flags(4, hybrid_lb=True, size_local=1, start_rank=2), Copies("external", 4, 2, 1)),
         (flags(4, hybrid_lb=True, size_local=4), Copies("all", 4, 0, 4)),
+        (flags(4, size_local=2, **MEETING), Copies("head", 4, 0, 2)),
+        (flags(4, size_local=0, rpc_port=1234, **MEETING), Copies("head", 4, 0, 0)),
+        (flags(4, headless=True, **MEETING), Copies("node", 4, 0, 4)),
+        (flags(4, headless=True, start_rank=2, **MEETING), Copies("node", 4, 2, 2)),
+        (flags(4, headless=True, start_rank=2, size_local=1, **MEETING), Copies("node", 4, 2, 1)),
     ],
 )
 def test_flags_say_which_copies_run_here(parallel: ParallelSettings, expected: Copies) -> None:
@@ -54,11 +61,32 @@ def test_flags_say_which_copies_run_here(parallel: ParallelSettings, expected: C
         (flags(4, size_local=2, start_rank=4), "--data-parallel-start-rank 4"),
         (flags(4, start_rank=2), "--data-parallel-start-rank 2 needs --data-parallel-size-local"),
         (flags(4, size_local=5), "--data-parallel-size-local 5"),
+        (flags(4, size_local=-1, **MEETING), "--data-parallel-size-local -1"),
+        (flags(4, size_local=2), "needs --data-parallel-address"),
+        (flags(4, size_local=2, address="10.0.0.1"), "--master-token of 16 characters or more"),
+        (flags(4, size_local=2, **{**MEETING, "token": "short"}), "--master-token of 16"),
+        (flags(4, size_local=2, **{**MEETING, "address": "0.0.0.0"}), "name the address"),
+        (flags(4, size_local=2, rpc_port=0, **MEETING), "--data-parallel-rpc-port 0"),
+        (flags(4, headless=True), "--headless needs --data-parallel-address"),
+        (flags(4, headless=True, size_local=0, **MEETING), "--data-parallel-size-local 0"),
+        (flags(4, headless=True, start_rank=3, size_local=2, **MEETING), "and --data-parallel-st"),
     ],
 )
 def test_what_does_not_fit_together_is_named(parallel: ParallelSettings, named: str) -> None:
     found = list(problems(parallel))
     assert any(named in problem for problem in found), found
+
+
+def test_the_head_asks_for_the_copies_that_it_has_not() -> None:
+    assert copies_of(flags(4, size_local=1, **MEETING)).far == range(1, 4)
+    assert not copies_of(flags(4, headless=True, start_rank=1, **MEETING)).far
+    assert not copies_of(flags(4)).far
+
+
+def test_without_http_there_are_no_servers() -> None:
+    parallel = replace(flags(4, headless=True, **MEETING), api_server_count=2)
+    (problem,) = problems(parallel)
+    assert problem.startswith("--api-server-count 2: with --headless")
 
 
 def test_addresses_that_nobody_uses_are_noted() -> None:

@@ -9,7 +9,7 @@ from glimt.checkpoint import read_checkpoint
 from glimt.config import MediaSettings, ModelSettings, ServerSettings, Settings
 from glimt.errors import BadSettings
 from glimt.processes.launch import make_plan
-from glimt.processes.supervisor import Plan
+from glimt.processes.starting import Plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 
 

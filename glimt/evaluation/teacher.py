@@ -31,7 +31,7 @@ from glimt.offline.wishes import settings_of
 from glimt.processes.build import load_weights, pick_device, pick_dtype
 from glimt.processes.launch import resolve
 from glimt.processes.sizes import longest_request, step_sizes
-from glimt.processes.supervisor import Plan
+from glimt.processes.starting import Plan
 from glimt.runner.batch import build_batch, gather_work
 from glimt.runner.build import KvDtype, kv_layout
 from glimt.runner.encoder import ImageEncoder

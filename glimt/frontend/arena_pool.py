@@ -13,12 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from glimt.arena import SharedArena
 from glimt.wire import PixelRef
 
 Value = TypeVar("Value")
 
 ALIGNMENT = 4096  # pages of memory: ranges of different owners share none
+
+
+class Extent(Protocol):
+    """Bytes that can be given out: an arena, or what is known of one elsewhere."""
+
+    index: int
+    nbytes: int
 
 
 class PixelLease(Protocol[Value]):
@@ -99,7 +105,7 @@ class ArenaPool(Generic[Value]):
 
     recheck_s = None
 
-    def __init__(self, arena: SharedArena, on_room: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, arena: Extent, on_room: Callable[[], None] = lambda: None) -> None:
         self.index = arena.index
         self.nbytes = arena.nbytes // ALIGNMENT * ALIGNMENT
         self.on_room = on_room

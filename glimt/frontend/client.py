@@ -9,12 +9,12 @@ is gone.
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
 from glimt.board import Board
 from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
+from glimt.frontend.engine_view import EngineView, OpenSubmit, Send
 from glimt.frontend.generation import Generation, error_of
 from glimt.frontend.pace import Pace
 from glimt.frontend.prompt import IntArray, Prompt
@@ -34,39 +34,11 @@ from glimt.wire import (
     Submit,
 )
 
-Send = Callable[[msgspec.Struct], bool]
-
 # Tokens of an answer that count when replicas are compared: max_tokens is often the whole rest
 # of the context and says little about how long an answer will be.
 _EXPECTED_ANSWER_TOKENS = 1024
 _KV_OVERCOMMIT = 4  # prompt tokens that may wait, in sizes of the KV cache
 _SEED_STEP = 0x9E3779B97F4A7C15  # odd, so the choices of one request never share a seed
-
-
-@dataclass(slots=True, eq=False)
-class _Engine:
-    index: int
-    send: Send
-    info: EngineInfo
-    stats: EngineStats
-    memory: Memory
-    heard_s: float  # when it last said anything; an idle engine speaks twice a second
-    num_open: int = 0
-    outstanding_tokens: int = 0
-    waiting_tokens: int = 0  # of prompts that have had no output yet
-
-
-@dataclass(slots=True, eq=False)
-class _Open:
-    """A Submit without its terminal output."""
-
-    engine: _Engine
-    generation: Generation
-    choice: int
-    num_prompt_tokens: int
-    prompt_work: int  # tokens that were to be computed of the prompt
-    outstanding_tokens: int  # that are still to be computed, of prompt and answer
-    is_started: bool = False
 
 
 class EngineClient:
@@ -96,9 +68,9 @@ class EngineClient:
             board = Board()
             board.note_started()
         self._board = board
-        self._engines: dict[int, _Engine] = {}
-        self._open: dict[int, _Open] = {}
-        self._orders: dict[int, tuple[_Engine, asyncio.Future[OrderDone]]] = {}
+        self._engines: dict[int, EngineView] = {}
+        self._open: dict[int, OpenSubmit] = {}
+        self._orders: dict[int, tuple[EngineView, asyncio.Future[OrderDone]]] = {}
         self._last_id = 0
         self._num_preparing = 0
         self._idle = asyncio.Event()
@@ -113,7 +85,7 @@ class EngineClient:
         `send` gives False when the engine does not take the message.
         """
         self.remove_engine(index, "the engine was replaced")
-        self._engines[index] = _Engine(
+        self._engines[index] = EngineView(
             index, send, info, EngineStats(), Memory(info), self._clock()
         )
         self._board.note_engine(index, 0, 0)
@@ -133,6 +105,11 @@ class EngineClient:
             if ordered is engine:
                 self._settle(OrderDone(order_id, "", error))
 
+    def spare_engine(self, index: int) -> None:
+        """Engine `index` finishes what it has, and gets nothing new."""
+        if (engine := self._engines.get(index)) is not None:
+            engine.is_leaving = True
+
     def deliver(self, index: int, outputs: Outputs) -> None:
         """Take in a step's outputs of engine `index`. Unknown requests are ignored."""
         engine = self._engines.get(index)
@@ -147,7 +124,7 @@ class EngineClient:
         for done in outputs.orders:
             self._settle(done)
 
-    def _take(self, engine: _Engine, output: Output) -> None:
+    def _take(self, engine: EngineView, output: Output) -> None:
         request = self._open.get(output.request_id)
         if request is None or request.engine is not engine:
             return
@@ -182,7 +159,7 @@ class EngineClient:
     @property
     def num_engines(self) -> int:
         """Engines that take requests."""
-        return len(self._engines)
+        return sum(not engine.is_leaving for engine in self._engines.values())
 
     @property
     def silence_s(self) -> float:
@@ -290,7 +267,9 @@ class EngineClient:
     def _admit(self, n: int, num_prompt_tokens: int) -> None:
         """Raise if there is no engine, or no room."""
         info = self.info
-        engines = self._engines.values()
+        engines = [each for each in self._engines.values() if not each.is_leaving]
+        if not engines:
+            raise EngineDied("the engines that are left finish what they have and end")
         seats = sum(engine.info.max_num_seqs for engine in engines)
         held = self._board.num_held
         if held + n > seats + self._max_waiting:
@@ -299,7 +278,7 @@ class EngineClient:
                 retry_after_s=self._pace.seconds_for((held + n - seats) // self._board.num_servers),
             )
         limit = _KV_OVERCOMMIT * info.num_pages * info.page_size * len(engines)
-        waiting = sum(self._board.waiting_tokens(index) for index in self._engines)
+        waiting = sum(self._board.waiting_tokens(engine.index) for engine in engines)
         if waiting and waiting + num_prompt_tokens > limit:
             raise Overloaded(
                 f"prompts of {waiting} tokens wait, as many as this server takes; try again later",
@@ -350,13 +329,13 @@ class EngineClient:
                 raise Overloaded("the engine takes no more requests now; try again later")
             work = work if choice == 0 else 1  # the others find the first one's prompt
             expected = work + min(sampling.max_tokens, _EXPECTED_ANSWER_TOKENS)
-            request = _Open(engine, generation, choice, prompt.num_tokens, work, expected)
+            request = OpenSubmit(engine, generation, choice, prompt.num_tokens, work, expected)
             self._opened(submit.request_id, request)
         return generation
 
-    def _choose(self, prompt: Prompt, cache_salt: bytes) -> tuple[_Engine, int]:
+    def _choose(self, prompt: Prompt, cache_salt: bytes) -> tuple[EngineView, int]:
         """The engine that will have the least to do, and what this prompt adds to it (tokens)."""
-        engines = [*self._engines.values()]
+        engines = [each for each in self._engines.values() if not each.is_leaving]
         if len(engines) == 1 or not self._weighs_caches:
             engine = min(engines, key=lambda each: self._board.outstanding_tokens(each.index))
             return engine, prompt.num_tokens
@@ -369,7 +348,7 @@ class EngineClient:
         engine.memory.note(footprint)
         return engine, work
 
-    def _opened(self, request_id: int, request: _Open) -> None:
+    def _opened(self, request_id: int, request: OpenSubmit) -> None:
         engine = request.engine
         self._open[request_id] = request
         engine.num_open += 1

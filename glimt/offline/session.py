@@ -39,7 +39,7 @@ from glimt.offline.pictures import PictureFetcher, room_for_pictures
 from glimt.offline.prompts import Job, Language, read_language
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import resolve
-from glimt.processes.supervisor import Plan
+from glimt.processes.starting import Plan
 from glimt.processes.team import Loss
 from glimt.wire import Outputs
 

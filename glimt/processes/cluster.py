@@ -155,9 +155,11 @@ class Cluster:
         self.meeting.close()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on this address of this machine only. Raises BadSettings."""
-    family, address = _resolve(host, port)
+def listen(
+    host: str, port: int, flags: tuple[str, str] = ("--master-addr", "--master-port")
+) -> socket.socket:
+    """A listening socket on this address of this machine only. Raises BadSettings, with `flags`."""
+    family, address = _resolve(host, port, flags[0])
     listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -165,14 +167,14 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise BadSettings(
-            f"node 0 cannot listen on {host}:{port} ({error.strerror}): --master-addr must be an "
-            "address of node 0 itself, and --master-port free"
+            f"node 0 cannot listen on {host}:{port} ({error.strerror}): {flags[0]} must be an "
+            f"address of node 0 itself, and {flags[1]} free"
         ) from None
     listener.listen(16)
     return listener
 
 
-def _resolve(host: str, port: int) -> tuple[int, Any]:
+def _resolve(host: str, port: int, flag: str) -> tuple[int, Any]:
     """The family and the address. Raises BadSettings if the name stays unknown."""
     deadline_s = time.monotonic() + NAME_LIMIT_S
     while True:
@@ -181,5 +183,5 @@ def _resolve(host: str, port: int) -> tuple[int, Any]:
             return family, address
         except OSError as error:
             if time.monotonic() > deadline_s:
-                raise BadSettings(f"--master-addr {host}: {error.strerror}") from None
+                raise BadSettings(f"{flag} {host}: {error.strerror}") from None
             time.sleep(1.0)

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from glimt.processes.preflight import ClusterSettings
+from glimt.processes.preflight import ClusterSettings, Facts
 from glimt.processes.tls import TlsFiles
 from glimt.wire import EngineInfo, ImageSettings, MediaLimits
 
@@ -175,8 +175,39 @@ class MediaWorkerStart(msgspec.Struct, frozen=True, kw_only=True, tag="media_wor
     log_json: bool
 
 
+class GateStart(msgspec.Struct, frozen=True, kw_only=True, tag="gate_start"):
+    """Everything needed by the process that stands for the replicas of other machines."""
+
+    num_copies: int  # replicas of all machines
+    num_here: int  # of this machine; the others are far
+    host: str  # own address, at which other machines reach this one
+    port: int
+    token: str
+    facts: Facts
+    inboxes: str = ""  # what the addresses begin with that it binds, one for each replica
+    server_inboxes: tuple[str, ...] = ()
+    arena_fds: tuple[int, ...] = ()
+    log_level: str
+    log_json: bool
+
+
+class UplinkStart(msgspec.Struct, frozen=True, kw_only=True, tag="uplink_start"):
+    """Everything needed by the process that stands, on a machine without HTTP, for the servers."""
+
+    first_copy: int  # number of this machine's first replica
+    num_here: int
+    host: str  # of the machine that has HTTP
+    port: int
+    token: str
+    facts: Facts
+    inbox: str = ""  # address it binds for Outputs
+    arena_fd: int = -1
+    log_level: str
+    log_json: bool
+
+
 class EngineUp(msgspec.Struct, frozen=True, tag="engine_up"):
-    """To a server: engine `index` takes requests at `address`."""
+    """Engine `index` takes requests at `address`: to a server, and from the gate."""
 
     index: int
     address: str
@@ -184,10 +215,16 @@ class EngineUp(msgspec.Struct, frozen=True, tag="engine_up"):
 
 
 class EngineDown(msgspec.Struct, frozen=True, tag="engine_down"):
-    """To a server: engine `index` is gone; its open requests have no answer any more."""
+    """Engine `index` is gone; its open requests have no answer any more: as `EngineUp`."""
 
     index: int
     reason: str
+
+
+class EngineLeaving(msgspec.Struct, frozen=True, tag="engine_leaving"):
+    """Engine `index` finishes what it has and shall get nothing new: as `EngineUp`."""
+
+    index: int
 
 
 class MediaWorkerDown(msgspec.Struct, frozen=True, tag="media_worker_down"):
@@ -224,8 +261,11 @@ ToChild = (
     | PeerStart
     | ServerStart
     | MediaWorkerStart
+    | GateStart
+    | UplinkStart
     | EngineUp
     | EngineDown
+    | EngineLeaving
     | MediaWorkerDown
     | ServerGone
     | Drain
@@ -262,13 +302,28 @@ class ServerForgotten(msgspec.Struct, frozen=True, tag="server_forgotten"):
     server: int
 
 
+class HeadEnded(msgspec.Struct, frozen=True, tag="head_ended"):
+    """From the uplink: the machine that has HTTP has ended in order, and so shall this one."""
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The child cannot start, for a reason the user can mend; starting again would not help."""
 
     message: str
 
 
-ToParent = Phase | Ready | Alive | ServerForgotten | Notice | Refused
+ToParent = (
+    Phase
+    | Ready
+    | Alive
+    | EngineUp
+    | EngineDown
+    | EngineLeaving
+    | ServerForgotten
+    | HeadEnded
+    | Notice
+    | Refused
+)
 
 
 class ControlLine(Generic[Received]):

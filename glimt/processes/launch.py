@@ -26,9 +26,11 @@ from glimt.config import (
 )
 from glimt.config_check import check
 from glimt.copies import copies_of
-from glimt.errors import BadCheckpoint, BadSettings
+from glimt.errors import BadSettings
 from glimt.models.config_json import read_config
+from glimt.processes.checkpoint_defaults import chat_template, generation_defaults
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
+from glimt.processes.far_plan import gate_start, uplink_start
 from glimt.processes.folders import remove_stale_folders
 from glimt.processes.media_plan import (
     arena_bytes,
@@ -39,7 +41,8 @@ from glimt.processes.media_plan import (
 )
 from glimt.processes.node import serve_node
 from glimt.processes.preflight import cluster_of
-from glimt.processes.supervisor import Plan, Supervisor
+from glimt.processes.starting import Plan
+from glimt.processes.supervisor import Supervisor
 from glimt.processes.tls import TlsContext, TlsFiles
 from glimt.wire import ImageSettings, MediaLimits
 
@@ -55,6 +58,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     remove_stale_folders()
     if settings.parallel.node_rank:
         return serve_node(resolve(settings, say).engine, settings.parallel.node_rank, say)
+    if copies_of(settings.parallel).role == "node":
+        return asyncio.run(_supervise(resolve(settings, say), None, say))
     with bind(settings) as listener:
         plan = resolve(settings, say)
         for line in (*describe(settings), f"resolved: {resolved(plan)}"):
@@ -77,7 +82,7 @@ def resolve(settings: Settings, say: Callable[[str], None]) -> Plan:
     return make_plan(settings, checkpoint)
 
 
-async def _supervise(plan: Plan, listener: socket.socket, say: Callable[[str], None]) -> int:
+async def _supervise(plan: Plan, listener: socket.socket | None, say: Callable[[str], None]) -> int:
     return await Supervisor(plan, listener, say).run()
 
 
@@ -155,10 +160,13 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     media = settings.media
     image, video = pixel_settings(media, checkpoint)
     server = _server_start(settings, checkpoint, image, video)
+    engine = _engine_start(settings, checkpoint, image, video)
     return Plan(
-        engine=_engine_start(settings, checkpoint, image, video),
+        engine=engine,
         server=server,
         copies=copies_of(settings.parallel).local,
+        gate=gate_start(settings.parallel, engine),
+        uplink=uplink_start(settings.parallel, engine),
         num_media_workers=_num_media_workers(settings),
         arena_bytes=arena_bytes(
             media,
@@ -263,10 +271,10 @@ def _server_start(
         model_path=str(checkpoint.path),
         served_model_names=tuple(models.served_model_name or [settings.model]),
         max_model_len=_max_model_len(models.max_model_len) or config.text.max_position_embeddings,
-        chat_template=_chat_template(settings, checkpoint),
+        chat_template=chat_template(settings.models, checkpoint),
         chat_template_kwargs=parse_object(models.default_chat_template_kwargs),
         content_format=models.chat_template_content_format,
-        generation_defaults=_generation_defaults(settings, checkpoint),
+        generation_defaults=generation_defaults(settings.models, checkpoint),
         image=image,
         video=video,
         limits=MediaLimits(max_image_pixels=media.max_image_pixels),
@@ -307,45 +315,6 @@ def _server_start(
         log_requests=server.enable_log_requests,
         log_stats=not server.disable_log_stats,
     )
-
-
-def _chat_template(settings: Settings, checkpoint: Checkpoint) -> str:
-    file = settings.models.chat_template
-    if file is None:
-        if checkpoint.chat_template is None:
-            raise BadCheckpoint("the checkpoint has no chat template; give one: --chat-template")
-        return checkpoint.chat_template
-    try:
-        return Path(file).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(f"--chat-template {file}: {error}") from None
-
-
-def _generation_defaults(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
-    """generation_config.json as the user wants it: the checkpoint's, none, or another folder's.
-
-    The eos ids are not a matter of taste: all that the checkpoint's two files name end an answer.
-    """
-    models = settings.models
-    defaults = dict(checkpoint.generation_config)
-    config = read_config(checkpoint.config, checkpoint.preprocessor_config)
-    eos = {*_ids(defaults.get("eos_token_id")), *config.eos_token_ids}
-    if models.generation_config == "vllm":
-        defaults = {}
-    elif models.generation_config != "auto":
-        file = Path(models.generation_config) / "generation_config.json"
-        try:
-            defaults = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-        except (OSError, msgspec.MsgspecError) as error:
-            raise BadSettings(f"--generation-config: {file}: {error}") from None
-    defaults["eos_token_id"] = sorted({*eos, *_ids(defaults.get("eos_token_id"))})
-    return {**defaults, **parse_object(models.override_generation_config)}
-
-
-def _ids(value: Any) -> list[int]:
-    """An id or a list of ids, as configuration files write them."""
-    ids = value if isinstance(value, list) else [value]
-    return [token_id for token_id in ids if isinstance(token_id, int)]
 
 
 def _cache_labels(cache: CacheSettings) -> dict[str, str]:

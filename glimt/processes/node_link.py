@@ -179,6 +179,10 @@ class NodeLink:
             view = view[num_read:]
         return data
 
+    def detach(self) -> socket.socket:
+        """The connection, for something else to go on with."""
+        return self._connection
+
     def close(self) -> None:
         """End the connection."""
         self._connection.close()

@@ -66,15 +66,21 @@ def cluster_of(parallel: ParallelSettings, start: Any, glimt: str) -> ClusterSet
         host=parallel.master_addr or "",
         port=parallel.master_port or DEFAULT_PORT,
         token=parallel.master_token or "",
-        facts=Facts(
-            versions={"Glimt": glimt, "torch": version("torch")},
-            checkpoint=checkpoint_facts(Path(start.model_path)),
-            settings={
-                _FLAGS.get(name, name).replace("_", "-"): value
-                for name, value in msgspec.structs.asdict(start).items()
-                if name not in _OWN
-            },
-        ),
+        facts=facts_of(start, glimt),
+    )
+
+
+def facts_of(start: Any, glimt: str, **more: Any) -> Facts:
+    """What this machine brings: its EngineStart `start`, its version of Glimt; `more` flags."""
+    settings = {
+        _FLAGS.get(name, name).replace("_", "-"): value
+        for name, value in msgspec.structs.asdict(start).items()
+        if name not in _OWN
+    }
+    return Facts(
+        versions={"Glimt": glimt, "torch": version("torch")},
+        checkpoint=checkpoint_facts(Path(start.model_path)),
+        settings=settings | {name.replace("_", "-"): value for name, value in more.items()},
     )
 
 
@@ -103,17 +109,19 @@ def _samples(file: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def differences(here: Facts, there: Facts) -> list[str]:
-    """What differs, a line each; empty if the two machines may work together."""
+def differences(here: Facts, there: Facts, name: str = "node 0") -> list[str]:
+    """What differs, a line each; empty if the two machines may work together. `name`: of `here`."""
     return [
-        *_differing("", here.versions, there.versions),
-        *_differing("the checkpoint's ", here.checkpoint, there.checkpoint),
-        *_differing("--", here.settings, there.settings),
+        *_differing("", here.versions, there.versions, name),
+        *_differing("the checkpoint's ", here.checkpoint, there.checkpoint, name),
+        *_differing("--", here.settings, there.settings, name),
     ]
 
 
-def _differing(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+def _differing(
+    what: str, here: Mapping[str, Any], there: Mapping[str, Any], name_here: str
+) -> Iterator[str]:
     for name in sorted({*here, *there}):
         ours, theirs = here.get(name, "missing"), there.get(name, "missing")
         if ours != theirs:
-            yield f"{what}{name}: {theirs} there, {ours} on node 0"
+            yield f"{what}{name}: {theirs} there, {ours} on {name_here}"

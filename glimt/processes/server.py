@@ -49,6 +49,7 @@ from glimt.processes.control import (
     ControlLine,
     Drain,
     EngineDown,
+    EngineLeaving,
     EngineUp,
     MediaWorkerDown,
     Notice,
@@ -301,6 +302,8 @@ class ServerProcess:
             case EngineDown(index, _):
                 self._client.remove_engine(index, "the engine died; it is being restarted")
                 self._close_outbox(index)
+            case EngineLeaving(index):
+                self._client.spare_engine(index)
             case MediaWorkerDown(name):
                 self._media.worker_down(name)
             case Notice("end_open", reason):

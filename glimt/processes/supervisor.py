@@ -2,7 +2,11 @@
 
     supervisor ─┬─ servers          HTTP, prompts, text; all accept on the same socket
                 ├─ media workers    decode and resize, each for one server
-                └─ engines          scheduler and device, one for each replica
+                ├─ engines          scheduler and device, one for each replica
+                └─ gate             if there are replicas on other machines: stands for them
+
+    On a machine without HTTP:  supervisor ─┬─ uplink     stands for the servers of the head
+                                            └─ engines
 
 It computes nothing itself and imports neither torch nor a web framework, so that it is still
 there when something else is not. It owns what must outlive any child: the listening socket (a
@@ -26,8 +30,11 @@ from glimt.processes.control import (
     Alive,
     Drain,
     EngineDown,
+    EngineLeaving,
     EngineStart,
     EngineUp,
+    GateStart,
+    HeadEnded,
     MediaWorkerDown,
     MediaWorkerStart,
     Notice,
@@ -35,51 +42,44 @@ from glimt.processes.control import (
     Ready,
     Refused,
     ServerForgotten,
-    ServerGone,
     ServerStart,
     Stop,
+    UplinkStart,
 )
 from glimt.processes.folders import make_folder
+from glimt.processes.forgetting import Forgetting
 from glimt.processes.shared_memory import SharedMemory
+from glimt.processes.starting import Plan, Starter
 from glimt.wire import EngineInfo
 
-FORGET_LIMIT_S = 30.0  # for an engine to end the requests of a server that died
 STOP_LIMIT_S = 5.0
 RETRY_S = 60.0  # for a replica that keeps dying while others live
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to start: made once from settings and checkpoint, used again at each restart."""
-
-    engine: EngineStart
-    server: ServerStart
-    copies: range = range(1)  # numbers of the replicas of this machine
-    num_media_workers: int
-    arena_bytes: int
-    shares_images: bool = False  # one image cache for all servers, which outlives them
-    shutdown_timeout_s: float
-    engine_stall_limit_s: float = 120.0  # a step that takes longer than this is a hang
-    server_silence_limit_s: float = 30.0  # its loop speaks itself, and may be held up
+REJOIN_S = 1.0  # after the loss of the machine that has HTTP
 
 
 class Supervisor:
     """Runs one server until it is told to stop. `say` prints one line for the operator."""
 
-    def __init__(self, plan: Plan, listener: socket.socket, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, listener: socket.socket | None, say: Callable[[str], None]
+    ) -> None:
+        """`listener`: of HTTP; None on a machine without."""
         self._plan = plan
         self._listener = listener
         self._say = say
         self._folder = make_folder()
-        self._num_servers = plan.server.num_servers
+        self._num_servers = plan.server.num_servers if plan.uplink is None else 1
         self._memory = SharedMemory(
-            plan.arena_bytes, self._num_servers, shares_images=plan.shares_images
+            plan.arena_bytes,
+            self._num_servers,
+            shares_images=plan.shares_images and plan.uplink is None,
         )
+        self._starter = Starter(plan, self._folder, self._memory, listener)
         self._children: dict[str, Child] = {}
         self._backoffs: dict[str, Backoff] = {}
-        self._incarnation = 0
         self._engines_up: dict[int, EngineUp] = {}
-        # By dead server: the engines that may still work for it, and that none does any more.
-        self._remembering: dict[int, tuple[set[str], asyncio.Event]] = {}
+        self._forgetting = Forgetting()
+        self._has_engines = False
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._announced = False
@@ -92,12 +92,7 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
         try:
-            for index in self._plan.copies:
-                self._start_engine(index)
-            for index in range(self._num_servers):
-                self._start_server(index)
-            for number in range(self._plan.num_media_workers):
-                self._start_media_worker(number)
+            self._start_all()
             self._spawn(self._watch())
             return await self._ended
         finally:
@@ -105,61 +100,36 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------ starting
 
-    def _address(self, name: str) -> str:
-        """A socket path that no earlier incarnation has used."""
-        self._incarnation += 1
-        return f"ipc://{self._folder}/{name}.{self._incarnation}"
+    def _start_all(self) -> None:
+        plan = self._plan
+        if plan.gate is not None:
+            self._start_gate(plan.gate)
+        if plan.uplink is None:  # else when the head has let this machine in
+            self._start_engines()
+        for index in range(self._num_servers):
+            self._start_server(index)
+        for number in range(plan.num_media_workers if plan.uplink is None else 0):
+            self._start_media_worker(number)
+
+    def _start_gate(self, wishes: GateStart) -> None:
+        self._adopt(self._starter.gate(wishes))
+
+    def _start_engines(self) -> None:
+        self._has_engines = True
+        for index in self._plan.copies:
+            self._start_engine(index)
 
     def _start_engine(self, index: int) -> None:
-        name = f"engine-{index}"
-        start = msgspec.structs.replace(
-            self._plan.engine,
-            index=index,
-            place_here=self._plan.copies.index(index),
-            inbox=self._address(name),
-            server_inboxes=tuple(
-                f"ipc://{self._folder}/server-{server}" for server in range(self._num_servers)
-            ),
-            arena_fds=self._memory.arena_fds,
-            folder=str(self._folder),
-        )
-        self._adopt(Child(name, "glimt.processes.engine", start, self._memory.arena_fds))
+        self._adopt(self._starter.engine(index))
 
     def _start_server(self, index: int) -> None:
-        memory = self._memory
-        start = msgspec.structs.replace(
-            self._plan.server,
-            index=index,
-            inbox=f"ipc://{self._folder}/server-{index}",
-            media_hub=f"ipc://{self._folder}/media-{index}",
-            arena_fd=memory.arena_of(index).fd,
-            index_fd=memory.index_fd,
-            board_fd=memory.board_fd,
-            ledger_fd=memory.ledger_fd,
-            socket_fd=self._listener.fileno(),
-        )
-        fds = (*memory.fds_of(index), self._listener.fileno())
-        child = Child(f"server-{index}", "glimt.processes.server", start, fds)
+        child = self._starter.server(index)
         self._adopt(child)
         for engine_up in self._engines_up.values():
             child.line.send(engine_up)
 
     def _start_media_worker(self, number: int) -> None:
-        self._incarnation += 1
-        server = number % self._num_servers
-        arena = self._memory.arena_of(server)
-        start = MediaWorkerStart(
-            number=number,
-            server=server,
-            name=f"media-{number}.{self._incarnation}",
-            hub=f"ipc://{self._folder}/media-{server}",
-            arena_fd=arena.fd,
-            arena=arena.index,
-            log_level=self._plan.server.log_level,
-            log_json=self._plan.server.log_json,
-        )
-        name = f"media-{number}"
-        self._adopt(Child(name, "glimt.processes.media_worker", start, (arena.fd,)))
+        self._adopt(self._starter.media_worker(number))
 
     def _adopt(self, child: Child) -> None:
         self._children[child.name] = child
@@ -179,8 +149,10 @@ class Supervisor:
                 self._on_ready(child, info)
             case Alive(stalled_s):
                 child.lives(stalled_s)
+            case EngineUp() | EngineDown() | EngineLeaving() | HeadEnded():
+                self._on_far(message)
             case ServerForgotten(server):
-                self._has_forgotten(child.name, server)
+                self._forgetting.has_forgotten(child.name, server)
             case Notice():
                 for other in self._servers():
                     if other is not child:
@@ -188,16 +160,31 @@ class Supervisor:
             case Refused(text):
                 self._finish(2, text)
 
+    def _on_far(self, message: EngineUp | EngineDown | EngineLeaving | HeadEnded) -> None:
+        """News of other machines."""
+        match message:
+            case EngineUp(index):
+                self._engine_up(message, f"replica {index}")
+            case EngineDown(index):
+                self._engine_down(index)
+            case EngineLeaving():
+                self._tell_servers(message)
+            case HeadEnded():
+                if not self._stopping:
+                    self._say("the machine that answers HTTP has ended: so does this one")
+                self._finish(0)
+
     async def _watch(self) -> None:
-        """End an engine or server whose loop stands still, or whose whole process is stopped."""
+        """End a process whose loop stands still, or that is stopped."""
         plan = self._plan
         while True:
             await asyncio.sleep(1.0)
-            for engine in self._engines():
-                self._judge(engine, engine.complaint(plan.engine_stall_limit_s))
-            silence_limit_s = plan.server_silence_limit_s
-            for server in self._servers():
-                self._judge(server, server.complaint(silence_limit_s, silence_limit_s))
+            for child in list(self._children.values()):
+                if isinstance(child.start, ServerStart):
+                    limit_s = plan.server_silence_limit_s
+                    self._judge(child, child.complaint(limit_s, limit_s))
+                elif not isinstance(child.start, MediaWorkerStart):
+                    self._judge(child, child.complaint(plan.engine_stall_limit_s))
 
     def _judge(self, child: Child, complaint: str | None) -> None:
         if child.ready and complaint is not None:
@@ -205,34 +192,59 @@ class Supervisor:
             child.ready = False
             child.kill()
 
-    def _engines(self) -> list[Child]:
-        """Those that run, ready or not."""
+    def _workers(self) -> list[Child]:
+        """Those that may work for a server. Who is not ready yet has never heard of one."""
+        kinds = (EngineStart, GateStart)
         children = self._children.values()
-        return [child for child in children if isinstance(child.start, EngineStart)]
+        return [child for child in children if isinstance(child.start, kinds) and child.ready]
 
     def _servers(self) -> list[Child]:
-        children = self._children.values()
-        return [child for child in children if isinstance(child.start, ServerStart)]
+        """Those that send requests to engines."""
+        kinds = (ServerStart, UplinkStart)
+        return [child for child in self._children.values() if isinstance(child.start, kinds)]
+
+    def _tell_servers(self, message: msgspec.Struct) -> None:
+        for server in self._servers():
+            server.line.send(message)
+
+    def _engine_up(self, engine_up: EngineUp, name: str) -> None:
+        self._engines_up[engine_up.index] = engine_up
+        self._say(f"  {name:<9} resolved: {_resolved(engine_up.info)}")
+        self._tell_servers(engine_up)
+        self._on_progress(name)
+
+    def _engine_down(self, index: int) -> None:
+        self._engines_up.pop(index, None)
+        self._tell_servers(EngineDown(index, EngineDied.code))
 
     def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
         child.lives(0.0)
+        if isinstance(child.start, UplinkStart) and not self._has_engines:
+            self._start_engines()
         if isinstance(child.start, EngineStart) and info is not None:
-            index = child.start.index
-            self._engines_up[index] = EngineUp(index=index, address=child.start.inbox, info=info)
-            self._say(f"  {child.name:<9} resolved: {_resolved(info)}")
-            for server in self._servers():
-                server.line.send(self._engines_up[index])
-        everything = all(other.ready for other in self._children.values())
+            index, address = child.start.index, child.start.inbox
+            self._engine_up(EngineUp(index=index, address=address, info=info), child.name)
+        else:
+            self._on_progress(child.name)
+
+    def _on_progress(self, name: str) -> None:
+        """Something does its work from now on, and with it perhaps everything."""
+        missing = self._plan.all_copies - self._engines_up.keys()
+        everything = not missing and all(child.ready for child in self._children.values())
         if everything and not self._announced:
             self._announced = True
             self._announce()
         elif self._announced:
-            self._say(f"{child.name} is back")
+            self._say(f"{name} is back")
 
     def _announce(self) -> None:
         seconds = time.monotonic() - self._started_s
         name = self._plan.server.served_model_names[0]
+        if self._listener is None:
+            copies = ", ".join(map(str, self._plan.copies))
+            self._say(f"ready after {seconds:.1f} s: replicas {copies} of {name}")
+            return
         if self._listener.family == socket.AF_UNIX:
             where = f"unix:{self._listener.getsockname()}"
         else:
@@ -254,6 +266,9 @@ class Supervisor:
                 self._finish(0)
             return
         self._say(f"{child.name} ended: {exit_text(status)}")
+        if isinstance(child.start, UplinkStart):  # with the connection, which may come again
+            self._spawn(self._replace(child, REJOIN_S))
+            return
         if not child.ready and not self._announced:
             self._finish(1, f"{child.name} could not start; its messages are above")
             return
@@ -270,18 +285,20 @@ class Supervisor:
         """Tell those who relied on the dead child, then start its successor."""
         match child.start:
             case EngineStart(index=index):
-                self._engines_up.pop(index, None)
-                for server in self._servers():
-                    server.line.send(EngineDown(index, EngineDied.code))
-                for number in list(self._remembering):
-                    self._has_forgotten(child.name, number)
+                self._engine_down(index)
+                self._forgetting.is_dead(child.name)
                 restart: Callable[[], None] = lambda: self._start_engine(index)  # noqa: E731
+            case GateStart() as gate:
+                for index in self._plan.all_copies - set(self._plan.copies):
+                    self._engine_down(index)
+                self._forgetting.is_dead(child.name)
+                restart = lambda: self._start_gate(gate)  # noqa: E731
             case MediaWorkerStart(number=number, name=name, server=index):
                 if (its_server := self._children.get(f"server-{index}")) is not None:
                     its_server.line.send(MediaWorkerDown(name))
                 restart = lambda: self._start_media_worker(number)  # noqa: E731
             case _:
-                server_index = child.start.index
+                server_index = getattr(child.start, "index", 0)
                 await self._forget_server(server_index)
                 restart = lambda: self._start_server(server_index)  # noqa: E731
         await asyncio.sleep(pause_s)
@@ -293,26 +310,8 @@ class Supervisor:
         for child in list(self._children.values()):
             if isinstance(child.start, MediaWorkerStart) and child.start.server == server:
                 child.kill()
-        if engines := self._engines():
-            names, forgotten = {engine.name for engine in engines}, asyncio.Event()
-            self._remembering[server] = names, forgotten
-            for engine in engines:
-                engine.line.send(ServerGone(server))
-            try:
-                await asyncio.wait_for(forgotten.wait(), FORGET_LIMIT_S)
-            except TimeoutError:
-                for engine in engines:
-                    if engine.name in names:
-                        engine.kill()
-            del self._remembering[server]
+        await self._forgetting.ask(server, self._workers())
         self._memory.forget_server(server)
-
-    def _has_forgotten(self, engine: str, server: int) -> None:
-        """It works no more for a server that died, or is dead itself."""
-        names, forgotten = self._remembering.get(server, (set(), None))
-        names.discard(engine)
-        if forgotten is not None and not names:
-            forgotten.set()
 
     def _spawn(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -359,8 +358,9 @@ class Supervisor:
             child.reap(max(0.0, deadline_s - time.monotonic()))
         self._children.clear()
         self._memory.close()
-        with contextlib.suppress(OSError):
-            self._listener.close()
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

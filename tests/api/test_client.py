@@ -66,6 +66,24 @@ async def test_a_generation_ends_with_its_finish_reason() -> None:
     assert client.num_open == 0
 
 
+async def test_an_engine_that_leaves_finishes_what_it_has_and_gets_nothing_new() -> None:
+    client, engines = make_client(2)
+    client.spare_engine(7)  # there is none
+    async with Running(*engines):
+        running = [client.generate(make_prompt()[0], GREEDY) for _ in range(2)]
+        client.spare_engine(0)
+        assert client.num_engines == 1
+        later = [client.generate(make_prompt()[0], GREEDY) for _ in range(3)]
+        for generation in (*running, *later):
+            assert (await read(generation))[-1].finish_reason == "length"
+        assert [len(engine.submits) for engine in engines] == [1, 4]
+        client.spare_engine(1)
+        prompt, lease = make_prompt()
+        with pytest.raises(EngineDied, match="finish what they have"):
+            client.generate(prompt, GREEDY)
+    assert lease.num_releases == 1
+
+
 async def test_the_submit_carries_the_prompt_as_the_wire_has_it() -> None:
     client, (engine,) = make_client()
     positions = np.arange(15, dtype=np.int32).reshape(5, 3).T  # not contiguous

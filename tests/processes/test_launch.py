@@ -17,7 +17,7 @@ from glimt.config import (
 from glimt.config_check import check
 from glimt.errors import BadSettings
 from glimt.processes.launch import bind, make_plan, resolved
-from glimt.processes.supervisor import Plan
+from glimt.processes.starting import Plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 
 

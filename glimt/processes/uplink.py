@@ -1,0 +1,259 @@
+"""Main of the process that stands, on a machine without HTTP, for the servers of the head.
+
+To the engines and the supervisor of its machine it looks like a server: it takes their outputs and
+sends them requests. It looks for the head, is let in or turned away, and then only carries
+(`gate.py` is the other end). It ends with the connection; then the engines end what they were
+doing, as after the death of any server, the supervisor starts another, and weights stay loaded.
+"""
+
+import argparse
+import asyncio
+import logging
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+import uvloop
+
+from glimt.arena import SharedArena
+from glimt.errors import StartupError
+from glimt.log import set_up
+from glimt.processes.children import end_with_parent
+from glimt.processes.control import (
+    Alive,
+    ControlLine,
+    Drain,
+    EngineDown,
+    EngineUp,
+    HeadEnded,
+    Ready,
+    Refused,
+    Stop,
+    ToChild,
+    UplinkStart,
+    child_line,
+)
+from glimt.processes.far_link import (
+    BEAT_S,
+    Admitted,
+    Beat,
+    FarLink,
+    FromReplica,
+    HeadStops,
+    Introduction,
+    NodeLeaves,
+    Pixels,
+    ReplicaDown,
+    ReplicaUp,
+    ToReplica,
+)
+from glimt.processes.node_link import LinkLost, NodeLink, TurnedAway, introduce
+from glimt.transport import AsyncInbox, Outbox
+from glimt.wire import PixelRef
+
+log = logging.getLogger("glimt.processes.uplink")
+
+REJOIN_LIMIT_S = 600.0  # of tries to reach the head, before giving up
+RETRY_S = 1.0
+CONNECT_LIMIT_S = 5.0
+
+
+class Uplink:
+    """One connection to the head, from looking for it to its end."""
+
+    def __init__(self, start: UplinkStart, line: ControlLine[ToChild]) -> None:
+        self._start = start
+        self._line = line
+        self._arena = SharedArena(start.arena_fd, 0)
+        self._inbox: AsyncInbox[msgspec.Raw] = AsyncInbox(start.inbox, msgspec.Raw)
+        self._engines: dict[int, EngineUp] = {}
+        self._outboxes: dict[int, Outbox] = {}
+        self._link: FarLink | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Until the connection is lost (LinkLost) or there is no more need of it. Raises
+        StartupError if the head turns this machine away, or is not found.
+        """
+        asyncio.get_running_loop().add_reader(self._line.fileno(), self._on_control)
+        self._spawn(self._serve())
+        await self._ended
+
+    async def _serve(self) -> None:
+        link = await self._join()
+        self._link = link
+        for engine_up in self._engines.values():
+            link.send(ReplicaUp(engine_up.index, engine_up.info))
+        self._line.send(Ready())
+        self._spawn(self._beat(link))
+        self._spawn(self._carry_outputs(link))
+        while not self._ended.done():
+            self._obey(await link.receive())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        task.add_done_callback(self._on_task_end)
+        self._tasks.append(task)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._ended.done():
+            self._ended.set_exception(error)
+
+    # -------------------------------------------------------------------------------- joining
+
+    async def _join(self) -> FarLink:
+        """Find the head and be let in. Raises StartupError."""
+        start = self._start
+        where = f"{start.host}:{start.port}"
+        log.info("looking for the head at %s", where)
+        deadline_s = time.monotonic() + REJOIN_LIMIT_S
+        while True:
+            try:
+                return await self._try_to_join()
+            except (OSError, LinkLost, TimeoutError) as error:
+                if time.monotonic() > deadline_s:
+                    raise StartupError(
+                        f"the head at {where} could not be reached for {REJOIN_LIMIT_S:.0f} s "
+                        f"({error}): is it started with the same --data-parallel-address and "
+                        "--data-parallel-rpc-port, and may this machine reach it?"
+                    ) from None
+                await asyncio.sleep(RETRY_S)
+
+    async def _try_to_join(self) -> FarLink:
+        start = self._start
+        link = await asyncio.to_thread(self._prove)
+        far = await FarLink.over(link)
+        try:
+            far.send(
+                Introduction(
+                    host=socket.gethostname(),
+                    first_copy=start.first_copy,
+                    num_copies=start.num_here,
+                    arena_bytes=self._arena.nbytes,
+                    facts=start.facts,
+                )
+            )
+            reply = await asyncio.wait_for(far.receive(), CONNECT_LIMIT_S)
+        except BaseException:
+            far.close()
+            raise
+        if isinstance(reply, TurnedAway):
+            far.close()
+            raise StartupError(f"the head refuses this machine: {reply.reason}")
+        if not isinstance(reply, Admitted):
+            far.close()
+            raise LinkLost("what listens there is no head")
+        log.info("let in by the head")
+        return far
+
+    def _prove(self) -> NodeLink:
+        """Connect, and prove each other's knowledge of the token; blocks. Raises StartupError."""
+        start = self._start
+        address = (start.host, start.port)
+        link = NodeLink(socket.create_connection(address, CONNECT_LIMIT_S))
+        try:
+            reason = introduce(link, start.token)
+        except BaseException:
+            link.close()
+            raise
+        if reason is not None:
+            link.close()
+            raise StartupError(f"the head at {start.host}:{start.port} refuses: {reason}")
+        return link
+
+    # ------------------------------------------------------------------------------- carrying
+
+    def _obey(self, message: Any) -> None:
+        match message:
+            case ToReplica(index, frame):
+                if (outbox := self._outboxes.get(index)) is not None:
+                    outbox.send_frame(frame)
+            case Pixels(offset, data):
+                self._arena.view(PixelRef(0, offset, len(data)))[:] = data
+            case Beat():
+                pass
+            case HeadStops():
+                self._line.send(HeadEnded())
+                self._end()
+            case _:
+                raise LinkLost("the head says what it should not")
+
+    async def _carry_outputs(self, link: FarLink) -> None:
+        while True:
+            for frame in await self._inbox.receive():
+                link.send(FromReplica(bytes(frame)))
+
+    async def _beat(self, link: FarLink) -> None:
+        """Say that this process lives, to both sides."""
+        while True:
+            self._line.send(Alive(0.0), waits=False)
+            link.send(Beat(time.monotonic()))
+            if link.is_silent:
+                raise LinkLost("the head gave no sign of life")
+            await asyncio.sleep(BEAT_S)
+
+    # --------------------------------------------------------------------------- control line
+
+    def _on_control(self) -> None:
+        link = self._link
+        match self._line.receive():
+            case None:
+                sys.exit("the supervisor is gone")
+            case EngineUp(index, address) as engine_up:
+                self._engine_down(index)
+                self._engines[index] = engine_up
+                self._outboxes[index] = Outbox(address)
+                if link is not None:
+                    link.send(ReplicaUp(index, engine_up.info))
+            case EngineDown(index):
+                self._engine_down(index)
+                if link is not None:
+                    link.send(ReplicaDown(index))
+            case Drain() if link is not None:
+                link.send(NodeLeaves())
+            case Drain() | Stop():
+                self._end()
+            case _:
+                pass
+
+    def _engine_down(self, index: int) -> None:
+        self._engines.pop(index, None)
+        if (outbox := self._outboxes.pop(index, None)) is not None:
+            outbox.close()
+
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+def main() -> None:
+    """Entry point of `python -m glimt.processes.uplink`."""
+    end_with_parent()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--control-fd", type=int, required=True)
+    line = child_line(parser.parse_args().control_fd)
+    start = line.receive()
+    if not isinstance(start, UplinkStart):
+        sys.exit(1)
+    set_up(start.log_level, as_json=start.log_json, name="uplink")
+
+    async def carry() -> None:
+        await Uplink(start, line).run()
+
+    try:
+        uvloop.run(carry())
+    except StartupError as error:
+        line.send(Refused(str(error)))
+        sys.exit(2)
+    except LinkLost as error:
+        log.warning("the head is lost: %s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
