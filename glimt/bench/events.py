@@ -110,11 +110,11 @@ class ServerEvent(msgspec.Struct, kw_only=True, tag="server", tag_field="event")
 
 
 class PowerEvent(msgspec.Struct, kw_only=True, tag="power", tag_field="event"):
-    """The local GPUs: watts and use (0 to 1) of each, and energy counters where there are some."""
+    """The local GPUs: watts of each, use (0 to 1) and energy counters where all of them tell."""
 
     at_ns: int
     watts: list[float]
-    utilisation: list[float]
+    utilisation: list[float]  # empty: not told
     joules: list[float] | None = None
 
 

@@ -253,7 +253,8 @@ class FigureOptions:
     server_metrics: bool = False
     """Read the server's /metrics each second during the run."""
     gpu: bool = False
-    """Read power and use of the local NVIDIA GPUs; gives joules per token."""
+    """Read power and use of the local NVIDIA GPUs (of those in CUDA_VISIBLE_DEVICES, if it is set);
+    gives joules per token."""
     profile: bool = False
     """POST /start_profile before and /stop_profile after the run."""
 

@@ -11,18 +11,25 @@ import pytest
 from glimt.bench.load import power
 from glimt.errors import BadSettings
 
-# The six functions with their real signatures (NVML API reference): two GPUs, the second without
-# an energy counter if COUNTERS is 0.
+# The seven functions with their real signatures (NVML API reference): two GPUs, the second without
+# an energy counter if COUNTERS is 0, and not telling its power or use if POWER or USE is 0.
 LIBRARY = """
+#include <string.h>
 typedef struct { unsigned int gpu, memory; } Utilization;
 static long handles[2] = {11, 22};
 int nvmlInit_v2(void) { return INIT; }
 int nvmlDeviceGetCount_v2(unsigned int *count) { *count = GPUS; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) {
+  if (index > 1) return 2;
   *device = &handles[index]; return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+  if (strcmp(uuid, "GPU-second")) return 6;
+  *device = &handles[1]; return 0; }
 int nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) {
+  if (!POWER && *(long *)device == 22) return 3;
   *milliwatts = *(long *)device == 11 ? 350000 : 120500; return 0; }
 int nvmlDeviceGetUtilizationRates(void *device, Utilization *use) {
+  if (!USE && *(long *)device == 22) return 3;
   use->gpu = *(long *)device == 11 ? 97 : 3; use->memory = 1; return 0; }
 int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules) {
   if (!COUNTERS && *(long *)device == 22) return 3;
@@ -36,10 +43,13 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     if compiler is None:
         pytest.skip("no C compiler")
 
-    def make(init: int = 0, gpus: int = 2, counters: int = 1) -> None:
-        source, library = tmp_path / "nvml.c", tmp_path / f"nvml{init}{gpus}{counters}.so"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def make(**given: int) -> None:
+        wanted = {"init": 0, "gpus": 2, "counters": 1, "power": 1, "use": 1} | given
+        source, library = tmp_path / "nvml.c", tmp_path / "nvml.so"
         source.write_text(LIBRARY)
-        defines = [f"-DINIT={init}", f"-DGPUS={gpus}", f"-DCOUNTERS={counters}"]
+        defines = [f"-D{name.upper()}={value}" for name, value in wanted.items()]
         command = [compiler, "-shared", "-fPIC", *defines, str(source), "-o", str(library)]
         subprocess.run(command, check=True)
         monkeypatch.setattr(power, "_LIBRARY", str(library))
@@ -50,6 +60,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_watts_use_and_energy_of_every_gpu_are_read(driver: Any) -> None:
     driver()
     sample = power.Gpus().sample(7)
+    assert sample is not None
     assert sample.at_ns == 7
     assert sample.watts == [350.0, 120.5]
     assert sample.utilisation == [0.97, 0.03]
@@ -57,8 +68,43 @@ def test_watts_use_and_energy_of_every_gpu_are_read(driver: Any) -> None:
 
 
 def test_without_a_counter_on_each_gpu_there_is_no_energy(driver: Any) -> None:
-    driver(counters=0)
-    assert power.Gpus().sample(0).joules is None
+    driver(counters=0, use=0)
+    sample = power.Gpus().sample(0)
+    assert sample is not None
+    assert sample.joules is None
+    assert sample.utilisation == []  # rather than 0 % for the one that does not tell
+    assert sample.watts == [350.0, 120.5]
+
+
+@pytest.mark.parametrize(
+    ("visible", "watts"), [("1", [120.5]), ("GPU-second,0", [120.5, 350.0]), ("0", [350.0])]
+)
+def test_only_visible_gpus_count(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, visible: str, watts: list[float]
+) -> None:
+    driver()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    sample = power.Gpus().sample(0)
+    assert sample is not None
+    assert sample.watts == watts
+
+
+@pytest.mark.parametrize(
+    ("visible", "words"), [("", "hides all"), ("-1", "hides all"), ("7", "knows no GPU 7")]
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, visible: str, words: str
+) -> None:
+    driver()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(BadSettings, match=words):
+        power.Gpus()
+
+
+def test_a_gpu_that_does_not_tell_its_power_is_no_gpu_without_power(driver: Any) -> None:
+    driver(power=0)
+    with pytest.raises(BadSettings, match="GPU 1 does not tell its power"):
+        power.Gpus()
 
 
 @pytest.mark.parametrize(("init", "gpus", "words"), [(9, 2, "does not answer"), (0, 0, "no GPU")])

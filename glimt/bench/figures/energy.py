@@ -13,7 +13,7 @@ class Energy:
 
     joules: float
     mean_watts: float
-    mean_utilisation: float  # 0 to 1, mean over GPUs
+    mean_utilisation: float | None  # 0 to 1, mean over GPUs; None: they do not tell
     joules_per_token: float | None  # of generated tokens
 
 
@@ -29,10 +29,11 @@ def energy(log: EventLog, num_tokens: int) -> Energy | None:
     seconds = (samples[-1].at_ns - samples[0].at_ns) / 1e9
     watts = _used_joules(samples) / seconds
     joules = watts * log.end.end_ns / 1e9
+    uses = [np.mean(each.utilisation) for each in samples if each.utilisation]
     return Energy(
         joules=joules,
         mean_watts=watts,
-        mean_utilisation=float(np.mean([np.mean(each.utilisation) for each in samples])),
+        mean_utilisation=float(np.mean(uses)) if uses else None,
         joules_per_token=joules / num_tokens if num_tokens else None,
     )
 

@@ -240,7 +240,9 @@ class Session:
     async def _watch_gpus(self, gpus: Gpus) -> None:
         """A sample of the GPUs five times a second."""
         while True:
-            self._observed.power.append(gpus.sample(clock_ns()))
+            sample = gpus.sample(clock_ns())
+            if sample is not None:
+                self._observed.power.append(sample)
             await asyncio.sleep(_GPU_S)
 
     async def _probe(self, runner: Runner) -> None:

@@ -193,10 +193,11 @@ def _energy(summary: Summary) -> Iterator[str]:
         return
     yield f"{'GPUs':-^{WIDTH}}"
     yield _number("Mean power (W)", summary.energy.mean_watts)
-    yield _number("Mean use (%)", summary.energy.mean_utilisation * 100)
+    if summary.energy.mean_utilisation is not None:
+        yield _number("Mean use (%)", summary.energy.mean_utilisation * 100)
     yield _number("Energy (J)", summary.energy.joules)
     if summary.energy.joules_per_token is not None:
-        yield _number("Energy per generated token (J)", summary.energy.joules_per_token)
+        yield _text("Energy per generated token (J)", f"{summary.energy.joules_per_token:.4f}")
 
 
 def _objectives(summary: Summary, wording: Wording) -> Iterator[str]:
