@@ -1,4 +1,4 @@
-"""The kernel as a witness of what clients say of a server (benchmarks/wire.py)."""
+"""The kernel as a witness of what clients say of a server (benchmarks/agreement/wire.py)."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.wire import Witness
+from benchmarks.agreement.wire import Witness
 from tests.support.mock_server import MockServer
 
 
