@@ -165,6 +165,10 @@ class ParallelSettings:
     """Who starts the copies."""
     enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
     """Spread whole experts over the tensor-parallel GPUs in place of splitting each."""
+    expert_placement_strategy: Literal["linear", "round_robin"] = "linear"
+    """Which GPU has which whole experts: the first the first ones, or each in turn."""
+    expert_placement: str | None = None
+    """File that says it for each layer, as `glimt experts place` makes it of measured loads."""
     distributed_executor_backend: Literal["mp", "uni", "ray"] | None = None
     """Who starts the workers."""
     nnodes: int = 1

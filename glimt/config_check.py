@@ -44,7 +44,9 @@ _NOT_DONE = {
     "prompts and answers are made in one place: leave it out": (
         *("kv-transfer-config", "ec-transfer-config", "enable-mm-embeds"),
     ),
-    "experts do not move while it runs: leave it out": ("enable-eplb", "enable-elastic-ep"),
+    "experts do not move while it runs: leave it out, collect what they have to do and place them "
+    "by it (glimt experts, --expert-placement)": ("enable-eplb", "eplb-config"),
+    "GPUs are neither added nor taken away while it runs: leave it out": ("enable-elastic-ep",),
     "graphs are recorded as they are needed; --enforce-eager turns them off": (
         *("compilation-config", "cuda-graph-sizes", "cudagraph-capture-sizes"),
     ),
@@ -77,6 +79,7 @@ def check(settings: Settings) -> list[str]:
         *_later(settings),
         *_counts(settings.parallel),
         *_machines(settings.parallel),
+        *_experts(settings.parallel),
         *_ranges(settings),
     ]
     if problems:
@@ -113,6 +116,14 @@ def _counts(parallel: ParallelSettings) -> Iterator[str]:
     if not 1 <= parallel.api_server_count <= MAX_SERVERS:
         yield f"--api-server-count {parallel.api_server_count}: must be 1 to {MAX_SERVERS}"
     yield from copies.problems(parallel)
+
+
+def _experts(parallel: ParallelSettings) -> Iterator[str]:
+    placed = parallel.expert_placement is not None
+    if placed and not parallel.enable_expert_parallel:
+        yield "--expert-placement needs --enable-expert-parallel: else each GPU has all experts"
+    if placed and parallel.expert_placement_strategy != "linear":
+        yield "--expert-placement and --expert-placement-strategy: one or the other"
 
 
 def _machines(parallel: ParallelSettings) -> Iterator[str]:

@@ -132,11 +132,12 @@ def cycle_of(num_copies: Sequence[int]) -> int:
 
 
 def shares_of(placement: Placement) -> npt.NDArray[np.float64]:
-    """[layers, GPUs, experts]: which part of an expert's tokens a GPU computes."""
+    """[layers in ascending order, GPUs, experts]: which part of an expert's tokens a GPU
+    computes."""
     shape = (len(placement.layers), placement.num_ranks, placement.num_experts)
     shares = np.zeros(shape)
     expert_E = np.arange(placement.num_experts)
-    for index, layer in enumerate(placement.layers.values()):
+    for index, (_, layer) in enumerate(sorted(placement.layers.items())):
         for places_E in (places_CE := places_of(layer, placement.num_experts)):
             np.add.at(
                 shares[index], (places_E // placement.num_places, expert_E), 1 / len(places_CE)
@@ -147,7 +148,7 @@ def shares_of(placement: Placement) -> npt.NDArray[np.float64]:
 def imbalance(placement: Placement, counts: Mapping[int, Sequence[int]]) -> dict[int, float]:
     """Tokens of the fullest GPU over the mean, of each layer that has tokens."""
     loads: dict[int, float] = {}
-    for shares_RE, layer in zip(shares_of(placement), placement.layers, strict=True):
+    for shares_RE, layer in zip(shares_of(placement), sorted(placement.layers), strict=True):
         load_R = shares_RE @ np.array(counts[layer], float)
         if load_R.any():
             loads[layer] = float(load_R.max() / load_R.mean())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt import kernels
+from glimt.experts.placement import places_of
 from glimt.kernels import Fp8Mlp, QuantizedRows
 from glimt.layers.linear import FP8, Mlp, below, parameter
 from glimt.parallel.mesh import Mesh
@@ -49,6 +50,32 @@ class Router(nn.Module):
         )
 
 
+class Places(nn.Module):
+    """Where experts lie, if not in order: place e of all ranks together is not expert e's then."""
+
+    def __init__(self, mesh: Mesh, layer: int) -> None:
+        super().__init__()
+        self.place_X: Tensor | None  # [C · E]: by row modulo C, then by expert
+        self.register_buffer("place_X", None, persistent=False)
+        self.num_experts = 0
+        if mesh.placement is not None:
+            self.num_experts = mesh.placement.num_experts
+            table_CE = places_of(mesh.placement.layers[layer], self.num_experts)
+            # Neither a parameter nor stored, so it is real also where parameters are still meta.
+            self.place_X = torch.tensor(table_CE.ravel(), device="cpu")
+
+    def forward(self, experts_TK: Tensor) -> Tensor:
+        """int64 [T, K]: the place of each expert; the copies of one take turns, row by row."""
+        place_X = self.place_X
+        if place_X is None:
+            return experts_TK
+        cycle = place_X.shape[0] // self.num_experts
+        if cycle > 1:
+            turn_T1 = torch.arange(len(experts_TK), device=experts_TK.device)[:, None] % cycle
+            experts_TK = experts_TK + turn_T1 * self.num_experts
+        return place_X[experts_TK]
+
+
 class Experts(nn.Module):
     """gate_up [E, F, D] and down [E, D, I], with float32 scales [E, F] and [E, D] iff FP8.
 
@@ -68,10 +95,10 @@ class Experts(nn.Module):
         super().__init__()
         width, count = intermediate_size, num_experts
         if mesh.ep_size > 1:
-            count = mesh.tp_share(num_experts, "n_routed_experts")
+            count = mesh.ep_share(num_experts)
         else:
             width = mesh.tp_share(intermediate_size, "moe_intermediate_size")
-        self.first_expert = count * mesh.ep_rank
+        self.first_place = count * mesh.ep_rank
         dtype = FP8 if fp8 else None
         self.gate_up = parameter(count, 2 * width, hidden_size, dtype=dtype)
         self.down = parameter(count, hidden_size, width, dtype=dtype)
@@ -94,10 +121,11 @@ class Experts(nn.Module):
     ) -> Tensor:
         """[T, D]: each token's weighted sum over those of its experts that are here.
 
-        An FP8 expert `shared` by all tokens may be added to FP8 experts.
+        `experts_TK` are places counted over all ranks: the experts' numbers, where they lie in
+        order. An FP8 expert `shared` by all tokens may be added to FP8 experts.
         """
-        if self.first_expert:
-            experts_TK = experts_TK - self.first_expert
+        if self.first_place:
+            experts_TK = experts_TK - self.first_place
         fp8 = self.fp8()
         if fp8 is not None:
             if shared is not None:
@@ -118,8 +146,10 @@ class Moe(nn.Module):
         routing: Routing,
         *,
         mesh: Mesh,
+        layer: int = 0,
         fp8: frozenset[str] = frozenset(),
     ) -> None:
+        """`layer`: its number, by which experts may be placed."""
         super().__init__()
         self.router = Router(hidden_size, routing)
         self.experts = Experts(
@@ -131,6 +161,7 @@ class Moe(nn.Module):
         )
         shared_width = mesh.tp_share(shared_intermediate_size, "shared expert width")
         self.shared = Mlp(hidden_size, shared_width, fp8=below(fp8, "shared"))
+        self.places = Places(mesh, layer)
         self.choices: Tensor | None
         self.one: Tensor
         for name in ("choices", "one"):
@@ -148,6 +179,7 @@ class Moe(nn.Module):
         if self.choices is not None:
             chosen_P = experts_TK.flatten()
             self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))
+        experts_TK = self.places(experts_TK)
         shared = self.shared.fp8()
         if shared is not None and self.experts.fp8() is not None:
             y_TD: Tensor = self.experts(x, weights_TK, experts_TK, shared)

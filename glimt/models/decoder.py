@@ -54,7 +54,7 @@ class DecoderLayer(nn.Module):
         )
         self.is_moe = config.is_moe_layer(index)
         if config.moe is not None and self.is_moe:
-            self.moe = _moe(config, config.moe, mesh, below(fp8, "moe"))
+            self.moe = _moe(config, config.moe, mesh, index, below(fp8, "moe"))
         else:
             width = mesh.tp_share(config.intermediate_size, "intermediate_size")
             self.mlp = Mlp(config.hidden_size, width, fp8=below(fp8, "mlp"))
@@ -94,7 +94,7 @@ def _post_norm(config: TextConfig) -> RmsNorm | None:
     return RmsNorm(config.hidden_size, config.rms_norm_eps) if config.sandwich else None
 
 
-def _moe(config: TextConfig, moe: MoeConfig, mesh: Mesh, fp8: frozenset[str]) -> Moe:
+def _moe(config: TextConfig, moe: MoeConfig, mesh: Mesh, layer: int, fp8: frozenset[str]) -> Moe:
     routing = Routing(
         num_experts=moe.num_experts,
         num_experts_per_token=moe.num_experts_per_token,
@@ -109,5 +109,6 @@ def _moe(config: TextConfig, moe: MoeConfig, mesh: Mesh, fp8: frozenset[str]) ->
         moe.shared_intermediate_size,
         routing,
         mesh=mesh,
+        layer=layer,
         fp8=fp8,
     )

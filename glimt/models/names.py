@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from glimt.errors import BadSettings
+from glimt.experts.placement import Placement
 from glimt.models.config import ModelConfig, MoeConfig, TextConfig, VisionConfig
 from glimt.parallel.mesh import Mesh
 
@@ -74,11 +75,13 @@ class Parameter:
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one rank holds: its split of the decoder, of the vision tower, and of the experts
-    (either each expert's columns with `text`, or whole experts with `experts`)."""
+    (either each expert's columns with `text`, or whole experts with `experts`, in order or as
+    `placement` says)."""
 
     text: Split = Split()
     vision: Split = Split()
     experts: Split = Split()
+    placement: Placement | None = None
 
     @staticmethod
     def of(mesh: Mesh) -> "Share":
@@ -87,7 +90,14 @@ class Share:
             text=Split(mesh.tp_rank, mesh.tp_size),
             vision=Split(mesh.tower.tp_rank, mesh.tower.tp_size),
             experts=Split(mesh.ep_rank, mesh.ep_size),
+            placement=mesh.placement,
         )
+
+    def experts_of(self, layer: int, num_experts: int) -> Sequence[int]:
+        """The experts of one layer that the rank holds, in the order of their places."""
+        if self.placement is not None:
+            return self.placement.layers[layer][self.experts.rank]
+        return range(*self.experts.part(num_experts, "experts"))
 
 
 WHOLE = Share()
@@ -166,7 +176,8 @@ def _layer(text: TextConfig, layer: int, share: Share) -> Iterator[Parameter]:
         yield _whole(f"{ours}.{norm}.weight", f"{theirs}.{source}.weight", (text.hidden_size,))
     yield from _attention(text, f"{ours}.attention", f"{theirs}.self_attn", tp)
     if text.moe is not None and text.is_moe_layer(layer):
-        yield from _moe(text, text.moe, f"{ours}.moe", f"{theirs}.mlp", share)
+        held = share.experts_of(layer, text.moe.num_experts)
+        yield from _moe(text, text.moe, f"{ours}.moe", f"{theirs}.mlp", share, held)
     else:
         width, fused = text.intermediate_size, text.sandwich
         yield from _mlp(f"{ours}.mlp", f"{theirs}.mlp", text.hidden_size, width, tp, fused=fused)
@@ -217,21 +228,20 @@ def _mlp(
 
 
 def _moe(
-    text: TextConfig, moe: MoeConfig, ours: str, theirs: str, share: Share
+    text: TextConfig, moe: MoeConfig, ours: str, theirs: str, share: Share, held: Sequence[int]
 ) -> Iterator[Parameter]:
     hidden, width, gate = text.hidden_size, moe.intermediate_size, f"{theirs}.gate"
     yield _whole(f"{ours}.router.weight", f"{gate}.weight", (moe.num_experts, hidden))
     yield _whole(f"{ours}.router.bias", f"{gate}.e_score_correction_bias", (moe.num_experts,))
-    first, end = share.experts.part(moe.num_experts, "experts")
     split = share.text if share.experts.size == 1 else Split()
     start, stop = split.part(width, "expert width")
     gate_up: list[Source] = []
     down: list[Source] = []
-    for expert in range(first, end):
+    for place, expert in enumerate(held):
         one = _mlp("", f"{theirs}.experts.{expert}", hidden, width, split)
         for stack, parameter in zip((gate_up, down), one, strict=True):
-            stack += [replace(source, expert=expert - first) for source in parameter.sources]
-    module, count, local = f"{ours}.experts", end - first, stop - start
+            stack += [replace(source, expert=place) for source in parameter.sources]
+    module, count, local = f"{ours}.experts", len(held), stop - start
     yield Parameter(f"{module}.gate_up", (count, 2 * local, hidden), tuple(gate_up), module)
     yield Parameter(f"{module}.down", (count, hidden, local), tuple(down), module)
     shared = moe.shared_intermediate_size

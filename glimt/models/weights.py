@@ -92,6 +92,9 @@ def allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
         tensors[name] = tensor
+    for module in model.modules():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            setattr(module, leaf, buffer.to(device))
     return tensors
 
 

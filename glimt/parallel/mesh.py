@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import AllreduceOptions, BroadcastOptions, ProcessGroup, ReduceOp
 
 from glimt.errors import BadSettings
+from glimt.experts.placement import Placement
 from glimt.parallel.one_kernel import OneKernelSum
 
 
@@ -33,6 +34,7 @@ class Mesh:
     `splits_tower`: the vision tower is split over tp like the decoder; else each rank has all of
     it and the ranks encode different images. `small_sums`: what sums small tensors, if not NCCL;
     `norm_sums`: what sums few rows and norms them at once.
+    `placement`: which rank of the ep axis has which experts, if not in order.
     """
 
     tp_size: int = 1
@@ -46,6 +48,7 @@ class Mesh:
     splits_tower: bool = False
     small_sums: OneKernelSum | None = None
     norm_sums: SumAndNorm | None = None
+    placement: Placement | None = None
 
     @staticmethod
     def single() -> "Mesh":
@@ -68,6 +71,16 @@ class Mesh:
         if size % self.tp_size:
             raise BadSettings(f"{what} ({size}) cannot be split over {self.tp_size} GPUs")
         return size // self.tp_size
+
+    def ep_share(self, num_experts: int) -> int:
+        """Places for experts of a layer on this rank. Raises BadSettings if they do not divide."""
+        if self.placement is not None:
+            return self.placement.num_places
+        if num_experts % self.ep_size:
+            raise BadSettings(
+                f"n_routed_experts ({num_experts}) cannot be spread over {self.ep_size} GPUs"
+            )
+        return num_experts // self.ep_size
 
     # ------------------------------------------------------------------- on the device's stream
 

@@ -16,6 +16,7 @@ from glimt.engine.plan import IntArray
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.work_meter import WorkMeter, WorkSizes
 from glimt.errors import BadSettings
+from glimt.experts.placement import by_strategy, shares_of
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.vocabulary import Vocabulary
 from glimt.models.config import ModelConfig
@@ -182,18 +183,22 @@ def build_rank(
         vocabulary,
         device,
         work_sizes(model, layout),
-        _expert_meter(executor),
+        _expert_meter(executor, mesh, config),
     )
 
 
-def _expert_meter(machine: Machine) -> ExpertMeter | None:
-    if machine.counts is None:
+def _expert_meter(machine: Machine, mesh: Mesh, config: ModelConfig) -> ExpertMeter | None:
+    if machine.counts is None or config.text.moe is None:
         return None
+    layers, shares = machine.counts.layers, None
+    if mesh.ep_size > 1:
+        count = config.text.moe.num_experts
+        shares = shares_of(mesh.placement or by_strategy("linear", layers, count, mesh.ep_size))
 
     def read() -> IntArray | None:
         return None if machine.counts is None else machine.counts.latest()
 
-    return ExpertMeter(read, machine.counts.layers)
+    return ExpertMeter(read, layers, shares)
 
 
 def _info(

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from glimt.experts.placement import Placement
 from glimt.processes.preflight import ClusterSettings, Facts
 from glimt.processes.tls import TlsFiles
 from glimt.wire import EngineInfo, ImageSettings, MediaLimits
@@ -71,6 +72,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     profiler: ProfilerSettings | None = None  # None: profiles cannot be recorded
     tensor_parallel_size: int
     expert_parallel: bool
+    expert_placement: Placement | None = None  # None: in order
     encoder_tp_mode: Literal["weights", "data"]
     disable_custom_all_reduce: bool
     num_nodes: int = 1  # machines that the ranks of one replica are spread over

@@ -30,6 +30,7 @@ from glimt.errors import BadSettings
 from glimt.models.config_json import read_config
 from glimt.processes.checkpoint_defaults import chat_template, generation_defaults
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
+from glimt.processes.expert_group import expert_placement
 from glimt.processes.far_plan import gate_start, uplink_start
 from glimt.processes.folders import remove_stale_folders
 from glimt.processes.media_plan import (
@@ -225,6 +226,7 @@ def _engine_start(
         image_max_tokens=max(max_tokens(image), max_tokens(video)),
         tensor_parallel_size=parallel.tensor_parallel_size,
         expert_parallel=parallel.enable_expert_parallel,
+        expert_placement=expert_placement(parallel, checkpoint),
         encoder_tp_mode=settings.media.mm_encoder_tp_mode,
         disable_custom_all_reduce=parallel.disable_custom_all_reduce,
         num_nodes=parallel.nnodes,

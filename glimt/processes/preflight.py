@@ -73,7 +73,7 @@ def cluster_of(parallel: ParallelSettings, start: Any, glimt: str) -> ClusterSet
 def facts_of(start: Any, glimt: str, **more: Any) -> Facts:
     """What this machine brings: its EngineStart `start`, its version of Glimt; `more` flags."""
     settings = {
-        _FLAGS.get(name, name).replace("_", "-"): value
+        _FLAGS.get(name, name).replace("_", "-"): _comparable(value)
         for name, value in msgspec.structs.asdict(start).items()
         if name not in _OWN
     }
@@ -82,6 +82,13 @@ def facts_of(start: Any, glimt: str, **more: Any) -> Facts:
         checkpoint=checkpoint_facts(Path(start.model_path)),
         settings=settings | {name.replace("_", "-"): value for name, value in more.items()},
     )
+
+
+def _comparable(value: Any) -> Any:
+    """Numbers and texts as they are; a whole table by its hash."""
+    if isinstance(value, msgspec.Struct):
+        return f"sha256 {hashlib.sha256(msgspec.json.encode(value)).hexdigest()[:16]}"
+    return value
 
 
 def checkpoint_facts(path: Path) -> dict[str, str]:

@@ -59,6 +59,7 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
         tp_rank=place.rank,
         ep_size=place.size if spreads else 1,
         ep_rank=place.rank if spreads else 0,
+        placement=start.expert_placement,
         tp_group=groups.device,
         host_group=groups.host,
         small_sums=groups.small_sums,

@@ -22,6 +22,7 @@ def pair(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     log = tmp_path_factory.mktemp("log") / "server.txt"
     flags = ["--tensor-parallel-size", "2", "--enable-expert-parallel", "--device", "cpu"]
     flags += ["--admin-key", "root", "--enable-sleep-mode", "--enable-expert-load-metrics"]
+    flags += ["--expert-placement-strategy", "round_robin"]
     profiler = {"profiler": "torch", "torch_profiler_dir": str(log.parent / "profiles")}
     flags += ["--profiler-config", json.dumps(profiler)]
     with Serving(checkpoint, *flags, log=log) as serving:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from glimt.experts.placement import Placement
 from glimt.models.glm4v import Glm4v
 from glimt.models.names import Share, Split
 from glimt.models.quantize import quantize_rows, row_scales
@@ -217,17 +219,31 @@ def expected_half(
     return full  # norms, router, row-parallel scales, the vision tower
 
 
-def test_spread_experts_are_whole(moe_fp8: Path) -> None:
+@pytest.mark.parametrize(
+    ("placement", "held"),
+    [
+        (None, [4, 5, 6, 7]),
+        (((0, 2, 4, 6), (7, 5, 1, 3)), [7, 5, 1, 3]),
+        (((0, 2, 4, 6, 3), (7, 5, 1, 3, 0)), [7, 5, 1, 3, 0]),
+    ],
+    ids=["in order", "placed", "with copies"],
+)
+def test_spread_experts_are_whole(
+    moe_fp8: Path, placement: tuple[tuple[int, ...], ...] | None, held: list[int]
+) -> None:
     config = config_of(moe_fp8)
     whole = parameters_of(loaded(moe_fp8)[0])
     mesh = Mesh(tp_size=2, tp_rank=1, ep_size=2, ep_rank=1, tp_group=cast(ProcessGroup, object()))
+    if placement is not None:
+        table = dict.fromkeys(range(config.text.num_layers), placement)
+        mesh = replace(mesh, placement=Placement(num_experts=8, layers=table))
     plan = inspect(moe_fp8, config, share=Share.of(mesh))
     with torch.device("meta"):
         model = Glm4v(config, mesh, plan.fp8)
     load(model, plan, CPU, torch.float32, progress=False)
     for name, tensor in parameters_of(model).items():
         if ".experts." in name:
-            assert torch.equal(tensor.float(), whole[name][4:].float())
+            assert torch.equal(tensor.float(), whole[name].float()[held])
 
 
 # ------------------------------------------------------------------------------------- FP8

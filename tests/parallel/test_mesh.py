@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.distributed import HashStore, ProcessGroupGloo
 
 from glimt.errors import BadSettings
+from glimt.experts.placement import Placement
+from glimt.layers.moe import Places
 from glimt.models.glm4v import Glm4v
 from glimt.parallel.mesh import Mesh
 from tests.support.configs import tiny_config
@@ -21,14 +24,21 @@ from tests.support.token_prompts import PromptWriter
 Result = TypeVar("Result")
 
 
-def on_ranks(size: int, work: Callable[[Mesh], Result], *, experts: bool = False) -> list[Result]:
+def on_ranks(
+    size: int,
+    work: Callable[[Mesh], Result],
+    *,
+    experts: bool = False,
+    placement: Placement | None = None,
+) -> list[Result]:
     """work(mesh) on `size` ranks at once."""
     store = HashStore()
 
     def run(rank: int) -> Result:
         group = ProcessGroupGloo(store, rank, size, timedelta(seconds=30))
         ep_size, ep_rank = (size, rank) if experts else (1, 0)
-        return work(Mesh(size, rank, ep_size=ep_size, ep_rank=ep_rank, tp_group=group))
+        mesh = Mesh(size, rank, ep_size=ep_size, ep_rank=ep_rank, tp_group=group)
+        return work(replace(mesh, placement=placement))
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(run, range(size)))
@@ -90,6 +100,8 @@ def shard(name: str, weight: Tensor, model: Glm4v, mesh: Mesh) -> Tensor:
         heads = weight.unflatten(0, (-1, text.head_dim))
         kinds = heads.split([text.num_heads, text.num_kv_heads, text.num_kv_heads])
         return torch.cat([rows(kind, mesh) for kind in kinds]).flatten(0, 1)
+    if ep and name.endswith(("experts.gate_up", "experts.down")) and mesh.placement is not None:
+        return weight[[*mesh.placement.layers[int(name.split(".")[1])][mesh.ep_rank]]]
     if name.endswith("experts.gate_up"):
         return rows(weight, mesh) if ep else gate_up_rows(weight, mesh, 1)
     if name.endswith("experts.down"):
@@ -103,11 +115,25 @@ def shard(name: str, weight: Tensor, model: Glm4v, mesh: Mesh) -> Tensor:
     return weight
 
 
+MIXED = ((6, 1, 3, 0), (7, 4, 2, 5))
+COPIED = ((6, 1, 3, 0, 2), (7, 4, 2, 5, 6))  # 2 and 6 on both
+PLACED = Placement(num_experts=8, layers={1: MIXED, 2: MIXED[::-1]})
+PLACED_TWICE = Placement(num_experts=8, layers={1: COPIED, 2: COPIED[::-1]})
+
+
 @pytest.mark.parametrize(
-    ("kind", "experts"), [("glm4v_moe", False), ("glm4v_moe", True), ("glm4v", False)]
+    ("kind", "experts", "placement"),
+    [
+        ("glm4v_moe", False, None),
+        ("glm4v_moe", True, None),
+        ("glm4v_moe", True, PLACED),
+        ("glm4v_moe", True, PLACED_TWICE),
+        ("glm4v", False, None),
+    ],
+    ids=["widths split", "experts in order", "experts placed", "experts copied", "dense"],
 )
 def test_a_model_split_over_two_ranks_gives_the_whole_models_logits(
-    kind: str, experts: bool
+    kind: str, experts: bool, placement: Placement | None
 ) -> None:
     whole = Oracle(tiny_config(kind), seed=4).ours()
     prompt = PromptWriter(2).text(3).image(2, 3).text(5).prompt
@@ -122,5 +148,19 @@ def test_a_model_split_over_two_ranks_gives_the_whole_models_logits(
         passes = Passes(part, num_kv_heads=1)
         return passes.run([Work(0, embed_prompt(part, prompt), positions)])[0]
 
-    for logits in on_ranks(2, run, experts=experts):
+    for logits in on_ranks(2, run, experts=experts, placement=placement):
         torch.testing.assert_close(logits, expected, atol=5e-5, rtol=0)
+
+
+def test_copies_of_an_expert_take_turns() -> None:
+    def chosen(mesh: Mesh) -> list[int]:
+        return Places(mesh, 1)(torch.full((4, 1), 6)).flatten().tolist()
+
+    assert on_ranks(2, chosen, experts=True, placement=PLACED_TWICE) == [[0, 9, 0, 9]] * 2
+    assert on_ranks(2, chosen, experts=True, placement=PLACED) == [[0] * 4] * 2
+    assert on_ranks(2, chosen, experts=True) == [[6] * 4] * 2
+
+
+def test_experts_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(BadSettings, match=r"n_routed_experts \(7\) .* over 2 GPUs"):
+        on_ranks(2, lambda mesh: mesh.ep_share(7), experts=True)

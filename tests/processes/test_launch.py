@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from glimt.checkpoint import read_checkpoint
@@ -16,6 +17,7 @@ from glimt.config import (
 )
 from glimt.config_check import check
 from glimt.errors import BadSettings
+from glimt.experts.placement import Placement
 from glimt.processes.launch import bind, make_plan, resolved
 from glimt.processes.starting import Plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
@@ -182,3 +184,26 @@ def test_a_flag_without_effect_says_so(groups: dict[str, Any], flag: str) -> Non
 def test_numbers_out_of_range_are_refused(groups: dict[str, Any]) -> None:
     with pytest.raises(BadSettings):
         check(Settings(model="m", **groups))
+
+
+def test_experts_are_placed_as_the_flags_say(checkpoint: Path, tmp_path: Path) -> None:
+    def placement(**flags: Any) -> Placement | None:
+        wishes = {"tensor_parallel_size": 2, "enable_expert_parallel": True, **flags}
+        return plan(checkpoint, parallel=ParallelSettings(**wishes)).engine.expert_placement
+
+    layers = placement(expert_placement_strategy="round_robin")
+    assert layers is not None
+    assert {*layers.layers.values()} == {((0, 2, 4, 6), (1, 3, 5, 7))}
+    file = tmp_path / "placement.json"
+    file.write_bytes(msgspec.json.encode(layers))
+    assert placement(expert_placement=str(file)) == layers
+    assert placement() is None
+    for flags, complaint in (
+        ({"expert_placement": str(file), "tensor_parallel_size": 4}, "for 2 GPUs .* over 4 here"),
+        ({"expert_placement": "/no/file"}, "No such file"),
+        ({"expert_placement": str(checkpoint / "config.json")}, "is no expert placement"),
+        ({"expert_placement": str(file), "enable_expert_parallel": False}, "needs --enable-expert"),
+        ({"expert_placement": "x", "expert_placement_strategy": "round_robin"}, "one or the other"),
+    ):
+        with pytest.raises(BadSettings, match=complaint):
+            placement(**flags)  # type: ignore[arg-type]
