@@ -15,18 +15,26 @@ except ImportError:
     triton_cut = triton_noise = triton_support = None  # type: ignore[assignment]
 
 
-def add_noise_(scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor) -> None:
+def add_noise_(
+    scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor, first_token: int = 0
+) -> None:
     """See `sampling.add_noise_`."""
     chosen: Any = triton_noise if _has_twin(scores_NV) else sampling
-    chosen.add_noise_(scores_NV, seed_N, index_N, is_random_N)
+    chosen.add_noise_(scores_NV, seed_N, index_N, is_random_N, first_token)
+
+
+def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int) -> Tensor:
+    """See `sampling.least_kept`."""
+    chosen: Any = triton_cut if _has_twin(scores_NV) else sampling
+    least_N: Tensor = chosen.least_kept(scores_NV, top_k_N, top_p_N, num_candidates)
+    return least_N
 
 
 def mask_top_k_top_p_(
     scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int
 ) -> None:
     """Forbid what is below `sampling.least_kept`."""
-    chosen: Any = triton_cut if _has_twin(scores_NV) else sampling
-    least_N = chosen.least_kept(scores_NV, top_k_N, top_p_N, num_candidates)
+    least_N = least_kept(scores_NV, top_k_N, top_p_N, num_candidates)
     scores_NV.masked_fill_(scores_NV < least_N[:, None], sampling.NEVER)
 
 

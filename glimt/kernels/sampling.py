@@ -22,14 +22,16 @@ MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
-def gumbel_noise(seed_N: Tensor, index_N: Tensor, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise float32 [N, V] as a pure function of (seed, index, token id).
+def gumbel_noise(seed_N: Tensor, index_N: Tensor, vocab_size: int, first_token: int = 0) -> Tensor:
+    """Standard Gumbel noise float32 [N, V] as a pure function of (seed, index, token id), where
+    ids start at `first_token`.
 
     `seed_N`, `index_N`: int64. Row n is the SplitMix64 stream whose state is a hash of the row's
     seed and index; token v takes the v-th number of it.
     """
     state_N = _mix(_mix(seed_N + GAMMA) ^ index_N)
-    steps_V = torch.arange(1, vocab_size + 1, device=seed_N.device) * GAMMA
+    first = first_token + 1
+    steps_V = torch.arange(first, first + vocab_size, device=seed_N.device) * GAMMA
     bits_NV = _mix(state_N[:, None] + steps_V)
     # 53 bits make a uniform in (0, 1) that is finest near 0, which is where the largest noise, and
     # so the argmax, comes from: -log1p(-u) keeps u's relative precision there.
@@ -38,9 +40,11 @@ def gumbel_noise(seed_N: Tensor, index_N: Tensor, vocab_size: int) -> Tensor:
     return uniform_NV.neg_().log1p_().neg_().log_().neg_()
 
 
-def add_noise_(scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor) -> None:
-    """Add `gumbel_noise` to the rows of `is_random_N` (bool)."""
-    noise_NV = gumbel_noise(seed_N, index_N, scores_NV.shape[1])
+def add_noise_(
+    scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor, first_token: int = 0
+) -> None:
+    """Add `gumbel_noise` to the rows of `is_random_N` (bool); scores start at `first_token`."""
+    noise_NV = gumbel_noise(seed_N, index_N, scores_NV.shape[1], first_token)
     scores_NV += noise_NV.mul_(is_random_N[:, None])
 
 
@@ -126,8 +130,12 @@ def allow_bits_(scores_NV: Tensor, row_G: Tensor, bits_GW: Tensor) -> None:
 
 def mask_min_p_(scores_NV: Tensor, min_p_N: Tensor) -> None:
     """Forbid tokens less likely than min_p times the most likely one (Nguyen et al., 2024)."""
-    least_N1 = scores_NV.amax(1, keepdim=True) + min_p_N.log()[:, None]
-    scores_NV.masked_fill_(scores_NV < least_N1, NEVER)
+    scores_NV.masked_fill_(scores_NV < least_likely(scores_NV, min_p_N)[:, None], NEVER)
+
+
+def least_likely(scores_NV: Tensor, min_p_N: Tensor) -> Tensor:
+    """[N]: the score of a token that is min_p times as likely as the most likely one."""
+    return scores_NV.amax(1) + min_p_N.log()
 
 
 def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int) -> Tensor:

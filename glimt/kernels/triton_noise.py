@@ -23,12 +23,13 @@ def _mix(bits):
     return bits ^ (bits >> 31)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_token"])
 def noise_kernel(
     scores_ptr,
     seed_ptr,
     index_ptr,
     is_random_ptr,
+    first_token,
     vocab_size: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -41,7 +42,7 @@ def noise_kernel(
         seed = tl.load(seed_ptr + row).to(tl.uint64)
         index = tl.load(index_ptr + row).to(tl.uint64)
         state = _mix(_mix(seed + _GAMMA) ^ index)
-        bits = _mix(state + (token + 1).to(tl.uint64) * _GAMMA)
+        bits = _mix(state + (first_token + token + 1).to(tl.uint64) * _GAMMA)
         uniform = ((bits >> 11).to(tl.int64).to(tl.float32) + 0.5) * 1.1102230246251565e-16
         uniform = tl.minimum(uniform, 1.0 - 5.9604644775390625e-08)
         # -log(1 - u), which is u itself for the u near 0 that decide: there as its series.
@@ -54,7 +55,9 @@ def noise_kernel(
         tl.store(scores_ptr + place, score - tl.log(exponential), mask=inside)
 
 
-def add_noise_(scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor) -> None:
+def add_noise_(
+    scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: Tensor, first_token: int = 0
+) -> None:
     """See `sampling.add_noise_`; the scores are contiguous."""
     num_rows, vocab_size = scores_NV.shape
     launch(
@@ -64,6 +67,7 @@ def add_noise_(scores_NV: Tensor, seed_N: Tensor, index_N: Tensor, is_random_N: 
         seed_N,
         index_N,
         is_random_N,
+        first_token,
         vocab_size,
         _BLOCK,
         warps=4,

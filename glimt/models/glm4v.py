@@ -79,4 +79,9 @@ class Glm4v(nn.Module):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, D] -> float32 [N, V], padding rows of the vocabulary included."""
-        return self.mesh.tp_concat(self.lm_head(hidden_ND)).float()
+        return self.mesh.tp_concat(self.logits_share(hidden_ND)).float()
+
+    def logits_share(self, hidden_ND: Tensor) -> Tensor:
+        """[N, D] -> [N, V / tp] in the activations' dtype: those of this rank's tokens."""
+        logits_NU: Tensor = self.lm_head(hidden_ND)
+        return logits_NU

@@ -102,10 +102,16 @@ class Mesh:
         """Every rank's `part`, joined along the last dim in the order of the ranks."""
         if self.tp_group is None:
             return part
+        return self.tp_stack(part).movedim(0, -2).flatten(-2)
+
+    def tp_stack(self, part: Tensor) -> Tensor:
+        """Every rank's `part` along a new first dim, in the order of the ranks."""
+        if self.tp_group is None:
+            return part[None]
         part = part.contiguous()
         parts = part.new_empty((self.tp_size * part.shape[0], *part.shape[1:]))
         _finish(self.tp_group._allgather_base(parts, part))
-        return parts.view(self.tp_size, *part.shape).movedim(0, -2).flatten(-2)
+        return parts.view(self.tp_size, *part.shape)
 
     def tp_broadcast(self, value: Tensor, source: int = 0) -> Tensor:
         """Rank `source`'s `value` on every rank; the others give one of the same shape and type,

@@ -24,7 +24,8 @@ from glimt.runner.graphs import DecodeGraphs, plain_draw
 from glimt.runner.launched import CrashedStep, LaunchedStep
 from glimt.runner.prompt_logprobs import judge
 from glimt.runner.rows import RowTable
-from glimt.runner.sampler import DrawInputs, DrawOutputs, draw
+from glimt.runner.sampler import DrawInputs, DrawOutputs
+from glimt.runner.split_draw import draw_over_ranks
 from glimt.runner.staging import ReturnedTensors, ReturnPath
 from glimt.wire import ErrorInfo, ImageSpan
 
@@ -96,10 +97,10 @@ class ModelExecutor:
             if step is not None:
                 return step
         batch = build_batch(rows, work, gathered)
-        logits_NV, judged = self._forward(batch, gathered)
+        logits_NU, judged = self._forward(batch, gathered)
 
         def start(draws: Sequence[DrawInputs]) -> ReturnedTensors:
-            drawn = self._draw(batch.drawn_place_N, logits_NV, draws)
+            drawn = self._draw(batch.drawn_place_N, logits_NU, draws)
             return self._return_path.send([*drawn, *judged])
 
         return LaunchedStep(
@@ -123,7 +124,7 @@ class ModelExecutor:
             if draw_now is not None:
                 return self._return_path.send(draw_now())
             return self._return_path.send(
-                self._draw(decoding.drawn_place_N, decoding.logits_NV, draws)
+                self._draw(decoding.drawn_place_N, decoding.logits_NU, draws)
             )
 
         sampling_rows = gathered.row_N.tolist()
@@ -154,7 +155,7 @@ class ModelExecutor:
                     self._rows.errors[row] = errors[span.content_hash]
 
     def _forward(self, batch: Batch, gathered: Gathered) -> tuple[Tensor | None, list[Tensor]]:
-        """Logits [N, V] of the rows that draw, and the tensors of the judgement.
+        """This rank's logits [N, U] of the rows that draw, and the tensors of the judgement.
 
         Device work only, a function of `batch` and the device's state; so is `_draw`.
         """
@@ -165,24 +166,24 @@ class ModelExecutor:
             hidden_TD = self._chunk_graphs.decode(gathered, x_TD)
         if hidden_TD is None:
             hidden_TD = self._model.decode(x_TD, batch.step, self._kv)
-        logits_NV = self._model.logits(hidden_TD[batch.hidden_index_N]) if batch.draws else None
+        logits_NU = None
+        if batch.draws:
+            logits_NU = self._model.logits_share(hidden_TD[batch.hidden_index_N])
         judged: list[Tensor] = []
         if batch.judgement is not None:
             vocab_size = self._rows.sampling.vocab_size
             judged = [*judge(batch.judgement, hidden_TD, self._model.logits, tokens_RL, vocab_size)]
-        return logits_NV, judged
+        return logits_NU, judged
 
     def _draw(
-        self, drawn_place_N: Tensor, logits_NV: Tensor | None, draws: Sequence[DrawInputs]
+        self, drawn_place_N: Tensor, logits_NU: Tensor | None, draws: Sequence[DrawInputs]
     ) -> list[Tensor]:
         """Draw, and write the tokens to their rows' histories."""
-        if logits_NV is None:
+        if logits_NU is None:
             return []
-        tokens_RL = self._rows.tokens_RL
-        outputs = [draw(logits_NV, tokens_RL, inputs) for inputs in draws]
+        tokens_RL, mesh = self._rows.tokens_RL, self._model.mesh
+        outputs = [draw_over_ranks(logits_NU, tokens_RL, inputs, mesh) for inputs in draws]
         token_N = torch.cat([output.token_N for output in outputs])
-        # Rank 0 has the last word: rounding may differ between devices, histories may not.
-        token_N = self._model.mesh.tp_broadcast(token_N)
         tokens_RL.view(-1)[drawn_place_N] = token_N.int()
         return [tensor for output in outputs for tensor in _tensors(output)]
 

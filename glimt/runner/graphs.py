@@ -28,11 +28,12 @@ from glimt.layers.attention import KvCache, Step
 from glimt.models.glm4v import Glm4v
 from glimt.runner.batch import Gathered
 from glimt.runner.rows import RowTable
-from glimt.runner.sampler import MAX_SCORES_PER_DRAW, DrawInputs, draw
+from glimt.runner.sampler import MAX_SCORES_PER_DRAW, DrawInputs
 from glimt.runner.sampling_rows import num_candidates
+from glimt.runner.split_draw import draw_over_ranks
 from glimt.runner.staging import Array, FixedTensors
 
-# B rows of a graph, padding included; N rows of the step; V vocabulary.
+# B rows of a graph, padding included; N rows of the step; V vocabulary; U this rank's share of it.
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +88,13 @@ class _Place:
 
     inputs: FixedTensors
     query_starts_B1: Tensor
-    logits_BV: Tensor
+    logits_BU: Tensor
     drawn_2B: Tensor  # tokens and their status
 
     @property
     def num_rows(self) -> int:
         """B."""
-        return self.logits_BV.shape[0]
+        return self.logits_BU.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class DecodingPass:
     more than graphs draw.
     """
 
-    logits_NV: Tensor
+    logits_NU: Tensor
     drawn_place_N: Tensor
     draw: Callable[[], list[Tensor]] | None  # -> (tokens [N], status [N])
 
@@ -167,7 +168,10 @@ class DecodeGraphs:
         self._replays = Replays(record, model.mesh.tp_size)
         self._sizes = row_sizes(rows.max_rows)
         self._vocab_size = rows.sampling.vocab_size
-        self._logits_BV = torch.empty(self._sizes[-1], self._vocab_size, device=rows.device)
+        head = model.lm_head.weight
+        self._logits_BU = torch.empty(
+            self._sizes[-1], len(head), dtype=head.dtype, device=rows.device
+        )
         self._places: dict[int, _Place] = {}
 
     def record_all(self) -> None:
@@ -196,7 +200,7 @@ class DecodeGraphs:
             return [token_N, status_N]
 
         return DecodingPass(
-            logits_NV=place.logits_BV[:num_rows],
+            logits_NU=place.logits_BU[:num_rows],
             drawn_place_N=place.inputs.tensors["drawn_place_N"][:num_rows],
             draw=None if kind is None else draw_now,
         )
@@ -215,7 +219,7 @@ class DecodeGraphs:
         place = self._places[size] = _Place(
             inputs=FixedTensors(arrays, device),
             query_starts_B1=torch.arange(size + 1, dtype=torch.int32, device=device),
-            logits_BV=self._logits_BV[:size],
+            logits_BU=self._logits_BU[:size],
             drawn_2B=torch.zeros(2, size, dtype=torch.int64, device=device),
         )
         return place
@@ -255,7 +259,8 @@ class DecodeGraphs:
             max_context_len=max_context_len,
         )
         x_BD = self._model.embed(rows.tokens_RL.view(-1)[tensors["token_place_T"]].long())
-        place.logits_BV.copy_(self._model.logits(self._model.decode(x_BD, step, self._kv)))
+        hidden_BD = self._model.decode(x_BD, step, self._kv)
+        place.logits_BU.copy_(self._model.logits_share(hidden_BD))
 
     def _draw(self, place: _Place, kind: DrawKind) -> None:
         """Draw for all rows, padding too, a part at a time as in `prepare_draws`."""
@@ -272,10 +277,9 @@ class DecodeGraphs:
                 max_length=0,
                 logprob_rows=(),
             )
-            outputs = draw(place.logits_BV, tokens_RL, inputs)
+            outputs = draw_over_ranks(place.logits_BU, tokens_RL, inputs, self._model.mesh)
             place.drawn_2B[0, part] = outputs.token_N
             place.drawn_2B[1, part] = outputs.status_N
-        self._model.mesh.tp_broadcast(place.drawn_2B[0])  # as in ModelExecutor
         tokens_RL.view(-1)[tensors["drawn_place_N"]] = place.drawn_2B[0].int()
 
 

@@ -97,25 +97,35 @@ def masked(
 
 
 def draw(logits_NV: Tensor, tokens_RL: Tensor, inputs: DrawInputs) -> DrawOutputs:
-    """Draw one token for each row of `inputs`. `tokens_RL`: the history of all device rows."""
+    """Draw one token for each row of `inputs`, from logits of any float type.
+
+    `tokens_RL`: the history of all device rows.
+    """
     logits_NV = logits_NV[inputs.first : inputs.first + inputs.count]
     tensors = inputs.tensors
     highest_N, token_N = logits_NV.max(dim=1)  # NaN if there is one in the row
-    status_N = torch.where(highest_N.isfinite(), _DRAWN, _NUMERICAL)
+    best_N = highest_N
     if tensors.keys() & _MODIFIERS:
-        scores_NV = logits_NV.clone()
+        scores_NV = logits_NV.to(torch.float32, copy=True)
         _modify_(scores_NV, tokens_RL[:, : inputs.max_length], tensors)
         if "seed_N" in tensors:
             _randomise_(scores_NV, tensors, inputs.num_candidates)
-        highest_N, token_N = scores_NV.max(dim=1)
-        is_empty_N = (status_N == _DRAWN) & (highest_N == sampling.NEVER)
-        status_N = status_N.masked_fill(is_empty_N, _NOTHING_ALLOWED)
+        best_N, token_N = scores_NV.max(dim=1)
     logprobs: tuple[Tensor, ...] = ()
     if inputs.logprob_rows:
         row_K = tensors["logprob_K"]
         num_top = max(count for _, count in inputs.logprob_rows)
-        logprobs = sampling.token_logprobs(logits_NV[row_K], token_N[row_K], num_top)
-    return DrawOutputs(token_N, status_N, logprobs)
+        logprobs = sampling.token_logprobs(logits_NV[row_K].float(), token_N[row_K], num_top)
+    return DrawOutputs(token_N, status_of(highest_N, best_N), logprobs)
+
+
+def status_of(highest_N: Tensor, best_N: Tensor) -> Tensor:
+    """Whether rows with these highest logits (NaN if there is one in the row) and best scores have
+    drawn a token, or why not.
+    """
+    status_N = torch.where(highest_N.isfinite(), _DRAWN, _NUMERICAL)
+    is_empty_N = (status_N == _DRAWN) & (best_N == sampling.NEVER)
+    return status_N.masked_fill(is_empty_N, _NOTHING_ALLOWED)
 
 
 def read_draw(

@@ -1,15 +1,8 @@
 """Collectives over real gloo groups (ranks are threads here), and a model split over two ranks."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from datetime import timedelta
-from typing import TypeVar
-
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed import HashStore, ProcessGroupGloo
 
 from glimt.errors import BadSettings
 from glimt.experts.placement import Placement
@@ -19,35 +12,15 @@ from glimt.parallel.mesh import Mesh
 from tests.support.configs import tiny_config
 from tests.support.oracle import Oracle
 from tests.support.passes import Passes, Work, embed_prompt
+from tests.support.ranks import on_ranks
 from tests.support.token_prompts import PromptWriter
-
-Result = TypeVar("Result")
-
-
-def on_ranks(
-    size: int,
-    work: Callable[[Mesh], Result],
-    *,
-    experts: bool = False,
-    placement: Placement | None = None,
-) -> list[Result]:
-    """work(mesh) on `size` ranks at once."""
-    store = HashStore()
-
-    def run(rank: int) -> Result:
-        group = ProcessGroupGloo(store, rank, size, timedelta(seconds=30))
-        ep_size, ep_rank = (size, rank) if experts else (1, 0)
-        mesh = Mesh(size, rank, ep_size=ep_size, ep_rank=ep_rank, tp_group=group)
-        return work(replace(mesh, placement=placement))
-
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(run, range(size)))
 
 
 def test_over_one_rank_the_collectives_give_their_argument_back() -> None:
     x = torch.randn(3, 4)
     assert Mesh.single().tp_sum(x) is x
     assert Mesh.single().tp_concat(x) is x
+    assert torch.equal(Mesh.single().tp_stack(x), x[None])
 
 
 def test_a_sum_is_the_same_on_every_rank() -> None:

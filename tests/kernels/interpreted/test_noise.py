@@ -22,6 +22,14 @@ def test_random_rows_get_the_noise_that_is_defined(num_rows: int, vocab_size: in
         assert torch.equal(got[1], scores[1])
 
 
+def test_a_share_of_the_vocabulary_gets_its_part_of_the_noise() -> None:
+    one = torch.ones(1, dtype=torch.int64)
+    whole, share = torch.zeros(1, 300), torch.zeros(1, 100)
+    triton_noise.add_noise_(whole, one, one, one.bool())
+    triton_noise.add_noise_(share, one, one, one.bool(), first_token=200)
+    assert torch.equal(share, whole[:, 200:])
+
+
 def test_the_largest_noise_is_as_exact_as_the_rest() -> None:
     """It decides the draws: a million tokens, of which some have u below 2^-20."""
     got = torch.zeros(1, 1 << 20)

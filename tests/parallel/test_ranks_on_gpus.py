@@ -1,4 +1,4 @@
-"""Sums over two GPUs fused with norms, against NCCL's: eager, by graphs, again and again."""
+"""Two GPUs: sums fused with norms against NCCL's, and draws from shares of the vocabulary."""
 
 import json
 import subprocess
@@ -16,9 +16,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, int]]:
-    """What each of two ranks found; see `tests/support/sum_ranks.py`."""
+    """What each of two ranks found; see `tests/support/gpu_ranks.py`."""
     folder = tmp_path_factory.mktemp("sums")
-    command = [sys.executable, "-m", "tests.support.sum_ranks", str(folder)]
+    command = [sys.executable, "-m", "tests.support.gpu_ranks", str(folder)]
     ranks = [subprocess.Popen([*command, str(rank)]) for rank in (0, 1)]
     try:
         assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
@@ -60,3 +60,9 @@ def test_graphs_repeat_it_while_inputs_change(findings: list[dict[str, int]]) ->
 
 def test_rows_beyond_the_limit_are_left_to_nccl(findings: list[dict[str, int]]) -> None:
     assert [found["takes_too_many"] for found in findings] == [0, 0]
+
+
+def test_draws_from_shares_are_those_from_all_logits(findings: list[dict[str, int]]) -> None:
+    for found in findings:
+        assert found["draws"] > 300
+        assert found["other_tokens"] == 0

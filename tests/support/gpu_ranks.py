@@ -1,13 +1,15 @@
-"""One of two ranks that sum over GPUs in both ways and write down what differs, for
-`tests/parallel/test_sums_on_gpus.py`:
+"""One of two ranks that sum and draw over GPUs, each in two ways, and write down what differs, for
+`tests/parallel/test_ranks_on_gpus.py`:
 
-    python -m tests.support.sum_ranks FOLDER RANK
+    python -m tests.support.gpu_ranks FOLDER RANK
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,19 @@ from glimt import kernels
 from glimt.kernels import QuantizedRows
 from glimt.parallel.group import Groups, Meeting, join
 from glimt.parallel.mesh import Mesh
+from glimt.runner.sampler import draw, prepare_draws
+from glimt.runner.sampling_rows import SamplingRows
+from glimt.runner.split_draw import can_split, draw_over_ranks
+from glimt.wire import SamplingParams
 
+VOCAB = 151552
+WISHES: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {},
+    {"min_p": 0.02},
+    {"top_k": 50},
+    {"top_k": 900, "top_p": 0.9, "temperature": 0.7},
+]
 WIDTH, EPS = 4096, 1e-5
 REPLAYS = 1000
 
@@ -30,9 +44,7 @@ class Rank:
         self.same = torch.Generator(self.device).manual_seed(7)  # on both ranks
         self.own = torch.Generator(self.device).manual_seed(rank)
         self.weight = self.draw(1, self.same)[0]
-        self.found: dict[str, int] = dict.fromkeys(
-            ("numbers", "other_sums", "other_norms", "far_norms", "other_fp8", "unlike_peer"), 0
-        )
+        self.found: dict[str, int] = {}
 
     def draw(self, num_rows: int, generator: torch.Generator) -> Tensor:
         return torch.randn(num_rows, WIDTH, generator=generator, device=self.device).bfloat16()
@@ -54,13 +66,13 @@ class Rank:
         q, scale = kernels.quantize_rows(rows.x_TI)
         theirs = self.nccl.tp_concat(rows.x_TI).view(num_rows, 2, WIDTH)
         far = ~torch.isclose(rows.x_TI.float(), expected.x_TI.float(), rtol=0.01, atol=1e-6)
-        self.found["numbers"] += x.numel()
-        self.found["other_sums"] += int((total != expected_total).sum())
-        self.found["other_norms"] += int((rows.x_TI != expected.x_TI).sum())
-        self.found["far_norms"] += int(far.sum())
-        self.found["other_fp8"] += int((q.view(torch.uint8) != rows.q_TI.view(torch.uint8)).sum())
-        self.found["other_fp8"] += int((scale != rows.scale_T1).sum())
-        self.found["unlike_peer"] += int((theirs != rows.x_TI[:, None]).sum())
+        self.count("numbers", x.numel())
+        self.count("other_sums", int((total != expected_total).sum()))
+        self.count("other_norms", int((rows.x_TI != expected.x_TI).sum()))
+        self.count("far_norms", int(far.sum()))
+        self.count("other_fp8", int((q.view(torch.uint8) != rows.q_TI.view(torch.uint8)).sum()))
+        self.count("other_fp8", int((scale != rows.scale_T1).sum()))
+        self.count("unlike_peer", int((theirs != rows.x_TI[:, None]).sum()))
 
     def replay(self, num_rows: int) -> None:
         """Two layers' worth of sums in a graph whose inputs change between replays."""
@@ -87,8 +99,33 @@ class Rank:
             # A last bit of the first norm may be another, and so one of the sum.
             wrong += (~torch.isclose(total.float(), expected.float(), rtol=0.02, atol=0.02)).sum()
             wrong += rows.x_TI.isnan().sum()
-        self.found["replays"] = self.found.get("replays", 0) + REPLAYS
-        self.found["wrong_replays"] = self.found.get("wrong_replays", 0) + int(wrong)
+        self.count("replays", REPLAYS)
+        self.count("wrong_replays", int(wrong))
+
+    def compare_draws(self, num_rows: int, wishes: list[dict[str, Any]]) -> None:
+        """Tokens from the shares of both ranks, and from all logits in one place."""
+        rows = SamplingRows(num_rows, VOCAB)
+        for row in range(num_rows):
+            fields = wishes[row % len(wishes)]
+            rows.take(row, 1, SamplingParams(max_tokens=9, seed=row, **fields))
+        row_N = np.arange(num_rows)
+        logits = torch.randn(num_rows, VOCAB, generator=self.same, device=self.device)
+        logits_NV = (3 * logits).bfloat16()
+        share_NU = logits_NV.chunk(2, dim=1)[self.nccl.tp_rank].contiguous()
+        nothing = torch.zeros(1, 1, dtype=torch.int32, device=self.device)
+        one = np.ones_like(row_N)
+        for inputs in prepare_draws(rows, row_N, one, one, self.device):
+            assert can_split(inputs)
+            split = draw_over_ranks(share_NU, nothing, inputs, self.nccl)
+            whole = draw(logits_NV, nothing, inputs)
+            theirs = self.nccl.tp_stack(split.token_N)
+            self.count("draws", inputs.count)
+            self.count("other_tokens", int((split.token_N != whole.token_N).sum()))
+            self.count("other_tokens", int((split.status_N != whole.status_N).sum()))
+            self.count("other_tokens", int((theirs != split.token_N).sum()))
+
+    def count(self, what: str, number: int) -> None:
+        self.found[what] = self.found.get(what, 0) + number
 
 
 def main() -> None:
@@ -108,6 +145,10 @@ def main() -> None:
         x = ours.draw(most + 1, ours.same)
         taken = groups.norm_sums.add_rms_norm(x, x, ours.weight, EPS, quantizes=True)
         ours.found["takes_too_many"] = int(taken is not None)
+    for num_rows in (1, 5, 64, 200):
+        ours.compare_draws(num_rows, WISHES)
+    for wish in WISHES:
+        ours.compare_draws(8, [wish])
     (folder / f"{rank}.json").write_text(json.dumps(ours.found))
 
 
