@@ -107,6 +107,8 @@ def _switch(options: argparse.Namespace) -> None:
     """Turn on or off what has a switch in the code, in this process; None leaves it as it is."""
     if options.prompt_graphs is not None:
         runner_build.PROMPT_GRAPHS = options.prompt_graphs
+    if options.defer_sums is not None:
+        choice.DEFERS = options.defer_sums
     support = choice.triton_support
     if support is not None and options.pdl is not None:
         support.PDL = options.pdl
@@ -314,6 +316,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--prompt-graphs", action=switch, help="replay the layers of prompts")
     parser.add_argument("--pdl", action=switch, help="kernels start while the last one ends")
+    parser.add_argument("--defer-sums", action=switch, help="norms add the branches' terms")
     parser.add_argument("--ahead-bytes", type=int, help="of weight rows, fetched while waiting")
     parser.add_argument("--profile-start", action="store_true", help="and end after the start")
 

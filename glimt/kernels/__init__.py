@@ -44,12 +44,15 @@ from glimt.kernels.choice import (
     silu_mul_quantize,
 )
 from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
+from glimt.kernels.pending import Delta, settled
 from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope_angles
 from glimt.kernels.reference_attention import write_kv
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
 
 __all__ = [
+    "Delta",
+    "settled",
     "QuantizedRows",
     "Fp8Mlp",
     "linear",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import reference, reference_experts
+from glimt.kernels.pending import Delta, settled
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 
@@ -27,6 +28,9 @@ except ImportError:
     triton_experts = triton_linear = triton_plan = triton_router = None  # type: ignore[assignment]
     triton_rows = triton_support = None  # type: ignore[assignment]
 
+# Whether norms carry out the sums of the branches before them (`pending`).
+DEFERS = True
+
 
 def quantize_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.quantize_rows`."""
@@ -39,19 +43,19 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(
-    x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
+    x_TD: Tensor, delta_TD: Delta, weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.add_rms_norm`."""
-    chosen = _of_rows(x_TD, delta_TD, weight_D)
-    return chosen.add_rms_norm(x_TD, delta_TD, weight_D, eps)  # type: ignore[no-any-return]
+    """See `reference.add_rms_norm`; the delta may be a sum that is still to be carried out."""
+    chosen, given = _of_sums(x_TD, delta_TD, weight_D)
+    return chosen.add_rms_norm(x_TD, given, weight_D, eps)  # type: ignore[no-any-return]
 
 
 def add_rms_norm_quantize(
-    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
+    x_TD: Tensor, delta_TD: Delta | None, weight_D: Tensor, eps: float
 ) -> tuple[QuantizedRows, Tensor]:
-    """See `reference.add_rms_norm_quantize`."""
-    chosen = _of_rows(x_TD, delta_TD, weight_D)
-    return chosen.add_rms_norm_quantize(x_TD, delta_TD, weight_D, eps)  # type: ignore[no-any-return]
+    """See `reference.add_rms_norm_quantize`; as for `add_rms_norm`."""
+    chosen, given = _of_sums(x_TD, delta_TD, weight_D)
+    return chosen.add_rms_norm_quantize(x_TD, given, weight_D, eps)  # type: ignore[no-any-return]
 
 
 def silu_mul(gate_up_TF: Tensor) -> Tensor:
@@ -69,12 +73,16 @@ def fp8_linear(
     weight_OI: Tensor,
     weight_scale_O: Tensor,
     bias_O: Tensor | None = None,
-) -> Tensor:
-    """See `reference.fp8_linear`."""
+    *,
+    defers: bool = False,
+) -> Delta:
+    """See `reference.fp8_linear`. With `defers` the sum may be left to the norm that follows."""
     rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
     few = triton_linear is not None and rows.q_TI.shape[0] <= triton_linear.MAX_ROWS
     if few and weight_OI.shape[1] % 16 == 0 and has_twin(*rows, weight_OI, weight_scale_O, bias_O):
-        y_TO: Tensor = triton_linear.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
+        y_TO: Delta = triton_linear.fp8_linear(
+            rows, weight_OI, weight_scale_O, bias_O, defers=defers and DEFERS
+        )
         return y_TO
     return reference.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
 
@@ -124,7 +132,9 @@ def fp8_few_experts(
     experts_TK: Tensor,
     routed: Fp8Mlp,
     shared: Fp8Mlp | None = None,
-) -> Tensor | None:
+    *,
+    defers: bool = False,
+) -> Delta | None:
     """`reference_experts.fp8_moe`, or without a shared expert `fp8_grouped_experts`, of few tokens.
 
     None where that is not for a kernel: many tokens, a shared expert of another width.
@@ -136,7 +146,9 @@ def fp8_few_experts(
     dense = has_twin(*rows, weights_TK, experts_TK, *routed, *(shared or ()))
     if not dense or routed.down.shape[1] % 16 or routed.down.shape[2] % 16:
         return None
-    y_TD: Tensor = triton_experts.fp8_experts(rows, weights_TK, experts_TK, routed, shared)
+    y_TD: Delta = triton_experts.fp8_experts(
+        rows, weights_TK, experts_TK, routed, shared, defers=defers and DEFERS
+    )
     return y_TD
 
 
@@ -185,6 +197,14 @@ def runs_on(device: torch.device) -> bool:
         return False
     works: bool = triton_support.works_on(device)
     return works
+
+
+def _of_sums(x: Tensor, delta: Delta | None, weight: Tensor) -> tuple[Any, Delta | None]:
+    """`_of_rows` for a norm, and the delta as that module takes it."""
+    if delta is None or isinstance(delta, Tensor):
+        return _of_rows(x, delta, weight), delta
+    chosen = _of_rows(x, *(part for part in delta if isinstance(part, Tensor)), weight)
+    return chosen, settled(delta) if chosen is reference else delta
 
 
 def _of_rows(x: Tensor, *others: Tensor | None) -> Any:

@@ -14,6 +14,7 @@ from glimt.kernels.choice import (
     silu_mul,
     silu_mul_quantize,
 )
+from glimt.kernels.pending import Delta, settled
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 
@@ -44,7 +45,9 @@ def fp8_grouped_experts(
     if not rows.x_TI.is_cuda or rows.x_TI.dtype != torch.bfloat16:
         return reference_experts.fp8_grouped_experts(rows, weights_TK, experts_TK, *routed)
     few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed)
-    return _fp8_grouped(rows, weights_TK, experts_TK, routed) if few_TD is None else few_TD
+    if few_TD is None:
+        return _fp8_grouped(rows, weights_TK, experts_TK, routed)
+    return settled(few_TD)
 
 
 def _fp8_grouped(
@@ -85,14 +88,16 @@ def fp8_moe(
     experts_TK: Tensor,
     routed: Fp8Mlp,
     shared: Fp8Mlp,
-) -> Tensor:
-    """See `reference_experts.fp8_moe`."""
+    *,
+    defers: bool = False,
+) -> Delta:
+    """See `reference_experts.fp8_moe`. With `defers` the sum may be left to a norm."""
     rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
-    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed, shared)
+    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed, shared, defers=defers)
     if few_TD is not None:
         return few_TD
-    gate_up_TF = fp8_linear(rows, shared.gate_up, shared.gate_up_scale)
-    shared_TD = fp8_linear(silu_mul_quantize(gate_up_TF), shared.down, shared.down_scale)
+    gate_up_TF = settled(fp8_linear(rows, shared.gate_up, shared.gate_up_scale))
+    shared_TD = settled(fp8_linear(silu_mul_quantize(gate_up_TF), shared.down, shared.down_scale))
     if not rows.x_TI.is_cuda or rows.x_TI.dtype != torch.bfloat16:
         return fp8_grouped_experts(rows, weights_TK, experts_TK, *routed) + shared_TD
     return _fp8_grouped(rows, weights_TK, experts_TK, routed, shared_TD)

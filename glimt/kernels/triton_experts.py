@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels.pending import ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
@@ -189,10 +190,12 @@ def fp8_experts(
     shared: Fp8Mlp | None = None,
     gate_up_by: ExpertTile | None = None,
     down_by: ExpertTile | None = None,
-) -> Tensor:
+    *,
+    defers: bool = False,
+) -> Tensor | ExpertRows:
     """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert.
 
-    The tiles are the table's unless they are given.
+    The tiles are the table's unless they are given. With `defers` a norm is left to add the rows.
     """
     num_tokens, per_token = experts_TK.shape
     num_experts, num_outputs, width = routed.down.shape
@@ -204,6 +207,8 @@ def fp8_experts(
     num_pairs = num_tokens * (per_token + (shared is not None))
     inner_PI, largest_PC = gate_up(rows, per_token, tiles, gate_up_by, routed, shared, num_pairs)
     part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
+    if defers:
+        return ExpertRows(part_PD, weights_TK, experts_TK, num_experts, shared is not None)
     shared_TD = None if shared is None else part_PD[num_tokens * per_token :]
     return combine(part_PD, weights_TK, experts_TK, num_experts, None, shared_TD)
 

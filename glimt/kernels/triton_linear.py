@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels.pending import LinearParts
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
 from glimt.kernels.triton_support import (
@@ -121,8 +122,13 @@ def fp8_linear(
     weight_scale_O: Tensor,
     bias_O: Tensor | None = None,
     tile: LinearTile | None = None,
-) -> Tensor:
-    """See `reference.fp8_linear`; the tile is the table's unless one is given."""
+    *,
+    defers: bool = False,
+) -> Tensor | LinearParts:
+    """See `reference.fp8_linear`; the tile is the table's unless one is given.
+
+    With `defers` the parts, if there are several and no bias, may be left for a norm to add.
+    """
     num_tokens, (num_outputs, num_inputs) = rows.q_TI.shape[0], weight_OI.shape
     tile = tile or linear_tile(num_outputs, num_inputs, num_tokens)
     y_TO = rows.x_TI.new_empty(num_tokens, num_outputs)
@@ -155,6 +161,8 @@ def fp8_linear(
         warps=tile.warps,
         stages=tile.stages,
     )
+    if tile.parts > 1 and defers and not has_bias:
+        return LinearParts(parts_PTO, rows.scale_T1, weight_scale_O)
     if tile.parts > 1:
         launch(
             add_parts_kernel,

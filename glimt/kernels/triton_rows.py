@@ -8,10 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels.pending import Delta, ExpertRows, LinearParts
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.triton_support import follow, launch, power_of_two, row_scale, to_bf16, to_fp8
 
 MAX_WIDTH = 32768  # a row lies in the registers of one program
+
+# What a norm adds first.
+_NOTHING, _PLAIN, _PARTS, _EXPERTS, _EXPERTS_AND_SHARED = (tl.constexpr(kind) for kind in range(5))
 
 
 @triton.jit
@@ -56,18 +60,61 @@ def quantize_kernel(x_ptr, q_ptr, scale_ptr, width: tl.constexpr, block: tl.cons
 
 
 @triton.jit
+def _delta(
+    delta_ptr,
+    factor_ptr,
+    other_ptr,
+    row,
+    num_rows,
+    column,
+    inside,
+    width: tl.constexpr,
+    kind: tl.constexpr,
+    count: tl.constexpr,
+    num_experts: tl.constexpr,
+):
+    """One row of what is to be added, float32; see `pending`."""
+    place = row * width + column
+    if kind == _PLAIN:
+        return tl.load(delta_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    total = tl.zeros([column.shape[0]], tl.float32)
+    if kind == _PARTS:
+        for part in tl.static_range(count):
+            offset = (part * num_rows).to(tl.int64) * width
+            total += tl.load(delta_ptr + offset + place, mask=inside, other=0.0)
+        weight_scale = tl.load(other_ptr + column, mask=inside, other=0.0)
+        total = total * tl.load(factor_ptr + row) * weight_scale
+    else:
+        for k in tl.static_range(count):
+            pair = row * count + k
+            expert = tl.load(other_ptr + pair)
+            is_here = (expert >= 0) & (expert < num_experts)
+            part = tl.load(delta_ptr + pair * width + column, mask=inside & is_here, other=0.0)
+            total += part.to(tl.float32) * tl.load(factor_ptr + pair)
+        if kind == _EXPERTS_AND_SHARED:
+            offset = (num_rows * count).to(tl.int64) * width
+            total += tl.load(delta_ptr + offset + place, mask=inside, other=0.0).to(tl.float32)
+    return to_bf16(total).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_kernel(
     x_ptr,
     delta_ptr,
+    factor_ptr,
+    other_ptr,
     weight_ptr,
     normed_ptr,
     sum_ptr,
     q_ptr,
     scale_ptr,
     eps,
+    num_rows,
     width: tl.constexpr,
     block: tl.constexpr,
-    adds: tl.constexpr,
+    kind: tl.constexpr,
+    count: tl.constexpr,
+    num_experts: tl.constexpr,
     quantizes: tl.constexpr,
 ):
     """See `reference.add_rms_norm_quantize`; without adding or quantising the simpler ones."""
@@ -78,8 +125,11 @@ def rms_norm_kernel(
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
     follow()
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    if adds:
-        delta = tl.load(delta_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    if kind != _NOTHING:
+        delta = _delta(
+            delta_ptr, factor_ptr, other_ptr, row, num_rows, column, inside,
+            width, kind, count, num_experts,
+        )  # fmt: skip
         total = to_bf16(x + delta)
         tl.store(sum_ptr + place, total, mask=inside)
         x = total.to(tl.float32)
@@ -179,7 +229,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(
-    x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
+    x_TD: Tensor, delta_TD: Delta, weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`."""
     normed_TD, sum_TD, _, _ = _norm(x_TD, delta_TD, weight_D, eps, quantizes=False)
@@ -187,7 +237,7 @@ def add_rms_norm(
 
 
 def add_rms_norm_quantize(
-    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float
+    x_TD: Tensor, delta_TD: Delta | None, weight_D: Tensor, eps: float
 ) -> tuple[QuantizedRows, Tensor]:
     """See `reference.add_rms_norm_quantize`."""
     normed_TD, sum_TD, q_TD, scale_T1 = _norm(x_TD, delta_TD, weight_D, eps, quantizes=True)
@@ -205,7 +255,7 @@ def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
 
 
 def _norm(
-    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float, *, quantizes: bool
+    x_TD: Tensor, delta_TD: Delta | None, weight_D: Tensor, eps: float, *, quantizes: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(normed, sum, q, scale); what is not asked for stands for something else."""
     num_tokens, width = x_TD.shape
@@ -214,24 +264,39 @@ def _norm(
     q_TD, scale_T1 = quantized_like(normed_TD) if quantizes else (normed_TD, normed_TD)
     if num_tokens:
         block, warps = row_shape(width)
+        given, constants = _terms(x_TD, delta_TD)
         launch(
             rms_norm_kernel,
             (num_tokens, 1, 1),
             x_TD,
-            x_TD if delta_TD is None else delta_TD,
+            *given,
             weight_D,
             normed_TD,
             sum_TD,
             q_TD,
             scale_T1,
             eps,
+            num_tokens,
             width,
             block,
-            delta_TD is not None,
+            *constants,
             quantizes,
             warps=warps,
         )
     return normed_TD, sum_TD, q_TD, scale_T1
+
+
+def _terms(x_TD: Tensor, delta_TD: Delta | None) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+    """What `_delta` is given: its tensors, and kind, count and number of experts."""
+    if delta_TD is None:
+        return (x_TD, x_TD, x_TD), (_NOTHING.value, 0, 0)
+    if isinstance(delta_TD, LinearParts):
+        return delta_TD, (_PARTS.value, len(delta_TD.part_STD), 0)
+    if isinstance(delta_TD, ExpertRows):
+        kind = _EXPERTS_AND_SHARED if delta_TD.has_shared else _EXPERTS
+        count = delta_TD.weights_TK.shape[1]
+        return tuple(delta_TD[:3]), (kind.value, count, delta_TD.num_experts)
+    return (delta_TD, x_TD, x_TD), (_PLAIN.value, 0, 0)
 
 
 def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from glimt import kernels
-from glimt.kernels import QuantizedRows
+from glimt.kernels import Delta, QuantizedRows
 from glimt.layers.linear import Linear
 from glimt.layers.rope import Angles
 from glimt.parallel.mesh import Mesh
@@ -70,8 +70,11 @@ class Attention(nn.Module):
         bias: bool,
         mesh: Mesh,
         fp8: frozenset[str] = frozenset(),
+        defers: bool = False,
     ) -> None:
+        """`defers`: what follows is a norm that may carry out the output's sum."""
         super().__init__()
+        self.defers = defers
         self.num_heads = mesh.tp_share(num_heads, "num_attention_heads")
         self.num_kv_heads = max(1, num_kv_heads // mesh.tp_size)
         self.head_dim = head_dim
@@ -81,7 +84,7 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor | QuantizedRows, step: Step, angles: Angles, cache: LayerCache
-    ) -> Tensor:
+    ) -> Delta:
         """[T, D] -> [T, D]; writes the tokens' keys and values to their slots first."""
         heads_TNH = self.qkv(x).unflatten(1, (-1, self.head_dim))
         q_TNH = kernels.turn_and_write_kv(
@@ -103,5 +106,4 @@ class Attention(nn.Module):
             max_context_len=step.max_context_len,
             scale_P2GS=cache.scale_P2GS,
         )
-        y_TD: Tensor = self.o(out_TNH.flatten(1))
-        return y_TD
+        return self.o.branch(out_TNH.flatten(1), defers=self.defers)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glimt import kernels
 from glimt.experts.placement import places_of
-from glimt.kernels import Fp8Mlp, QuantizedRows
+from glimt.kernels import Delta, Fp8Mlp, QuantizedRows
 from glimt.layers.linear import FP8, Mlp, below, parameter
 from glimt.parallel.mesh import Mesh
 
@@ -118,18 +118,21 @@ class Experts(nn.Module):
         weights_TK: Tensor,
         experts_TK: Tensor,
         shared: Fp8Mlp | None = None,
-    ) -> Tensor:
+        *,
+        defers: bool = False,
+    ) -> Delta:
         """[T, D]: each token's weighted sum over those of its experts that are here.
 
         `experts_TK` are places counted over all ranks: the experts' numbers, where they lie in
-        order. An FP8 expert `shared` by all tokens may be added to FP8 experts.
+        order. An FP8 expert `shared` by all tokens may be added to FP8 experts; with `defers` a
+        norm may be left to carry out that sum.
         """
         if self.first_place:
             experts_TK = experts_TK - self.first_place
         fp8 = self.fp8()
         if fp8 is not None:
             if shared is not None:
-                return kernels.fp8_moe(x, weights_TK, experts_TK, fp8, shared)
+                return kernels.fp8_moe(x, weights_TK, experts_TK, fp8, shared, defers=defers)
             return kernels.fp8_grouped_experts(x, weights_TK, experts_TK, *fp8)
         x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
         return kernels.grouped_experts(x_TD, weights_TK, experts_TK, self.gate_up, self.down)
@@ -148,9 +151,13 @@ class Moe(nn.Module):
         mesh: Mesh,
         layer: int = 0,
         fp8: frozenset[str] = frozenset(),
+        defers: bool = False,
     ) -> None:
-        """`layer`: its number, by which experts may be placed."""
+        """`layer`: its number, by which experts may be placed. `defers`: what follows is a norm
+        that may carry out the output's sum.
+        """
         super().__init__()
+        self.defers = defers
         self.router = Router(hidden_size, routing)
         self.experts = Experts(
             hidden_size,
@@ -173,7 +180,7 @@ class Moe(nn.Module):
         self.choices = torch.zeros(count, dtype=torch.int64, device=device)
         self.one = torch.ones(1, dtype=torch.int64, device=device)
 
-    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows) -> Delta:
         """[T, D] -> [T, D]. Nothing is exchanged: every rank sees every token of the group."""
         weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
         if self.choices is not None:
@@ -182,7 +189,7 @@ class Moe(nn.Module):
         experts_TK = self.places(experts_TK)
         shared = self.shared.fp8()
         if shared is not None and self.experts.fp8() is not None:
-            y_TD: Tensor = self.experts(x, weights_TK, experts_TK, shared)
+            y_TD: Delta = self.experts(x, weights_TK, experts_TK, shared, defers=self.defers)
             return y_TD
         routed_TD: Tensor = self.experts(x, weights_TK, experts_TK)
         shared_TD: Tensor = self.shared(x)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from glimt import kernels
-from glimt.kernels import QuantizedRows
+from glimt.kernels import Delta, QuantizedRows
 from glimt.layers.linear import parameter
 from glimt.parallel.mesh import Mesh
 
@@ -21,14 +21,14 @@ class RmsNorm(nn.Module):
         """[T, D] -> [T, D]."""
         return kernels.rms_norm(x_TD, self.weight, self.eps)
 
-    def add(self, x_TD: Tensor, delta_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+    def add(self, x_TD: Tensor, delta_TD: Delta | None) -> tuple[Tensor, Tensor]:
         """(norm of x + delta, x + delta); a delta of None adds nothing."""
         if delta_TD is None:
             return self(x_TD), x_TD
         return kernels.add_rms_norm(x_TD, delta_TD, self.weight, self.eps)
 
     def add_rows(
-        self, x_TD: Tensor, delta_TD: Tensor | None
+        self, x_TD: Tensor, delta_TD: Delta | None
     ) -> tuple[Tensor | QuantizedRows, Tensor]:
         """`add`, with the norm also quantised if this one `quantizes`."""
         if self.quantizes:
@@ -36,11 +36,12 @@ class RmsNorm(nn.Module):
         return self.add(x_TD, delta_TD)
 
     def add_parts(
-        self, x_TD: Tensor, part_TD: Tensor | None, mesh: Mesh
+        self, x_TD: Tensor, part_TD: Delta | None, mesh: Mesh
     ) -> tuple[Tensor | QuantizedRows, Tensor]:
         """`add_rows` of the sum over the tp axis of every rank's part; a collective operation."""
-        if part_TD is None:
-            return self.add_rows(x_TD, None)
+        if part_TD is None or mesh.tp_size == 1:
+            return self.add_rows(x_TD, part_TD)
+        part_TD = kernels.settled(part_TD)
         if mesh.norm_sums is not None:
             done: tuple[Tensor | QuantizedRows, Tensor] | None = mesh.norm_sums.add_rms_norm(
                 x_TD, part_TD, self.weight, self.eps, quantizes=self.quantizes

@@ -17,6 +17,8 @@ over the tp axis, so there `delta` is this rank's part. Letters: T tokens, D wid
 
 from torch import Tensor, nn
 
+from glimt import kernels
+from glimt.kernels import Delta
 from glimt.layers.attention import Attention, LayerCache, Step
 from glimt.layers.linear import Mlp, below
 from glimt.layers.moe import Moe, Routing
@@ -43,6 +45,7 @@ class DecoderLayer(nn.Module):
         self.norm_2 = RmsNorm(size, eps, quantizes=not fp8.isdisjoint(_FP8_AFTER_NORM_2))
         self.norm_1_post = _post_norm(config)
         self.norm_2_post = _post_norm(config)
+        defers = mesh.tp_size == 1 and not config.sandwich  # nothing is between branch and norm
         self.attention = Attention(
             config.hidden_size,
             config.num_heads,
@@ -51,26 +54,27 @@ class DecoderLayer(nn.Module):
             bias=config.attention_bias,
             mesh=mesh,
             fp8=below(fp8, "attention"),
+            defers=defers,
         )
         self.is_moe = config.is_moe_layer(index)
         if config.moe is not None and self.is_moe:
-            self.moe = _moe(config, config.moe, mesh, index, below(fp8, "moe"))
+            self.moe = _moe(config, config.moe, mesh, index, below(fp8, "moe"), defers)
         else:
             width = mesh.tp_share(config.intermediate_size, "intermediate_size")
             self.mlp = Mlp(config.hidden_size, width, fp8=below(fp8, "mlp"))
 
     def forward(
-        self, x_TD: Tensor, delta_TD: Tensor | None, step: Step, angles: Angles, cache: LayerCache
-    ) -> tuple[Tensor, Tensor]:
+        self, x_TD: Tensor, delta_TD: Delta | None, step: Step, angles: Angles, cache: LayerCache
+    ) -> tuple[Tensor, Delta]:
         """(x, delta) -> (x, delta): what is summed so far, and the branch to add to it next."""
         h, x_TD = self.norm_1.add_parts(x_TD, delta_TD, self.norm_mesh)
         delta_TD = self.attention(h, step, angles, cache)
         if self.norm_1_post is not None:
-            delta_TD = self.norm_1_post(self.mesh.tp_sum(delta_TD))
+            delta_TD = self.norm_1_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
         h, x_TD = self.norm_2.add_parts(x_TD, delta_TD, self.norm_mesh)
         delta_TD = self.moe(h) if self.is_moe else self.mlp(h)
         if self.norm_2_post is not None:
-            delta_TD = self.norm_2_post(self.mesh.tp_sum(delta_TD))
+            delta_TD = self.norm_2_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
         return x_TD, delta_TD
 
 
@@ -94,7 +98,9 @@ def _post_norm(config: TextConfig) -> RmsNorm | None:
     return RmsNorm(config.hidden_size, config.rms_norm_eps) if config.sandwich else None
 
 
-def _moe(config: TextConfig, moe: MoeConfig, mesh: Mesh, layer: int, fp8: frozenset[str]) -> Moe:
+def _moe(
+    config: TextConfig, moe: MoeConfig, mesh: Mesh, layer: int, fp8: frozenset[str], defers: bool
+) -> Moe:
     routing = Routing(
         num_experts=moe.num_experts,
         num_experts_per_token=moe.num_experts_per_token,
@@ -111,4 +117,5 @@ def _moe(config: TextConfig, moe: MoeConfig, mesh: Mesh, layer: int, fp8: frozen
         mesh=mesh,
         layer=layer,
         fp8=fp8,
+        defers=defers,
     )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from glimt.kernels import QuantizedRows
+from glimt.kernels import Delta, QuantizedRows
 from glimt.layers.attention import KvCache, Step
 from glimt.layers.embedding import Embedding
 from glimt.layers.linear import Linear, below
@@ -71,7 +71,7 @@ class Glm4v(nn.Module):
     def decode(self, x_TD: Tensor, step: Step, kv: KvCache) -> Tensor:
         """Embeddings [T, D] -> hidden states [T, D] after the final norm; fills the KV cache."""
         angles = text_angles(self.config.text.rope, step.positions_3T)
-        delta_TD: Tensor | None = None
+        delta_TD: Delta | None = None
         for index, layer in enumerate(self.layers):
             x_TD, delta_TD = layer(x_TD, delta_TD, step, angles, kv.layer(index))
         h, _ = self.norm.add_parts(x_TD, delta_TD, norm_mesh(self.config.text, self.mesh))

@@ -29,6 +29,7 @@ from glimt.kernels import (  # noqa: E402
     triton_segments,
     triton_support,
 )
+from glimt.kernels.pending import ExpertRows, LinearParts  # noqa: E402
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
 from glimt.kernels.reference_experts import Fp8Mlp  # noqa: E402
 from tests.support.hopper import Binary, binaries, caught_launches, compile_launch  # noqa: E402
@@ -241,6 +242,28 @@ def test_parts_are_pushed_and_awaited_in_wide_words(num_ranks: int) -> None:
     assert sums.count("LDG.E.128.STRONG.SYS") >= 2 * pushes  # once before the loop, once in it
     # Threads keep their numbers from the parts to the norm: only sums pass through shared memory.
     assert sums.shared_bytes <= 1024
+
+
+@pytest.mark.parametrize("num_parts", [4, also(8)])
+def test_norms_add_the_parts_of_a_product_in_wide_loads(num_parts: int) -> None:
+    x, weight, scale = meta(ROWS, 4096), meta(4096), meta(4096, dtype=torch.float32)
+    parts = LinearParts(
+        meta(num_parts, ROWS, 4096, dtype=torch.float32), meta(ROWS, 1, dtype=torch.float32), scale
+    )
+    (norm,) = binaries(lambda: triton_rows.add_rms_norm_quantize(x, parts, weight, 1e-5))
+    assert norm.stack_bytes == 0
+    assert norm.registers <= 128
+    assert norm.count("LDG.E.128") >= 4 * num_parts
+
+
+def test_norms_add_the_rows_of_experts_in_wide_loads() -> None:
+    x, weight = meta(ROWS, 4096), meta(4096)
+    weights, experts = meta(ROWS, 8, dtype=torch.float32), meta(ROWS, 8, dtype=torch.int64)
+    rows = ExpertRows(meta(9 * ROWS, 4096), weights, experts, 128, True)
+    (norm,) = binaries(lambda: triton_rows.add_rms_norm_quantize(x, rows, weight, 1e-5))
+    assert norm.stack_bytes == 0
+    assert norm.registers <= 128
+    assert norm.count("LDG.E.128") >= 2 * 9
 
 
 def test_noise_is_added_in_wide_loads_and_stores() -> None:

@@ -252,3 +252,23 @@ def test_kernels_that_start_before_the_last_one_ended_give_the_same(
         out.fill_(torch.nan)
         graph.replay()
         assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 16, 64])
+def test_norms_carry_out_sums_to_the_last_bit(num_tokens: int) -> None:
+    routed, shared = mlps(128, 1408, 4096), Fp8Mlp(*(t[0] for t in mlps(1, 1408, 4096)))
+    weight, scale = fp8_weight(4096, 12288, seed=2)
+    weights, experts = choices(num_tokens, 128, skewed=False)
+    x, wide, g = randn(num_tokens, 4096), randn(num_tokens, 12288), randn(4096, seed=4)
+    for call in (
+        lambda defers: kernels.fp8_linear(wide, weight, scale, defers=defers),
+        lambda defers: kernels.fp8_moe(x, weights, experts, routed, shared, defers=defers),
+    ):
+        alone, delta = call(False), call(True)
+        assert isinstance(alone, Tensor)
+        assert not isinstance(delta, Tensor)
+        expected, total_expected = kernels.add_rms_norm_quantize(x, alone, g, 1e-5)
+        got, total = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+        assert torch.equal(total, total_expected)
+        assert torch.equal(got.x_TI, expected.x_TI)
+        assert torch.equal(got.q_TI.view(torch.uint8), expected.q_TI.view(torch.uint8))
