@@ -1,11 +1,11 @@
 """A trace of steps of a model with random weights: launches, how busy the GPU is, and the gaps.
 
     python benchmarks/trace_step.py --layers 4 --requests 8 --out trace.json
-    python benchmarks/trace_step.py --layers 4 --what prompt --prompt 4096 --out trace.json
+    python benchmarks/trace_step.py --layers 4 --what prompt --requests 1 --out trace.json
     python benchmarks/trace_step.py --layers 1 --what image --out trace.json
 
 `--what decode`: steps in which every request draws a token. `--what prompt`: steps that compute
-prompts. `--what image`: passes of the vision tower over one image each. The file opens in
+so many prompts. `--what image`: passes of the vision tower over one image each. The file opens in
 chrome://tracing or ui.perfetto.dev. The summary counts what the GPU ran (kernels, copies, fills),
 the share of the time in which it ran anything, the time between runs, the longest gaps with what
 came after them, the most expensive kernels, and the host's part.
@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from glimt.engine.plan import StepPlan
 
 SKIPPED = 8  # steps before the trace: they compile and record
+PHASES = ("schedule", "launch", "wait", "commit")  # of a turn of the host
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
@@ -94,10 +95,13 @@ def decoding(driver: Driver, options: argparse.Namespace) -> Iterator[Turn]:
 
 
 def prompts(driver: Driver, options: argparse.Namespace) -> Iterator[Turn]:
-    """Turns of prompts that are answered with one token."""
-    for _ in range((SKIPPED + options.steps + 4) * options.requests[0]):
-        driver.add(options.prompt, 1)
-    yield from driver.turns()
+    """So many prompts that come together and are answered with one token, all turns as one."""
+    for _ in range(SKIPPED + options.steps + 1):
+        for _ in range(options.requests[0]):
+            driver.add(options.prompt, 1)
+        turns = list(driver.turns())
+        times = (sum(getattr(turn, f"{name}_ms") for turn in turns) for name in PHASES)
+        yield Turn(turns[-1].plan, *times)
 
 
 def images(driver: Driver, options: argparse.Namespace) -> Iterator[Turn]:
@@ -125,7 +129,7 @@ def summarise(trace: dict[str, Any], turns: list[Turn], layers: int) -> Iterator
     steps = len(turns)
     host = {
         name: statistics.median(getattr(turn, f"{name}_ms") for turn in turns)
-        for name in ("schedule", "launch", "wait", "commit", "all")
+        for name in (*PHASES, "all")
     }
     yield f"{steps} steps; medians of the host in ms: " + ", ".join(
         f"{name} {value:.2f}" for name, value in host.items()
