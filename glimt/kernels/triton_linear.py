@@ -164,22 +164,34 @@ def fp8_linear(
     if tile.parts > 1 and defers and not has_bias:
         return LinearParts(parts_PTO, rows.scale_T1, weight_scale_O)
     if tile.parts > 1:
-        launch(
-            add_parts_kernel,
-            (tiles_of(num_outputs, _SUM_BLOCK), num_tokens, 1),
-            parts_PTO,
-            rows.scale_T1,
-            weight_scale_O,
-            bias_O if has_bias else weight_scale_O,
-            y_TO,
-            num_tokens,
-            num_outputs,
-            tile.parts,
-            has_bias,
-            _SUM_BLOCK,
-            warps=4,
-        )
+        _add_parts(parts_PTO, rows.scale_T1, weight_scale_O, bias_O, y_TO)
     return y_TO
+
+
+def _add_parts(
+    parts_PTO: Tensor,
+    scale_T1: Tensor,
+    weight_scale_O: Tensor,
+    bias_O: Tensor | None,
+    y_TO: Tensor,
+) -> None:
+    """Fill y with the scaled sum of the parts."""
+    num_parts, num_tokens, num_outputs = parts_PTO.shape
+    launch(
+        add_parts_kernel,
+        (tiles_of(num_outputs, _SUM_BLOCK), num_tokens, 1),
+        parts_PTO,
+        scale_T1,
+        weight_scale_O,
+        weight_scale_O if bias_O is None else bias_O,
+        y_TO,
+        num_tokens,
+        num_outputs,
+        num_parts,
+        bias_O is not None,
+        _SUM_BLOCK,
+        warps=4,
+    )
 
 
 def _ahead(num_inputs: int, tile: LinearTile) -> int:
