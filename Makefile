@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+RAY    := $(VENV)/.installed-ray
 DEMO   := build/demo
 
 .DEFAULT_GOAL := help
@@ -28,7 +29,13 @@ demo: $(STAMP) ## ask a model about fresh pictures, with the truth beside
 test: $(STAMP) ## the CPU test suite (under five minutes on two cores)
 	@$(BIN)/python -m pytest -n auto --dist loadscope -m 'not slow and not gpu and not gpu2'
 
-test-all: $(STAMP) ## also the slow tests
+$(RAY): pyproject.toml constraints.txt | $(STAMP)
+	@echo "Ray, for its slow tests (half a gigabyte)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on \
+	    -c constraints.txt -e '.[ray]'
+	@touch $@
+
+test-all: $(STAMP) $(RAY) ## also the slow tests
 	@$(BIN)/python -m pytest -n auto --dist loadscope -m 'not gpu and not gpu2'
 
 lint: $(STAMP) ## format, lint, types, import contracts, docs

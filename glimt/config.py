@@ -162,7 +162,7 @@ class ParallelSettings:
     data_parallel_rpc_port: Annotated[int | None, Parameter(alias="-dpp")] = None
     """Its port for them; default 29550."""
     data_parallel_backend: Annotated[Literal["mp", "ray"], Parameter(alias="-dpb")] = "mp"
-    """Who starts the copies."""
+    """Who starts the copies: this machine (mp), or Ray, which finds machines for them."""
     enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
     """Spread whole experts over the tensor-parallel GPUs in place of splitting each."""
     expert_placement_strategy: Literal["linear", "round_robin"] = "linear"
@@ -170,7 +170,8 @@ class ParallelSettings:
     expert_placement: str | None = None
     """File that says it for each layer, as `glimt experts place` makes it of measured loads."""
     distributed_executor_backend: Literal["mp", "uni", "ray"] | None = None
-    """Who starts the workers."""
+    """Who starts the ranks of a copy: its engine (mp; uni says that there is one), or Ray, which
+    finds machines for them: one for each copy, or as many as --nnodes says."""
     nnodes: int = 1
     """Machines that the tensor-parallel ranks are spread over."""
     node_rank: int = 0

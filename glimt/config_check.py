@@ -14,6 +14,7 @@ from glimt.config import (
     parse_profiler,
 )
 from glimt.errors import BadSettings
+from glimt.placement import orders
 
 MAX_SERVERS = 64
 
@@ -75,10 +76,11 @@ def check(settings: Settings) -> list[str]:
 
     Raises BadSettings with all problems at once.
     """
+    wants_ray = orders.wants_ray(settings.parallel)
     problems = [
         *_later(settings),
         *_counts(settings.parallel),
-        *_machines(settings.parallel),
+        *(orders.problems if wants_ray else _machines)(settings.parallel),
         *_experts(settings.parallel),
         *_ranges(settings),
     ]
@@ -100,12 +102,6 @@ def _later(settings: Settings) -> Iterator[str]:
             f"--distributed-executor-backend uni is one process, and --tensor-parallel-size "
             f"{parallel.tensor_parallel_size} needs as many: use mp, or leave it out"
         )
-    for flag, wanted in (
-        ("--data-parallel-backend ray", parallel.data_parallel_backend == "ray"),
-        ("--distributed-executor-backend ray", parallel.distributed_executor_backend == "ray"),
-    ):
-        if wanted:
-            yield f"{flag} is for several GPUs or machines, not in this version: leave it out"
     if not settings.cache.enable_chunked_prefill:
         yield "--no-enable-chunked-prefill: prompts are always computed in chunks; leave it out"
 
@@ -115,7 +111,8 @@ def _counts(parallel: ParallelSettings) -> Iterator[str]:
         yield f"--tensor-parallel-size {parallel.tensor_parallel_size}: must be at least 1"
     if not 1 <= parallel.api_server_count <= MAX_SERVERS:
         yield f"--api-server-count {parallel.api_server_count}: must be 1 to {MAX_SERVERS}"
-    yield from copies.problems(parallel)
+    if not orders.wants_ray(parallel):
+        yield from copies.problems(parallel)
 
 
 def _experts(parallel: ParallelSettings) -> Iterator[str]:

@@ -493,6 +493,7 @@ def test_an_error_says_which_prompt_it_was_and_ends_the_others(llm: LLM) -> None
         ({"dtype": "int3"}, BadSettings, "dtype"),
         ({"max_num_seqs": "4"}, BadSettings, "max_num_seqs"),
         ({"tensor_parallel_size": 0}, BadSettings, "tensor-parallel-size"),
+        ({"distributed_executor_backend": "ray"}, BadSettings, "serve with Ray"),
         ({"hf_overrides": {1: 2}, "max_model_len": "12q"}, BadSettings, "max-model-len"),
         ({"port": 80}, TypeError, "port"),
         ({"no_such_thing": 1}, TypeError, "no_such_thing"),

@@ -37,6 +37,7 @@ from glimt.offline.media_threads import MediaThreads
 from glimt.offline.outputs import RequestOutput
 from glimt.offline.pictures import PictureFetcher, room_for_pictures
 from glimt.offline.prompts import Job, Language, read_language
+from glimt.placement.orders import wants_ray
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import resolve
 from glimt.processes.starting import Plan
@@ -61,6 +62,8 @@ class Session:
         settings = with_defaults(settings)
         if settings.parallel.nnodes != 1:
             raise BadSettings("nnodes: an LLM is on one machine; serve on several (glimt serve)")
+        if wants_ray(settings.parallel):
+            raise BadSettings("ray: an LLM starts its own processes; serve with Ray (glimt serve)")
         if settings.parallel.data_parallel_size != 1:
             raise BadSettings(
                 "data_parallel_size: an LLM is one copy of the model; make several, or serve"

@@ -47,12 +47,12 @@ PASSED_PREFIXES = (
 )
 
 
-def child_environment() -> dict[str, str]:
-    """The variables that children get."""
+def child_environment(passes: tuple[str, ...] = ()) -> dict[str, str]:
+    """The variables that children get; and those that begin with one of `passes`."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name in PASSED_VARIABLES or name.startswith(PASSED_PREFIXES)
+        if name in PASSED_VARIABLES or name.startswith((*PASSED_PREFIXES, *passes))
     }
 
 
@@ -89,7 +89,16 @@ class Pulse:
 class Child(Pulse):
     """One running child process and the supervisor's end of its control line."""
 
-    def __init__(self, name: str, module: str, start: Any, fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        start: Any,
+        fds: Sequence[int] = (),
+        *,
+        passes: tuple[str, ...] = (),
+    ) -> None:
+        """`passes`: beginnings of further variables that it gets from the environment."""
         super().__init__(name)
         self.start = start
         ours, theirs = pair()
@@ -99,7 +108,7 @@ class Child(Pulse):
             pass_fds=(theirs.fileno(), *fds),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=child_environment(),
+            env=child_environment(passes),
         )
         theirs.close()
         self.line.send(start)

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from glimt.experts.placement import Placement
+from glimt.placement.messages import Placed, PlacerStart
 from glimt.processes.preflight import ClusterSettings, Facts
 from glimt.processes.tls import TlsFiles
 from glimt.wire import EngineInfo, ImageSettings, MediaLimits
@@ -265,6 +266,7 @@ ToChild = (
     | MediaWorkerStart
     | GateStart
     | UplinkStart
+    | PlacerStart
     | EngineUp
     | EngineDown
     | EngineLeaving
@@ -324,6 +326,7 @@ ToParent = (
     | ServerForgotten
     | HeadEnded
     | Notice
+    | Placed
     | Refused
 )
 

@@ -28,6 +28,8 @@ from glimt.config_check import check
 from glimt.copies import copies_of
 from glimt.errors import BadSettings
 from glimt.models.config_json import read_config
+from glimt.placement.orders import wants_ray
+from glimt.placement.placer import Placer
 from glimt.processes.checkpoint_defaults import chat_template, generation_defaults
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
 from glimt.processes.expert_group import expert_placement
@@ -44,7 +46,7 @@ from glimt.processes.node import serve_node
 from glimt.processes.preflight import cluster_of
 from glimt.processes.starting import Plan
 from glimt.processes.supervisor import Supervisor
-from glimt.processes.tls import TlsContext, TlsFiles
+from glimt.processes.tls import tls_files
 from glimt.wire import ImageSettings, MediaLimits
 
 DTYPES = {"half": "float16", "float": "float32"}
@@ -57,6 +59,15 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     for note in check(settings):
         say(f"  note: {note}")
     remove_stale_folders()
+    if wants_ray(settings.parallel):
+        with Placer(settings, say) as placer:
+            check(placer.settings)
+            return _serve(placer.settings, say)
+    return _serve(settings, say)
+
+
+def _serve(settings: Settings, say: Callable[[str], None]) -> int:
+    """What is for this machine to do."""
     if settings.parallel.node_rank:
         return serve_node(resolve(settings, say).engine, settings.parallel.node_rank, say)
     if copies_of(settings.parallel).role == "node":
@@ -287,7 +298,7 @@ def _server_start(
             None if media.allowed_media_domains is None else tuple(media.allowed_media_domains)
         ),
         api_keys=_keys(server.api_key, server.api_key_file, "--api-key-file"),
-        tls=_tls(server),
+        tls=tls_files(server),
         log_access=not server.disable_uvicorn_access_log,
         quiet_paths=tuple((server.disable_access_log_for_endpoints or "").split(",")),
         response_role=server.response_role,
@@ -335,22 +346,6 @@ def _cors(server: ServerSettings) -> CorsRules:
         headers=names_in(server.allowed_headers) or ("*",),
         credentials=server.allow_credentials,
     )
-
-
-def _tls(server: ServerSettings) -> TlsFiles | None:
-    """What the flags say of TLS, tried once. Raises BadSettings."""
-    if server.ssl_certfile is None:
-        return None
-    files = TlsFiles(
-        certfile=server.ssl_certfile,
-        keyfile=server.ssl_keyfile,
-        ca_certs=server.ssl_ca_certs,
-        cert_reqs=server.ssl_cert_reqs,
-        ciphers=server.ssl_ciphers,
-        refresh=server.enable_ssl_refresh,
-    )
-    TlsContext(files)
-    return files
 
 
 def _keys(given: list[str] | None, file: str | None, flag: str) -> tuple[str, ...]:

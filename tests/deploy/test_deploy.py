@@ -194,7 +194,13 @@ def refused(settings: Settings) -> tuple[str, ...]:
 
 def test_there_are_commands_for_one_gpu_and_for_several_machines() -> None:
     assert len(COMMANDS) == 5
-    assert sum("--nnodes" in words for words in COMMANDS.values()) == 2
+    assert sum("--nnodes" in words for words in COMMANDS.values()) == 3
+    assert sum("ray" in words for words in COMMANDS.values()) == 1
+
+
+def test_what_ray_places_lacks_nothing() -> None:
+    (words,) = [words for words in COMMANDS.values() if "ray" in words]
+    assert refused(parsed(words)) == ()
 
 
 def test_probes_ask_routes_that_are_open() -> None:

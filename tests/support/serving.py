@@ -55,6 +55,10 @@ class Serving:
             return process
         raise AssertionError(f"there is no {module}")
 
+    def child_of(self, module: str) -> psutil.Process:
+        """The child process that runs glimt.<module>."""
+        return next(each for each in self.children() if f"glimt.{module}" in each.cmdline())
+
     def children_running(self, module: str) -> list[psutil.Process]:
         """All processes of the server that run glimt.processes.<module>."""
         return list(self._running(module))

@@ -1,0 +1,261 @@
+"""Main of the process that speaks with Ray: finds places, starts what runs there, and starts it
+again when it ends. What is started prints comes back with its machine's name.
+
+Ray ends all that this process has placed with it, and it ends with its parent.
+"""
+
+import argparse
+import json
+import logging
+import os
+import queue
+import secrets
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from glimt.config import Settings
+from glimt.errors import BadSettings, StartupError
+from glimt.placement import ray_cluster
+from glimt.placement.layout import Group, Resource, groups_of
+from glimt.placement.messages import Placed, PlacerStart
+from glimt.placement.orders import (
+    Head,
+    decode,
+    encode,
+    of_copy,
+    of_node,
+    of_this_machine,
+    wish_of,
+)
+from glimt.processes.children import Backoff, exit_text
+from glimt.processes.control import (
+    ControlLine,
+    Refused,
+    Stop,
+    ToChild,
+    child_line,
+)
+
+SHUTDOWN_LIMIT_S = 8.0
+RETRY_S = 60.0  # for a place that keeps ending
+_REFUSAL = "glimt: "
+
+
+class Places:
+    """All places of one server in the cluster."""
+
+    def __init__(self, start: PlacerStart) -> None:
+        """Wait until Ray has found room for all. Raises BadSettings."""
+        settings = decode(start.settings)
+        wants_cpu = settings.cache.device == "cpu"
+        parallel = settings.parallel
+        num_ranks = parallel.tensor_parallel_size * parallel.data_parallel_size
+        self.where = ray_cluster.connect(num_ranks if wants_cpu else 0)
+        resource: Resource = "CPU" if wants_cpu else "GPU"
+        if settings.cache.device == "auto":
+            resource = "GPU" if ray_cluster.has_gpus() else "CPU"
+        cache = replace(settings.cache, device="cuda" if resource == "GPU" else "cpu")
+        self._settings = replace(settings, cache=cache)
+        self.refusals: queue.Queue[str] = queue.Queue()
+        self._head = _head(self._settings)
+        wish = wish_of(settings, resource)
+        machines = ray_cluster.machines(resource)
+        self._groups = groups_of(wish, machines, ray_cluster.here())
+        self._reserved = [ray_cluster.reserve(group) for group in self._groups]
+        for reserved, group in zip(self._reserved, self._groups, strict=True):
+            ray_cluster.wait_for(reserved, group, resource, _say)
+        # Held, not run: what is here is started by the parent.
+        self._seats_here = [
+            ray_cluster.seat(reserved, group, 0)
+            for reserved, group in zip(self._reserved, self._groups, strict=True)
+            if group.is_here
+        ]
+
+    def placed(self) -> Placed:
+        """What this machine is to do, on which of its GPUs."""
+        held = [ray.get(seat.where.remote()) for seat in self._seats_here]
+        settings = of_this_machine(self._settings, self._head, len(held))
+        return Placed(
+            settings=encode(settings),
+            gpus=",".join(gpus for _, gpus in held if gpus),
+            what=f"{self.where}: {self._described()}",
+        )
+
+    def _described(self) -> str:
+        num_here, num_far = len(self._seats_here), len(self._far())
+        if self._settings.parallel.nnodes > 1:
+            return f"ranks on this machine and {num_far} other(s)"
+        return f"{num_here} of {num_here + num_far} copies on this machine"
+
+    def _far(self) -> list[tuple[int, int]]:
+        """(group, part) of all places but those of this machine."""
+        return [
+            (index, part)
+            for index, group in enumerate(self._groups)
+            for part in range(len(group.bundles))
+            if part or not group.is_here
+        ]
+
+    def start(self) -> None:
+        """Run what is not here, each in a thread of its own."""
+        for index, part in self._far():
+            name = f"place-{index}-{part}"
+            thread = threading.Thread(target=self._keep, args=(index, part), name=name, daemon=True)
+            thread.start()
+
+    def _keep(self, index: int, part: int) -> None:
+        """Have it run, for ever."""
+        group, reserved = self._groups[index], self._reserved[index]
+        if part:
+            settings = of_node(self._settings, self._head, part)
+        else:
+            settings = of_copy(self._settings, self._head, group.copy)
+        backoff, is_first = Backoff(), True
+        while True:
+            name, end, reason = self._play(reserved, group, part, settings)
+            if reason and is_first:
+                self.refusals.put(f"{name}: {reason}")
+                return
+            is_first = False
+            pause_s = backoff.death(time.monotonic())
+            pause_s = RETRY_S if pause_s is None else max(1.0, pause_s)
+            _say(f"[{name}] {end}; starting it again in {pause_s:.0f} s")
+            time.sleep(pause_s)
+
+    def _play(
+        self, reserved: Any, group: Group, part: int, settings: Settings
+    ) -> tuple[str, str, str]:
+        """Run it once: where, how it ended, and if it refused to start, why."""
+        seat, name, refusal = None, "a machine of the Ray cluster", ""
+        try:
+            while not reserved.wait(timeout_seconds=60):
+                pass  # the machine is lost, and Ray looks for another
+            seat = ray_cluster.seat(reserved, group, part)
+            node_id, _ = ray.get(seat.where.remote())
+            name = ray_cluster.machine_name(node_id)
+            _say(f"[{name}] {_what(settings)}")
+            for item in seat.run.options(num_returns="streaming").remote(encode(settings)):
+                said = ray.get(item)
+                if isinstance(said, int):
+                    return name, f"ended: {exit_text(said)}", refusal if said == 2 else ""
+                refusal = said.removeprefix(_REFUSAL) if said.startswith(_REFUSAL) else refusal
+                _say(_with_name(name, said))
+            return name, "said nothing more", ""
+        except RayError as error:
+            return name, f"is lost: {_shortened(error)}", _cannot_import(error)
+        finally:
+            if seat is not None:
+                ray.kill(seat)
+
+
+def _head(settings: Settings) -> Head:
+    """The addresses that the user gave, or free ones of this machine."""
+    parallel = settings.parallel
+    spans_ranks = parallel.nnodes > 1
+    host = parallel.master_addr if spans_ranks else parallel.data_parallel_address
+    port = parallel.master_port if spans_ranks else parallel.data_parallel_rpc_port
+    host = host or ray_cluster.own_address()
+    return Head(host, port or _free_port(host), parallel.master_token or secrets.token_urlsafe(32))
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as taken:
+        try:
+            taken.bind((host, 0))
+        except OSError as error:
+            raise BadSettings(f"{host} is no address of this machine: {error.strerror}") from None
+        return int(taken.getsockname()[1])
+
+
+def _what(settings: Settings) -> str:
+    parallel = settings.parallel
+    if parallel.node_rank:
+        here = parallel.tensor_parallel_size // parallel.nnodes
+        first = parallel.node_rank * here
+        return f"is the place of ranks {first} to {first + here - 1}"
+    return f"is the place of copy {parallel.data_parallel_start_rank}"
+
+
+def _with_name(name: str, line: str) -> str:
+    """A line of another machine with its name, as text or in its JSON object."""
+    if line.startswith("{"):
+        try:
+            return json.dumps({**json.loads(line), "node": name})
+        except (json.JSONDecodeError, TypeError):
+            pass
+    return f"[{name}] {line}"
+
+
+def _shortened(error: RayError) -> str:
+    """Ray's pages of advice, without the advice."""
+    return " ".join(str(error).split())[:300]
+
+
+def _cannot_import(error: RayError) -> str:
+    """Why the actor could not even begin, if that is so."""
+    if "glimt" not in str(error) or "failed to import" not in str(error):
+        return ""
+    return "Ray's Python there cannot import this version of Glimt; install it there"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def run(start: PlacerStart, line: ControlLine[ToChild]) -> None:
+    """Place everything, and see to it. Raises StartupError."""
+    places = Places(start)
+    line.send(places.placed())
+    places.start()
+    raise BadSettings(places.refusals.get())
+
+
+def _leave(status: int) -> None:
+    """Let Ray end what was placed, and its own processes if they were started here. Killed before,
+    those would linger for a minute.
+    """
+    limit = threading.Timer(SHUTDOWN_LIMIT_S, os._exit, (1,))
+    limit.daemon = True
+    limit.start()
+    ray.shutdown()
+    os._exit(status)
+
+
+def _follow(line: ControlLine[ToChild]) -> None:
+    """Leave when the parent says so, or is gone."""
+    while (message := line.receive()) is not None:
+        if isinstance(message, Stop):
+            _leave(0)
+    _leave(1)
+
+
+def main() -> None:
+    """Entry point of `python -m glimt.placement.driver`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--control-fd", type=int, required=True)
+    line = child_line(parser.parse_args().control_fd)
+    start = line.receive()
+    if not isinstance(start, PlacerStart):
+        sys.exit(1)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    threading.Thread(target=_follow, args=(line,), name="control-line", daemon=True).start()
+    try:
+        run(start, line)
+    except StartupError as error:
+        line.send(Refused(str(error)))
+    except RayError as error:
+        _say(f"Ray's cluster is lost: {_shortened(error)}")
+    _leave(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Which copies go where in a Ray cluster: pure arithmetic over what its machines have.
+
+A copy's ranks are on one machine, unless `--nnodes` says on how many. The copies that fit on the
+machine with HTTP are there, where pixels need not travel; where the others go is Ray's choice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from glimt.errors import BadSettings
+
+Resource = Literal["GPU", "CPU"]
+
+
+@dataclass(frozen=True, slots=True)
+class RayMachine:
+    """A machine as Ray knows it: how many GPUs (or CPUs) it has, and how many of them are free."""
+
+    id: str
+    host: str
+    address: str
+    total: int
+    free: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.host} ({self.address})"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be placed: `num_copies`, each on `num_parts` machines with `num_ranks` on each."""
+
+    resource: Resource
+    num_copies: int
+    num_parts: int
+    num_ranks: int
+    spreads: bool  # copies may be on other machines than this one
+    num_here: int | None = None  # copies of this machine, if that is settled already
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The machines of one copy: a placement group. `is_here`: the first of them is this one."""
+
+    copy: int
+    is_here: bool
+    bundles: tuple[dict[str, float], ...]
+
+
+def groups_of(wish: Wish, machines: Sequence[RayMachine], here: str) -> tuple[Group, ...]:
+    """One group for each copy; `here` is the id of this machine.
+
+    Raises BadSettings if the cluster is too small, whatever else runs in it.
+    """
+    own = next((machine for machine in machines if machine.id == here), None)
+    bundle: dict[str, float] = {wish.resource: float(wish.num_ranks)}
+    bundles = (bundle,) * wish.num_parts
+    slots = {machine.id: machine.total // wish.num_ranks for machine in machines}
+    if wish.num_parts > 1:
+        able = [machine for machine in machines if slots[machine.id]]
+        if own not in able or len(able) < wish.num_parts:
+            raise BadSettings(_too_few_machines(wish, machines, own))
+        return (Group(0, True, bundles),)
+    if sum(slots.values()) < wish.num_copies:
+        raise BadSettings(_too_small(wish, machines, own))
+    most_here = slots.get(here, 0)
+    if not wish.spreads:
+        if most_here < wish.num_copies:
+            raise BadSettings(_too_small_here(wish, machines, own))
+        num_here = wish.num_copies
+    elif wish.num_here is None:
+        num_here = 0 if own is None else min(wish.num_copies, own.free // wish.num_ranks)
+    else:
+        num_here = wish.num_here
+    return tuple(Group(copy, copy < num_here, bundles) for copy in range(wish.num_copies))
+
+
+def _listed(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) -> str:
+    """What the machines have, in words."""
+    each = [
+        f"{machine.name}{', this one,' if machine == own else ''} has {machine.total}"
+        for machine in machines
+    ]
+    return f"of {wish.resource}s, {', '.join(each) or 'no machine has any'}"
+
+
+def _too_small(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) -> str:
+    size, most = wish.num_ranks, max((machine.total for machine in machines), default=0)
+    listed = _listed(wish, machines, own)
+    if size > most:
+        text = (
+            f"--tensor-parallel-size {size} does not fit one machine of the Ray cluster: {listed}"
+        )
+        if parts := _parts_that_fit(size, machines):
+            return f"{text}; spread the ranks with --nnodes {parts}"
+        return f"{text}; use a smaller one, or a larger cluster"
+    return (
+        f"{wish.num_copies} copies of {size} ranks each do not fit the Ray cluster: {listed}; use "
+        "a smaller --data-parallel-size, or a larger cluster"
+    )
+
+
+def _too_small_here(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) -> str:
+    return (
+        f"{wish.num_copies} copies of {wish.num_ranks} ranks each do not fit this machine: "
+        f"{_listed(wish, machines, own)}; let Ray place copies with --data-parallel-backend ray"
+    )
+
+
+def _too_few_machines(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) -> str:
+    return (
+        f"--nnodes {wish.num_parts} needs as many machines with {wish.num_ranks} "
+        f"{wish.resource}s each, this one among them: {_listed(wish, machines, own)}"
+    )
+
+
+def _parts_that_fit(size: int, machines: Sequence[RayMachine]) -> int | None:
+    """The fewest machines over which so many ranks could be spread evenly."""
+    for parts in range(2, len(machines) + 1):
+        able = [machine for machine in machines if machine.total >= size // parts]
+        if size % parts == 0 and len(able) >= parts:
+            return parts
+    return None

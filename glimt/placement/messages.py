@@ -1,0 +1,19 @@
+"""What the process that speaks with Ray is told by its parent, and tells it."""
+
+import msgspec
+
+
+class PlacerStart(msgspec.Struct, frozen=True, tag="placer_start"):
+    """To the process that speaks with Ray: what to place (`Settings`, as JSON)."""
+
+    settings: bytes
+
+
+class Placed(msgspec.Struct, frozen=True, tag="placed"):
+    """Ray has found places: what is left for this machine (`Settings`, as JSON), on these of its
+    GPUs ("0,1"; "" = all, or none), and what was done, for people.
+    """
+
+    settings: bytes
+    gpus: str
+    what: str

@@ -1,0 +1,144 @@
+"""What this program asks of Ray: a cluster, its machines, and places in it."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from glimt.errors import BadSettings
+from glimt.placement.layout import Group, RayMachine, Resource
+from glimt.placement.seat import Seat
+
+REACH_LIMIT_S = 5.0
+REMIND_S = 30.0
+_QUIET = {"log_to_driver": False, "logging_level": "error", "namespace": "glimt"}
+_NODE_ID = "ray.io/node-id"
+
+
+def connect(num_cpus: int) -> str:
+    """Join the cluster of RAY_ADDRESS, or the one of this machine; where there is none, start one
+    that ends with this process, for `num_cpus` CPU ranks or as many as there are cores.
+
+    What it did, for people. Raises BadSettings.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("ray://"):
+        raise BadSettings(
+            f"RAY_ADDRESS={address}: `glimt serve` must run on a machine of the cluster; there, "
+            "leave RAY_ADDRESS out, or set it to the head's own host:port"
+        )
+    if address not in ("", "auto", "local"):
+        _check_reachable(address)
+    try:
+        if address != "local":
+            try:
+                ray.init(address=address or "auto", **_QUIET)
+                return f"in the Ray cluster at {ray.get_runtime_context().gcs_address}"
+            except ConnectionError:
+                if address:
+                    raise
+        cores = max(num_cpus, os.cpu_count() or 1)
+        ray.init(address="local", include_dashboard=False, num_cpus=cores, **_QUIET)
+        return "in a Ray cluster of this machine alone, started for it"
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadSettings(f"Ray refuses: {' '.join(str(error).split())}") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_LIMIT_S).close()
+    except (OSError, ValueError) as error:
+        raise BadSettings(
+            f"RAY_ADDRESS={address}: no Ray head answers there ({error}); without RAY_ADDRESS the "
+            "cluster of this machine is used, or one is started"
+        ) from None
+
+
+def here() -> str:
+    """The id of this machine."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def own_address() -> str:
+    """The address of this machine that the others know."""
+    return str(ray.util.get_node_ip_address())
+
+
+def has_gpus() -> bool:
+    """Whether Ray knows of any."""
+    return bool(ray.cluster_resources().get("GPU"))
+
+
+def machines(resource: Resource) -> list[RayMachine]:
+    """Those that are alive and have some of it."""
+    free = available_resources_per_node()
+    found = [
+        RayMachine(
+            id=node["NodeID"],
+            host=_host(node),
+            address=node["NodeManagerAddress"],
+            total=int(node["Resources"].get(resource, 0)),
+            free=int(free.get(node["NodeID"], {}).get(resource, 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return [machine for machine in found if machine.total]
+
+
+def machine_name(node_id: str) -> str:
+    """How people call it."""
+    for node in ray.nodes():
+        if node["NodeID"] == node_id:
+            return f"{_host(node)} ({node['NodeManagerAddress']})"
+    return node_id
+
+
+def _host(node: dict[str, Any]) -> str:
+    """The name it was started with (`ray start --node-name`), or that of the machine."""
+    name, address = str(node.get("NodeName") or ""), node["NodeManagerAddress"]
+    return name if name not in ("", address) else str(node["NodeManagerHostname"])
+
+
+def reserve(group: Group) -> Any:
+    """A placement group, which may still be waiting."""
+    selectors: list[dict[str, str]] = [{} for _ in group.bundles]
+    if group.is_here:
+        selectors[0] = {_NODE_ID: here()}
+    return placement_group(
+        list(group.bundles),
+        strategy="STRICT_SPREAD" if len(group.bundles) > 1 else "STRICT_PACK",
+        bundle_label_selector=selectors,
+    )
+
+
+def wait_for(reserved: Any, group: Group, resource: Resource, say: Callable[[str], None]) -> None:
+    """Until Ray has found room, however long it takes."""
+    reminded_s = time.monotonic()
+    while not reserved.wait(timeout_seconds=1):
+        if time.monotonic() - reminded_s > REMIND_S:
+            reminded_s = time.monotonic()
+            free = ", ".join(f"{m.name} has {m.free} of {m.total}" for m in machines(resource))
+            each = group.bundles[0][resource]
+            say(
+                f"waiting for Ray to find {len(group.bundles)} machine(s) with {each:g} free "
+                f"{resource}s for copy {group.copy}; free are: {free or 'none'}"
+            )
+
+
+def seat(reserved: Any, group: Group, part: int) -> Any:
+    """An actor in one of the group's places."""
+    bundle = group.bundles[part]
+    return Seat.options(
+        num_cpus=bundle.get("CPU", 0),
+        num_gpus=bundle.get("GPU", 0),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(reserved, part),
+    ).remote()

@@ -1,0 +1,161 @@
+"""Ranks that Ray has placed on two machines: the tokens of one process, and what deaths do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.test_failures import LONG, answers, post
+from tests.e2e.test_nodes import FLAGS, said
+from tests.support.ray_cluster import TwoMachines, actor_of, placed, two_machines
+from tests.support.serving import Serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+BY_RAY = ["-tp", "2", "--nnodes", "2", "--distributed-executor-backend", "ray"]
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[TwoMachines]:
+    with two_machines() as machines:
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def spread(
+    machines: TwoMachines, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    with Serving(checkpoint, *BY_RAY, *FLAGS, log=log) as serving:
+        yield serving
+
+
+def refused(checkpoint: Path, *flags: str, address: str) -> str:
+    """What `glimt serve` says when it does not start."""
+    found = subprocess.run(
+        [sys.executable, "-m", "glimt", "serve", str(checkpoint), "--port", "0", *FLAGS, *flags],
+        env={**os.environ, "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert found.returncode == 2, found.stderr
+    return found.stderr.splitlines()[-1]
+
+
+def test_ranks_that_fit_no_machine_are_refused_with_what_there_is(
+    machines: TwoMachines, checkpoint: Path
+) -> None:
+    flags = ["-tp", "4", "--distributed-executor-backend", "ray"]
+    text = refused(checkpoint, *flags, address=machines.address)
+    assert "--tensor-parallel-size 4 does not fit one machine of the Ray cluster" in text
+    assert "this one, has 2" in text
+    assert text.endswith("spread the ranks with --nnodes 2")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("127.0.0.1:9", "no Ray head answers there"), ("ray://127.0.0.1:9", "on a machine of the")],
+)
+def test_a_cluster_that_is_not_there_is_refused_at_once(
+    checkpoint: Path, address: str, said: str
+) -> None:
+    assert said in refused(checkpoint, *BY_RAY, address=address)
+
+
+def test_two_machines_give_the_tokens_of_one_process(
+    spread: Serving, checkpoint: Path, tmp_path: Path
+) -> None:
+    with Serving(checkpoint, *FLAGS, log=tmp_path / "one.txt") as one:
+        expected = said(one)
+    assert said(spread) == expected
+    assert len(placed("processes.peer")) == 1
+    assert "[b (" in spread.log.read_text()
+
+
+def test_ray_is_asked_nothing_while_answers_are_made(spread: Serving) -> None:
+    """The process that speaks with Ray, and the actor, may stand still."""
+    (worker,) = placed("placement.worker")
+    idle = [actor_of(worker), spread.child_of("placement.driver")]
+    for process in idle:
+        process.suspend()
+    try:
+        assert answers(spread)
+    finally:
+        for process in idle:
+            process.resume()
+
+
+@pytest.mark.parametrize(
+    ("victim", "named"),
+    [
+        ("rank", "peer-1 of this replica, on node 1 ("),
+        ("worker", "ended: killed by SIGKILL; starting it again"),
+        ("actor", "is lost: "),
+        ("driver", "the process that speaks with Ray ended: killed by SIGKILL"),
+    ],
+)
+def test_a_death_ends_requests_within_seconds_is_named_and_mended(
+    spread: Serving, victim: str, named: str
+) -> None:
+    (rank,), (worker,) = placed("processes.peer"), placed("placement.worker")
+    process = {
+        "rank": lambda: rank,
+        "worker": lambda: worker,
+        "actor": lambda: actor_of(worker),
+        "driver": lambda: spread.child_of("placement.driver"),
+    }[victim]()
+    before = len(spread.log.read_text())
+    with urllib.request.urlopen(post(spread, LONG), timeout=60) as response:
+        response.readline()
+        process.send_signal(signal.SIGKILL)
+        events = [line for line in response.read().decode().splitlines() if line]
+    assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
+    _, alive = psutil.wait_procs([rank], timeout=10)
+    assert not alive
+    spread.wait_for(lambda: answers(spread), 90)
+    news = spread.log.read_text()[before:]
+    assert named in news
+    assert "b (" in news
+
+
+def test_a_machine_that_dies_is_replaced_by_another(spread: Serving, machines: TwoMachines) -> None:
+    before = len(spread.log.read_text())
+    machines.lose(machines.b)
+    machines.add("c")
+    spread.wait_for(lambda: answers(spread), 120)
+    news = spread.log.read_text()[before:]
+    assert "[b (" in news
+    assert "is lost" in news
+    assert "[c (" in news
+
+
+def test_the_end_leaves_nothing(spread: Serving) -> None:
+    ours = [*placed("processes.peer"), *placed("placement.worker"), *spread.children()]
+    ours += [actor_of(worker) for worker in placed("placement.worker")]
+    assert len(ours) > 5
+    assert spread.stop(60) == 0
+    _, alive = psutil.wait_procs(ours, timeout=20)
+    assert not alive
+
+
+def test_without_a_cluster_one_is_started_for_as_long_as_the_server_lasts(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    flags = ["-tp", "2", "--distributed-executor-backend", "ray"]
+    with Serving(checkpoint, *flags, *FLAGS, log=tmp_path / "log.txt") as serving:
+        assert "in a Ray cluster of this machine alone" in serving.log.read_text()
+        assert answers(serving)
+        ours = serving.children()
+        assert any("gcs_server" in " ".join(process.cmdline()) for process in ours)
+        serving.process.kill()
+        _, alive = psutil.wait_procs(ours, timeout=30)
+        assert not alive

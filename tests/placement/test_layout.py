@@ -1,0 +1,88 @@
+"""Which copies go where, and what is said when they fit nowhere."""
+
+import pytest
+
+from glimt.errors import BadSettings
+from glimt.placement.layout import RayMachine, Wish, groups_of
+
+
+def machine(name: str, total: int, free: int | None = None) -> RayMachine:
+    return RayMachine(
+        f"id-{name}", name, f"10.0.0.{ord(name)}", total, total if free is None else free
+    )
+
+
+def wish(copies: int = 1, parts: int = 1, ranks: int = 1, *, spreads: bool = True) -> Wish:
+    return Wish("GPU", copies, parts, ranks, spreads)
+
+
+A, B, C = machine("a", 8), machine("b", 8), machine("c", 4)
+
+
+def homes(wish: Wish, *machines: RayMachine) -> list[bool]:
+    return [group.is_here for group in groups_of(wish, machines, "id-a")]
+
+
+def test_the_ranks_of_a_copy_are_one_bundle_so_that_they_are_on_one_machine() -> None:
+    (group,) = groups_of(wish(ranks=8), (A, B), "id-a")
+    assert group.bundles == ({"GPU": 8.0},)
+    assert group.is_here
+
+
+def test_copies_are_here_as_far_as_they_fit_and_the_others_elsewhere() -> None:
+    assert homes(wish(5, ranks=4), A, B, C) == [True, True, False, False, False]
+
+
+def test_gpus_that_others_use_are_not_counted_on_here_but_waited_for_elsewhere() -> None:
+    assert homes(wish(2, ranks=4), machine("a", 8, free=5), B) == [True, False]
+    assert homes(wish(4, ranks=4), machine("a", 8, free=0), B) == [False] * 4
+
+
+def test_this_machine_may_have_no_gpus_at_all() -> None:
+    assert homes(wish(ranks=8), B) == [False]
+
+
+def test_what_is_settled_stays_when_places_are_asked_for_again() -> None:
+    again = Wish("GPU", 3, 1, 4, spreads=True, num_here=1)
+    assert homes(again, A, B) == [True, False, False]
+
+
+def test_with_nnodes_ranks_are_spread_evenly_and_the_first_machine_is_this_one() -> None:
+    (group,) = groups_of(wish(parts=2, ranks=4), (A, C), "id-a")
+    assert group.bundles == ({"GPU": 4.0}, {"GPU": 4.0})
+    assert group.is_here
+
+
+@pytest.mark.parametrize(
+    ("wished", "machines", "said"),
+    [
+        (
+            wish(ranks=16),
+            (A, B),
+            "--tensor-parallel-size 16 does not fit one machine of the Ray cluster: of GPUs, "
+            "a (10.0.0.97), this one, has 8, b (10.0.0.98) has 8; spread the ranks with --nnodes 2",
+        ),
+        (wish(ranks=16), (A, C), "c (10.0.0.99) has 4; use a smaller one, or a larger cluster"),
+        (wish(ranks=2), (), "of GPUs, no machine has any; use a smaller one"),
+        (wish(4, ranks=8), (A, B), "4 copies of 8 ranks each do not fit the Ray cluster"),
+        (
+            wish(2, ranks=8, spreads=False),
+            (A, B),
+            "2 copies of 8 ranks each do not fit this machine: of GPUs, a (10.0.0.97), this one, "
+            "has 8, b (10.0.0.98) has 8; let Ray place copies with --data-parallel-backend ray",
+        ),
+        (wish(parts=3, ranks=8), (A, B, C), "--nnodes 3 needs as many machines with 8 GPUs each"),
+        (wish(parts=2, ranks=8), (B, machine("d", 8)), "this one among them"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_there_is_and_what_to_do(
+    wished: Wish, machines: tuple[RayMachine, ...], said: str
+) -> None:
+    with pytest.raises(BadSettings) as refused:
+        groups_of(wished, machines, "id-a")
+    assert said in str(refused.value)
+
+
+def test_machines_that_are_only_full_are_waited_for() -> None:
+    full = tuple(machine(name, 8, free=0) for name in "ab")
+    assert len(groups_of(wish(2, ranks=8), full, "id-a")) == 2
