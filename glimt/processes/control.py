@@ -221,7 +221,7 @@ class EngineDown(msgspec.Struct, frozen=True, tag="engine_down"):
     """Engine `index` is gone; its open requests have no answer any more: as `EngineUp`."""
 
     index: int
-    reason: str
+    reason: str  # for clients
 
 
 class EngineLeaving(msgspec.Struct, frozen=True, tag="engine_leaving"):

@@ -119,6 +119,7 @@ class FarLink:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FarMessage)
         self._heard_s = time.monotonic()
+        self._end = "it ended the connection"
 
     @classmethod
     async def over(cls, link: NodeLink) -> "FarLink":
@@ -126,11 +127,6 @@ class FarLink:
         connection = link.detach()
         reader, writer = await asyncio.open_connection(sock=connection, limit=4 * _PIECE_BYTES)
         return cls(reader, writer)
-
-    @property
-    def is_silent(self) -> bool:
-        """The other side has given no sign of life for too long."""
-        return time.monotonic() - self._heard_s > SILENCE_LIMIT_S
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; if the other side is gone, `receive` says so."""
@@ -153,7 +149,7 @@ class FarLink:
         while len(data) < num_bytes:
             piece = await self._reader.read(min(num_bytes - len(data), _PIECE_BYTES))
             if not piece:
-                raise LinkLost("it ended the connection")
+                raise LinkLost(self._end)
             self._heard_s = time.monotonic()
             data += piece
         return data
@@ -165,6 +161,12 @@ class FarLink:
             await self._writer.drain()
         except OSError:
             return
+
+    def give_up_if_silent(self) -> None:
+        """End the connection if the other side has given no sign of life for too long."""
+        if time.monotonic() - self._heard_s > SILENCE_LIMIT_S:
+            self._end = f"it gave no sign of life for {SILENCE_LIMIT_S:.0f} s"
+            self.close()
 
     def close(self) -> None:
         """End the connection at once; a reader gets LinkLost."""

@@ -18,14 +18,14 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import msgspec
 import uvloop
 
 from glimt.arena import SharedArena
-from glimt.errors import EngineDied, StartupError
+from glimt.errors import StartupError
 from glimt.log import set_up
 from glimt.processes.children import end_with_parent
 from glimt.processes.cluster import REMIND_S, listen
@@ -46,7 +46,6 @@ from glimt.processes.control import (
 )
 from glimt.processes.far_link import (
     BEAT_S,
-    SILENCE_LIMIT_S,
     Admitted,
     Beat,
     FarLink,
@@ -69,6 +68,7 @@ log = logging.getLogger("glimt.processes.gate")
 
 SETTLE_S = 0.2  # for what a dead server has sent to arrive
 FLUSH_LIMIT_S = 1.0
+LOST = "the engine's machine is lost, or its engine has died; try again"
 FLAGS = ("--data-parallel-address", "--data-parallel-rpc-port")
 
 
@@ -260,7 +260,9 @@ class Gate:
             while True:
                 self._obey(machine, await machine.link.receive())
         except LinkLost as error:
-            if not self._ended.done():
+            if machine.is_leaving:
+                log.info("%s has left", machine.name)
+            elif not self._ended.done():
                 log.warning("%s is lost: %s", machine.name, error)
         finally:
             machine.link.close()
@@ -303,7 +305,7 @@ class Gate:
 
     def _down(self, machine: Machine, index: int) -> None:
         if machine.close_inbox(index):
-            self._line.send(EngineDown(index, EngineDied.code))
+            self._line.send(EngineDown(index, LOST))
         machine.work.replica_down(index)
 
     async def _carry(self, machine: Machine, index: int, inbox: AsyncInbox[EngineInbound]) -> None:
@@ -320,9 +322,7 @@ class Gate:
             self._line.send(Alive(0.0), waits=False)
             for machine in self._machines:
                 machine.link.send(Beat(time.monotonic()))
-                if machine.link.is_silent:
-                    log.warning("%s gave no sign of life for %.0f s", machine.name, SILENCE_LIMIT_S)
-                    machine.link.close()
+                machine.link.give_up_if_silent()
             await asyncio.sleep(BEAT_S)
 
     async def _remind(self) -> None:
@@ -332,19 +332,23 @@ class Gate:
             there = {index for machine in self._machines for index in machine.copies}
             missing = sorted({*range(start.num_here, start.num_copies)} - there)
             if missing:
-                names = ", ".join(map(str, missing))
-                log.warning("waiting for replicas %s at %s:%d", names, start.host, start.port)
+                names = ("replicas " if len(missing) > 1 else "replica ") + _list(missing)
+                log.warning("waiting for %s at %s:%d", names, start.host, start.port)
             await asyncio.sleep(REMIND_S)
 
 
 def name_of(who: Introduction) -> str:
     """A machine, for people."""
     copies = range(who.first_copy, who.first_copy + who.num_copies)
-    return f"node of replicas {_span(copies)} ({who.host})"
+    return f"node of replica{'s' if len(copies) > 1 else ''} {_span(copies)} ({who.host})"
 
 
 def _span(copies: range) -> str:
     return f"{copies.start} to {copies.stop - 1}" if len(copies) > 1 else f"{copies.start}"
+
+
+def _list(copies: Sequence[int]) -> str:
+    return ", ".join(map(str, copies))
 
 
 def main() -> None:

@@ -299,8 +299,8 @@ class ServerProcess:
                 self._close_outbox(index)
                 self._outboxes[index] = outbox = Outbox(address)
                 self._client.add_engine(index, outbox.send, info)
-            case EngineDown(index, _):
-                self._client.remove_engine(index, "the engine died; it is being restarted")
+            case EngineDown(index, reason):
+                self._client.remove_engine(index, reason)
                 self._close_outbox(index)
             case EngineLeaving(index):
                 self._client.spare_engine(index)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from glimt.errors import EngineDied, StartupError
+from glimt.errors import StartupError
 from glimt.processes.children import Backoff, Child, exit_text
 from glimt.processes.control import (
     Alive,
@@ -54,6 +54,8 @@ from glimt.wire import EngineInfo
 
 STOP_LIMIT_S = 5.0
 RETRY_S = 60.0  # for a replica that keeps dying while others live
+RESTARTING = "the engine died; it is being restarted"
+UNREACHABLE = "the engine cannot be reached for a moment; try again"
 REJOIN_S = 1.0  # after the loss of the machine that has HTTP
 
 
@@ -165,8 +167,8 @@ class Supervisor:
         match message:
             case EngineUp(index):
                 self._engine_up(message, f"replica {index}")
-            case EngineDown(index):
-                self._engine_down(index)
+            case EngineDown():
+                self._engine_down(message)
             case EngineLeaving():
                 self._tell_servers(message)
             case HeadEnded():
@@ -213,9 +215,9 @@ class Supervisor:
         self._tell_servers(engine_up)
         self._on_progress(name)
 
-    def _engine_down(self, index: int) -> None:
-        self._engines_up.pop(index, None)
-        self._tell_servers(EngineDown(index, EngineDied.code))
+    def _engine_down(self, engine_down: EngineDown) -> None:
+        self._engines_up.pop(engine_down.index, None)
+        self._tell_servers(engine_down)
 
     def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
@@ -243,7 +245,7 @@ class Supervisor:
         name = self._plan.server.served_model_names[0]
         if self._listener is None:
             copies = ", ".join(map(str, self._plan.copies))
-            self._say(f"ready after {seconds:.1f} s: replicas {copies} of {name}")
+            self._say(f"ready after {seconds:.1f} s: serving {name} for the head, as {copies}")
             return
         if self._listener.family == socket.AF_UNIX:
             where = f"unix:{self._listener.getsockname()}"
@@ -285,12 +287,12 @@ class Supervisor:
         """Tell those who relied on the dead child, then start its successor."""
         match child.start:
             case EngineStart(index=index):
-                self._engine_down(index)
+                self._engine_down(EngineDown(index, RESTARTING))
                 self._forgetting.is_dead(child.name)
                 restart: Callable[[], None] = lambda: self._start_engine(index)  # noqa: E731
             case GateStart() as gate:
                 for index in self._plan.all_copies - set(self._plan.copies):
-                    self._engine_down(index)
+                    self._engine_down(EngineDown(index, RESTARTING))
                 self._forgetting.is_dead(child.name)
                 restart = lambda: self._start_gate(gate)  # noqa: E731
             case MediaWorkerStart(number=number, name=name, server=index):

@@ -193,8 +193,7 @@ class Uplink:
         while True:
             self._line.send(Alive(0.0), waits=False)
             link.send(Beat(time.monotonic()))
-            if link.is_silent:
-                raise LinkLost("the head gave no sign of life")
+            link.give_up_if_silent()
             await asyncio.sleep(BEAT_S)
 
     # --------------------------------------------------------------------------- control line

@@ -48,8 +48,8 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     pair = Pair(checkpoint, tmp_path_factory.mktemp("nodes"))
-    with pair.head:
-        yield pair
+    yield pair
+    pair.head.stop()
     pair.node.end()
 
 

@@ -5,22 +5,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-READY = re.compile(r"ready after [\d.]+ s: (http://[^/]+)/v1  serving (\S+)")
+READY = re.compile(r"ready after [\d.]+ s: (http://[^/]+|unix:\S+)/v1  serving (\S+)")
 
 
 class Serving:
     """`glimt serve MODEL …` on a free port of the loopback, once it is ready."""
 
-    def __init__(self, model: Path, *arguments: str, log: Path) -> None:
+    def __init__(self, model: Path, *arguments: str, log: Path, within: Sequence[str] = ()) -> None:
+        """`within`: a command that runs it elsewhere, such as `ip netns exec NAME`."""
         self.log = log
         self._log = log.open("w")
-        command = [sys.executable, "-m", "glimt", "serve", str(model), "--port", "0"]
+        command = [*within, sys.executable, "-m", "glimt", "serve", str(model), "--port", "0"]
         command += ["--served-model-name", "tiny", *arguments]
         if "--media-workers" not in arguments:
             command += ["--media-workers", "1"]
