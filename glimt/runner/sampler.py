@@ -53,6 +53,7 @@ class DrawInputs:
     num_candidates: int  # 0 = neither top_k nor top_p
     max_length: int  # longest history of its rows
     logprob_rows: tuple[tuple[int, int], ...]  # (row within the draw, how many besides the drawn)
+    may_have_masks: bool = False  # on rank 0: only it is given them
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ def masked(
     inputs: DrawInputs, row_N: Sequence[int], masks: TokenMasks, device: torch.device
 ) -> DrawInputs:
     """The same draw, of which the rows `row_N`, within their masks if they have one."""
+    inputs = replace(inputs, may_have_masks=True)
     place = {row: g for g, row in enumerate(masks.rows)}
     pairs = [(n, place[row]) for n, row in enumerate(row_N) if row in place]
     if not pairs:

@@ -48,8 +48,10 @@ def draw_over_ranks(
 
 
 def can_split(inputs: DrawInputs) -> bool:
-    """Whether candidates suffice for this draw."""
-    if inputs.logprob_rows or not inputs.tensors.keys() <= _FEATURES:
+    """Whether candidates suffice for this draw: the same on all ranks, masked rows or not."""
+    if inputs.may_have_masks or inputs.logprob_rows:
+        return False
+    if not inputs.tensors.keys() <= _FEATURES:
         return False
     return inputs.num_candidates <= MAX_CANDIDATES
 

@@ -59,13 +59,19 @@ def history(num_rows: int) -> Tensor:
     return torch.arange(num_rows * 9, dtype=torch.int32).view(num_rows, 9)
 
 
-def compare(size: int, logits_NV: Tensor, draws: list[DrawInputs]) -> list[DrawOutputs]:
+def compare(
+    size: int,
+    logits_NV: Tensor,
+    draws: list[DrawInputs],
+    peers_draws: list[DrawInputs] | None = None,
+) -> list[DrawOutputs]:
     """Draw on one rank and on several; what all of them drew."""
     tokens_RL = history(len(logits_NV))
 
     def work(mesh: Mesh) -> list[DrawOutputs]:
         share_NU = logits_NV.chunk(size, dim=1)[mesh.tp_rank]
-        return [draw_over_ranks(share_NU, tokens_RL, inputs, mesh) for inputs in draws]
+        given = draws if mesh.tp_rank == 0 or peers_draws is None else peers_draws
+        return [draw_over_ranks(share_NU, tokens_RL, inputs, mesh) for inputs in given]
 
     expected = [sampler.draw(logits_NV, tokens_RL, inputs) for inputs in draws]
     for outputs in on_ranks(size, work):
@@ -102,12 +108,13 @@ def test_what_candidates_cannot_tell_is_drawn_from_all(fields: dict[str, Any]) -
     compare(2, logits_of(3), [inputs])
 
 
-def test_grammars_hold_over_ranks() -> None:
+def test_grammars_hold_over_ranks_of_which_the_first_alone_knows_them() -> None:
     (inputs,) = prepare([{}, {}])
     bits = np.zeros((1, -(-VOCAB // 32)), np.int32)
     bits[0, 40] = 5  # tokens 1280 and 1282, of the second rank
     limited = sampler.masked(inputs, [3, 8], TokenMasks((8,), bits), CPU)
-    (drawn,) = compare(2, logits_of(2), [limited])
+    unlimited = sampler.masked(inputs, [3, 8], TokenMasks((), bits[:0]), CPU)
+    (drawn,) = compare(2, logits_of(2), [limited], [unlimited])
     assert drawn.token_N[1].item() in (1280, 1282)
 
 
