@@ -37,7 +37,6 @@ from glimt.errors import (
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.models.glm4v import Glm4v
 from glimt.runner.executor import ModelExecutor
-from glimt.tiny.checkpoint import make_tiny_checkpoint
 from tests.support.media import Pixels, encoded, grey_clip, pattern
 from tests.support.token_prompts import MEAN, STD
 
@@ -57,11 +56,6 @@ def data_url(data: bytes, kind: str = "image/png") -> dict[str, Any]:
 
 def picture(image: Any) -> dict[str, Any]:
     return {"type": "image", "image": image}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

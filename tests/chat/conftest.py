@@ -1,16 +1,19 @@
-"""What chats under test see of the world: a state folder of their own, and a known terminal."""
+"""What chats under test see of the world: a state folder of their own, a known terminal, a server
+that says what it is told to, a picture."""
 
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from glimt.cli import main
 from tests.support.pty_session import PtySession
+from tests.support.scripted_server import ScriptedServer
 
 CHAT = [sys.executable, "-m", "glimt", "chat"]
 
@@ -59,3 +62,16 @@ def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
     return piped
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer("modest-1") as server:
+        yield server
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    file = tmp_path / "red.png"
+    Image.new("RGB", (4, 2), "red").save(file)
+    return file

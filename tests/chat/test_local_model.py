@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -12,24 +11,11 @@ import pytest
 from PIL import Image
 
 from glimt.chat.image_tokens import image_token_counter
-from glimt.tiny.checkpoint import make_tiny_checkpoint
 from tests.chat.conftest import CHAT, Piped, Start
 from tests.support.pty_session import CTRL_D, PtySession
 from tests.support.serving import Serving
 
 PROMPT = r"> \x1b\[0m"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "moe")
-
-
-@pytest.fixture(scope="module")
-def serving(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    log = tmp_path_factory.mktemp("log") / "server.txt"
-    with Serving(checkpoint, "--reasoning-parser", "glm45", log=log) as serving:
-        yield serving
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.chat.conftest import CHAT, Ended, Piped
 from tests.support.scripted_server import (
@@ -19,19 +17,6 @@ from tests.support.scripted_server import (
     refusal,
     texts,
 )
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer("modest-1") as server:
-        yield server
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    file = tmp_path / "red.png"
-    Image.new("RGB", (4, 2), "red").save(file)
-    return file
 
 
 def test_each_line_is_a_question_and_only_answers_are_written(

@@ -1,11 +1,7 @@
 """A chat at a terminal, with a server that does as it is told."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
-from PIL import Image
 
 from tests.chat.conftest import Start
 from tests.support.pty_session import CTRL_C, CTRL_D
@@ -20,19 +16,6 @@ from tests.support.scripted_server import (
 )
 
 PROMPT = r"> \x1b\[0m"
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer("modest-1") as server:
-        yield server
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    file = tmp_path / "red.png"
-    Image.new("RGB", (4, 2), "red").save(file)
-    return file
 
 
 def test_a_conversation_goes_on_and_is_saved(

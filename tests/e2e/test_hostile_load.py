@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +17,14 @@ from tests.support.serving import Serving
 KEY = "a-secret-that-no-log-shows"
 WITH_KEY = {"Authorization": f"Bearer {KEY}"}
 OPEN = {"/livez", "/readyz", "/health", "/ping"}
-SMALL_POOL = ("--max-model-len", "512", "--kv-cache-memory-bytes", "6M")
+FLAGS = ("--max-model-len", "512", "--kv-cache-memory-bytes", "6M", "--max-num-queued-reqs", "40")
 
 
 @pytest.fixture(scope="module")
 def full(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A server with a KV cache for two long requests and a short queue."""
+    """A server with a KV cache for two long requests, a short queue, and a key."""
     log = tmp_path_factory.mktemp("log") / "full.txt"
-    with Serving(checkpoint, *SMALL_POOL, "--max-num-queued-reqs", "40", log=log) as serving:
+    with Serving(checkpoint, *FLAGS, "--api-key", KEY, log=log) as serving:
         yield serving
 
 
@@ -40,20 +41,24 @@ def test_answers_under_preemption_are_those_of_an_idle_server(full: Serving) -> 
         )
         for seed in range(10)
     ]
-    alone = [ask(full, body).text for body in bodies]
+
+    def answer(body: dict[str, Any]) -> str:
+        return ask(full, body, headers=WITH_KEY).text
+
+    alone = [answer(body) for body in bodies]
     with ThreadPoolExecutor(10) as threads:
-        together = [reply.text for reply in threads.map(lambda body: ask(full, body), bodies)]
+        together = list(threads.map(answer, bodies))
     assert together == alone
-    metrics = ask(full, method="GET", path="/metrics").body.decode()
+    metrics = ask(full, method="GET", path="/metrics", headers=WITH_KEY).body.decode()
     line = next(x for x in metrics.splitlines() if x.startswith("vllm:num_preemptions_total{"))
     assert float(line.rpartition(" ")[2]) > 0
 
 
 def test_too_many_at_once_are_told_when_to_come_back(full: Serving) -> None:
-    canary = Canary(full)
+    canary = Canary(full, WITH_KEY)
 
     def one(_: int) -> Reply:
-        return ask(full, chat_body(max_tokens=60, ignore_eos=True))
+        return ask(full, chat_body(max_tokens=60, ignore_eos=True), headers=WITH_KEY)
 
     with ThreadPoolExecutor(120) as threads:
         replies = list(threads.map(one, range(120)))
@@ -63,13 +68,14 @@ def test_too_many_at_once_are_told_when_to_come_back(full: Serving) -> None:
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(full: Serving) -> None:
-    canary = Canary(full)
+    canary = Canary(full, WITH_KEY)
 
     def leave(seed: int) -> None:
         rng = random.Random(seed)
         body = json.dumps(chat_body(max_tokens=300, stream=True, ignore_eos=True)).encode()
         head = (
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer %s\r\n" % KEY.encode()
         )
         with connect(full) as sock:
             sock.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
@@ -81,19 +87,17 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(full: Serving) ->
     canary.sings()
 
 
-def test_every_route_but_the_probes_asks_for_the_key(checkpoint: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    with Serving(checkpoint, "--api-key", KEY, log=log) as serving:
-        for route in ROUTES:
-            for method in route.methods:
-                status = ask(serving, method=method, path=route.path).status
-                assert (status != 401) == (route.path in OPEN), route.path
-        wrong = ["Bearer", f"bearer {KEY}", f"Bearer  {KEY}", f"Basic {KEY}", f"Bearer {KEY}?"]
-        for value in [*wrong, f"Bearer {KEY} x", b"Bearer \xff\xfe", "Bearer "]:
-            reply = ask(serving, chat_body(), headers={"Authorization": value})
-            assert reply.status == 401, value
-            assert KEY.encode() not in reply.body
-        assert ask(serving, method="GET", path="/nothing").status == 401
-        assert ask(serving, chat_body(), headers=WITH_KEY).status == 200
-        assert ask(serving, chat_body(), headers={"Authorization": "x" * 10**6}).status == 431
-    assert KEY not in log.read_text()
+def test_every_route_but_the_probes_asks_for_the_key(full: Serving) -> None:
+    for route in ROUTES:
+        for method in route.methods:
+            status = ask(full, method=method, path=route.path).status
+            assert (status != 401) == (route.path in OPEN), route.path
+    wrong = ["Bearer", f"bearer {KEY}", f"Bearer  {KEY}", f"Basic {KEY}", f"Bearer {KEY}?"]
+    for value in [*wrong, f"Bearer {KEY} x", b"Bearer \xff\xfe", "Bearer "]:
+        reply = ask(full, chat_body(), headers={"Authorization": value})
+        assert reply.status == 401, value
+        assert KEY.encode() not in reply.body
+    assert ask(full, method="GET", path="/nothing").status == 401
+    assert ask(full, chat_body(), headers=WITH_KEY).status == 200
+    assert ask(full, chat_body(), headers={"Authorization": "x" * 10**6}).status == 431
+    assert KEY not in full.log.read_text()

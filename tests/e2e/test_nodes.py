@@ -117,12 +117,8 @@ def said(serving: Serving) -> list[Any]:
     return found
 
 
-def test_two_machines_give_the_tokens_of_one_process(
-    pair: Pair, checkpoint: Path, tmp_path: Path
-) -> None:
-    with Serving(checkpoint, *FLAGS, log=tmp_path / "one.txt") as one:
-        expected = said(one)
-    assert said(pair.serving) == expected
+def test_two_machines_give_the_tokens_of_one_process(pair: Pair, serving: Serving) -> None:
+    assert said(pair.serving) == said(serving)
     assert len(pair.node1.ranks()) == 1
 
 

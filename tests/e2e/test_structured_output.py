@@ -5,13 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-
-from tests.support.serving import Serving
 
 openai = pytest.importorskip("openai")
 pydantic = pytest.importorskip("pydantic")
@@ -20,13 +17,6 @@ USER = [{"role": "user", "content": "Say something"}]
 HOT: dict[str, Any] = {"model": "tiny", "messages": USER, "temperature": 2.0, "max_tokens": 200}
 # The checkpoint's defaults, like those of GLM-4.5V, are as good as greedy.
 ANY: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
-
-
-@pytest.fixture(scope="module")
-def serving(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    log = tmp_path_factory.mktemp("log") / "server.txt"
-    with Serving(checkpoint, "--reasoning-parser", "glm45", log=log) as serving:
-        yield serving
 
 
 class Box(pydantic.BaseModel):

@@ -23,18 +23,7 @@ from tests.evaluation.support import (
     compared,
     results,
     run_eval,
-    write_tasks,
 )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "moe")
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 def test_a_model_does_not_differ_from_itself(

@@ -4,14 +4,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glimt.evaluation.local import LocalModel
-from glimt.tiny.checkpoint import make_tiny_checkpoint
 from tests.evaluation.support import (
     SHORT,
     TASKS,
@@ -19,27 +17,8 @@ from tests.evaluation.support import (
     compared,
     results,
     run_eval,
-    write_tasks,
 )
 from tests.support.serving import Serving
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "moe")
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
-
-
-@pytest.fixture(scope="module")
-def serving(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    flags = ("--reasoning-parser", "glm45", "--enable-auto-tool-choice", "--tool-call-parser")
-    log = tmp_path_factory.mktemp("log") / "server.txt"
-    with Serving(checkpoint, *flags, "glm45", log=log) as serving:
-        yield serving
 
 
 @pytest.fixture(scope="module")

@@ -124,11 +124,6 @@ def all_answers(folder: Path, dtype: str = "float32", **groups: Any) -> list[dic
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("two") / "moe")
-
-
-@pytest.fixture(scope="module")
 def alone(checkpoint: Path) -> list[dict[int, list[int]]]:
     return all_answers(checkpoint)
 

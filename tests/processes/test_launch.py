@@ -23,11 +23,6 @@ from glimt.processes.starting import Plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("launch") / "tiny")
-
-
 def plan(checkpoint: Path, **groups: Any) -> Plan:
     settings = Settings(model=str(checkpoint), **groups)
     check(settings)

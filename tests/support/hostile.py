@@ -109,23 +109,27 @@ def ask_raw(serving: Serving, data: bytes, timeout: float = 20) -> bytes:
 
 
 class Canary:
-    """What must be the same after whatever a client did: the answer, the engine, the gauges."""
+    """What must be the same after whatever a client did: the answer, the engine, the gauges.
 
-    def __init__(self, serving: Serving) -> None:
+    `headers`: a key, where one is asked for.
+    """
+
+    def __init__(self, serving: Serving, headers: dict[str, Any] | None = None) -> None:
         self._serving = serving
+        self._headers = headers
         self._body = chat_body(
             messages=[{"role": "user", "content": "Sing."}],
             max_tokens=8,
             temperature=0,
             ignore_eos=True,
         )
-        self._text = ask(serving, self._body).text
+        self._text = ask(serving, self._body, headers=headers).text
         self._pids = {each.pid for each in serving.children()}
         serving.wait_for(self._is_idle, 10)
 
     def sings(self) -> None:
         """Fails if the server is not what it was."""
-        assert ask(self._serving, self._body).text == self._text
+        assert ask(self._serving, self._body, headers=self._headers).text == self._text
         assert ask(self._serving, method="GET", path="/readyz").status == 200
         assert {each.pid for each in self._serving.children()} == self._pids
         self._serving.wait_for(self._is_idle, 10)
@@ -136,6 +140,7 @@ class Canary:
 
     def _is_idle(self) -> bool:
         """The engine's gauges follow its answers within a second."""
-        metrics = ask(self._serving, method="GET", path="/metrics").body.decode()
+        reply = ask(self._serving, method="GET", path="/metrics", headers=self._headers)
+        metrics = reply.body.decode()
         values = [line for line in metrics.splitlines() if line.startswith(GAUGES)]
         return len(values) == len(GAUGES) and all(line.endswith(" 0.0") for line in values)
