@@ -45,7 +45,7 @@ from glimt.config import (
     Settings,
 )
 from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan
-from glimt.kernels import choice
+from glimt.kernels import attention, choice
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import make_plan
 from glimt.processes.team import end_process
@@ -109,6 +109,8 @@ def _switch(options: argparse.Namespace) -> None:
         runner_build.PROMPT_GRAPHS = options.prompt_graphs
     if options.defer_sums is not None:
         choice.DEFERS = options.defer_sums
+    if options.decode_at_once is not None:
+        attention.DECODES_AT_ONCE = options.decode_at_once
     support = choice.triton_support
     if support is not None and options.pdl is not None:
         support.PDL = options.pdl
@@ -317,6 +319,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-graphs", action=switch, help="replay the layers of prompts")
     parser.add_argument("--pdl", action=switch, help="kernels start while the last one ends")
     parser.add_argument("--defer-sums", action=switch, help="norms add the branches' terms")
+    parser.add_argument("--decode-at-once", action=switch, help="attention turns and writes too")
     parser.add_argument("--ahead-bytes", type=int, help="of weight rows, fetched while waiting")
     parser.add_argument("--profile-start", action="store_true", help="and end after the start")
 

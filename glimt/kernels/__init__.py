@@ -22,12 +22,14 @@ imports operations from here and never knows which of the two it gets.
     write_kv          store keys and values of new tokens in their pages
     turn_and_write_kv rope of queries and keys, and write_kv, at once
     paged_attention   causal attention of new tokens over the pages of their rows
+    decode_attention  turn_and_write_kv and paged_attention of rows of one token, at once
     segment_attention full attention inside each segment (an image, a video step)
     normalize_pixels  uint8 -> normalised rows of patches
     resample_positions  the vision tower's position table for another patch grid
 """
 
 from glimt.kernels.attention import (
+    decode_attention,
     paged_attention,
     rope,
     segment_attention,
@@ -74,6 +76,7 @@ __all__ = [
     "write_kv",
     "turn_and_write_kv",
     "paged_attention",
+    "decode_attention",
     "segment_attention",
     "normalize_pixels",
     "resample_positions",

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from glimt.kernels import reference, reference_attention
 
+# Whether the attention of decode steps turns heads and writes the cache itself, in one launch. Off
+# until a GPU has shown that it is right (`benchmarks/dummy_model.py --decode-at-once`).
+DECODES_AT_ONCE = False
+
 try:
     if torch.version.cuda is None:
         raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
@@ -68,6 +72,42 @@ def paged_attention(
         scale_P2GS=scale_P2GS,
     )
     return out_TNH
+
+
+def decode_attention(
+    heads_TNH: Tensor,
+    cos_TJ: Tensor,
+    sin_TJ: Tensor,
+    kv_P2GSH: Tensor,
+    slots_T: Tensor,
+    page_table_RM: Tensor,
+    query_starts_R1: Tensor,
+    context_lens_R: Tensor,
+    *,
+    interleaved: bool,
+    max_context_len: int,
+    scale_P2GS: Tensor | None = None,
+) -> Tensor:
+    """See `reference_attention.decode_attention`."""
+    turning = (heads_TNH, cos_TJ, sin_TJ, kv_P2GSH, slots_T)
+    rows = (page_table_RM, query_starts_R1, context_lens_R)
+    if DECODES_AT_ONCE and _has_twin(heads_TNH):
+        out_TNH: Tensor = triton_attention.decode_attention(
+            *turning,
+            *rows,
+            interleaved=interleaved,
+            max_context_len=max_context_len,
+            scale_P2GS=scale_P2GS,
+        )
+        return out_TNH
+    return paged_attention(
+        turn_and_write_kv(*turning, scale_P2GS, interleaved=interleaved),
+        kv_P2GSH,
+        *rows,
+        max_query_len=1,
+        max_context_len=max_context_len,
+        scale_P2GS=scale_P2GS,
+    )
 
 
 def segment_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, lengths: list[int]) -> Tensor:

@@ -102,6 +102,34 @@ def paged_attention(
     return out_TNH
 
 
+def decode_attention(
+    heads_TNH: Tensor,
+    cos_TJ: Tensor,
+    sin_TJ: Tensor,
+    kv_P2GSH: Tensor,
+    slots_T: Tensor,
+    page_table_RM: Tensor,
+    query_starts_R1: Tensor,
+    context_lens_R: Tensor,
+    *,
+    interleaved: bool,
+    max_context_len: int,
+    scale_P2GS: Tensor | None = None,
+) -> Tensor:
+    """`turn_and_write_kv`, then `paged_attention`, of rows of one token each."""
+    cache = (kv_P2GSH, slots_T, scale_P2GS)
+    q_TNH = turn_and_write_kv(heads_TNH, cos_TJ, sin_TJ, *cache, interleaved=interleaved)
+    rows = (page_table_RM, query_starts_R1, context_lens_R)
+    return paged_attention(
+        q_TNH,
+        kv_P2GSH,
+        *rows,
+        max_query_len=1,
+        max_context_len=max_context_len,
+        scale_P2GS=scale_P2GS,
+    )
+
+
 def segment_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, lengths: list[int]) -> Tensor:
     """Full attention inside each of the consecutive segments, none across. Scale H^-0.5."""
     parts = [

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from glimt.kernels.triton_chunks import attend_chunks
 from glimt.kernels.triton_decoding import attend_singles
+from glimt.kernels.triton_turned import Turning
 
 
 def paged_attention(
@@ -38,4 +39,39 @@ def paged_attention(
         attend_singles(*args, max_context_len=max_context_len)
     if max_query_len > 1:
         attend_chunks(*args)
+    return out_TNH
+
+
+def decode_attention(
+    heads_TNH: Tensor,
+    cos_TJ: Tensor,
+    sin_TJ: Tensor,
+    kv_P2GSH: Tensor,
+    slots_T: Tensor,
+    page_table_RM: Tensor,
+    query_starts_R1: Tensor,
+    context_lens_R: Tensor,
+    *,
+    interleaved: bool,
+    max_context_len: int,
+    scale_P2GS: Tensor | None = None,
+) -> Tensor:
+    """See `reference_attention.decode_attention`; each head is turned where it is attended.
+
+    Raises ValueError unless heads, angles and cache are contiguous, as layers and runner make them.
+    """
+    if not all(t.is_contiguous() for t in (heads_TNH, cos_TJ, sin_TJ, kv_P2GSH)):
+        raise ValueError("heads, angles and cache must be contiguous in memory")
+    num_tokens, num_heads, head_dim = heads_TNH.shape
+    out_TNH = heads_TNH.new_empty((num_tokens, num_heads - 2 * kv_P2GSH.shape[2], head_dim))
+    rows = (page_table_RM, query_starts_R1, context_lens_R)
+    attend_singles(
+        heads_TNH,
+        kv_P2GSH,
+        *rows,
+        out_TNH,
+        scale_P2GS,
+        max_context_len=max_context_len,
+        turning=Turning(cos_TJ, sin_TJ, slots_T, interleaved),
+    )
     return out_TNH

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
 from glimt.kernels.triton_support import follow, launch, power_of_two
+from glimt.kernels.triton_turned import Turning, turned, write_new
 
 _MAX_SPLITS = 64
 _PROGRAMS = 4 * 132  # that keep every multiprocessor of an H200 busy, all at the same time
@@ -56,10 +57,15 @@ def attend_singles(
     scale_P2GS: Tensor | None,
     *,
     max_context_len: int,
+    turning: Turning | None = None,
     tiles: Tiles = CONFIGS[0],
 ) -> None:
-    """Fill `out_TNH` for the rows of one token."""
-    num_rows, num_heads, head_dim = context_lens_R.shape[0], *q_TNH.shape[1:]
+    """Fill `out_TNH` for the rows of one token.
+
+    With `turning` all rows are of one token, `q_TNH` has also keys and values, as in
+    `reference_attention.turn_and_write_kv`, and that is done as well.
+    """
+    num_rows, num_heads, head_dim = context_lens_R.shape[0], *out_TNH.shape[1:]
     num_groups, page_size = kv_P2GSH.shape[2:4]
     if num_rows == 0:
         return
@@ -78,6 +84,7 @@ def attend_singles(
         out_TNH,
         part_RNXH,
         weight_RNX,
+        *(turning[:3] if turning else (None, None, None)),
         head_dim**-0.5 * LOG2_E,
         page_table_RM.stride(0),
         num_splits,
@@ -89,6 +96,8 @@ def attend_singles(
         max(_BLOCK_M, power_of_two(num_heads // num_groups)),
         *tiles[:2],
         max(16, power_of_two(head_dim)),
+        turning.cos_TJ.shape[1] if turning else 0,
+        turning.interleaved if turning else False,
         warps=tiles.num_warps,
         stages=tiles.num_stages,
     )
@@ -151,6 +160,9 @@ def _split_kernel(
     out_ptr,
     part_ptr,
     weight_ptr,
+    cos_ptr,
+    sin_ptr,
+    slots_ptr,
     unit,
     table_stride,
     num_splits,
@@ -163,6 +175,8 @@ def _split_kernel(
     BLOCK_L: tl.constexpr,
     LEAST: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):
     """One part of the context of a row's one token, for the query heads of one key-value head."""
     follow()
@@ -177,9 +191,23 @@ def _split_kernel(
     head_M = group * QUERIES + m_M
     there_MH = (m_M < QUERIES)[:, None] & (h_H < HEAD_DIM)[None]
     place_MH = head_M[:, None] * HEAD_DIM + h_H[None]
-    q_MH = tl.load(q_ptr + token.to(tl.int64) * q_stride + place_MH, mask=there_MH, other=0.0)
-    q_MH = to_operand(q_MH, kv_ptr)
+    q_ptr += token.to(tl.int64) * q_stride
     end = tl.minimum(first + size, length)
+    if cos_ptr is not None:
+        cos_ptr += token.to(tl.int64) * PAIRS
+        sin_ptr += token.to(tl.int64) * PAIRS
+        if end == length:
+            write_new(
+                q_ptr, GROUPS * QUERIES + group, GROUPS * (QUERIES + 1) + group, cos_ptr, sin_ptr,
+                kv_ptr, scale_ptr, tl.load(slots_ptr + token), group,
+                GROUPS, HEAD_DIM, PAGE, BLOCK_H, PAIRS, INTERLEAVED,
+            )  # fmt: skip
+        q_MH = turned(
+            q_ptr, head_M, there_MH, h_H, cos_ptr, sin_ptr, HEAD_DIM, PAIRS, INTERLEAVED
+        ).to(q_ptr.dtype.element_ty)
+    else:
+        q_MH = tl.load(q_ptr + place_MH, mask=there_MH, other=0.0)
+    q_MH = to_operand(q_MH, kv_ptr)
     limit_M = tl.full([BLOCK_M], 0, tl.int32) + end
     acc_MH = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     top_M, sum_M = tl.full([BLOCK_M], float("-inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)

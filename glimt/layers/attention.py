@@ -87,21 +87,24 @@ class Attention(nn.Module):
     ) -> Delta:
         """[T, D] -> [T, D]; writes the tokens' keys and values to their slots first."""
         heads_TNH = self.qkv(x).unflatten(1, (-1, self.head_dim))
+        turning = (heads_TNH, angles.cos_TJ, angles.sin_TJ, cache.kv_P2GSH, step.slots_T)
+        rows = (step.page_table_RM, step.query_starts_R1, step.context_lens_R)
+        if step.max_query_len == 1:
+            out_TNH = kernels.decode_attention(
+                *turning,
+                *rows,
+                interleaved=angles.interleaved,
+                max_context_len=step.max_context_len,
+                scale_P2GS=cache.scale_P2GS,
+            )
+            return self.o.branch(out_TNH.flatten(1), defers=self.defers)
         q_TNH = kernels.turn_and_write_kv(
-            heads_TNH,
-            angles.cos_TJ,
-            angles.sin_TJ,
-            cache.kv_P2GSH,
-            step.slots_T,
-            cache.scale_P2GS,
-            interleaved=angles.interleaved,
+            *turning, cache.scale_P2GS, interleaved=angles.interleaved
         )
         out_TNH = kernels.paged_attention(
             q_TNH,
             cache.kv_P2GSH,
-            step.page_table_RM,
-            step.query_starts_R1,
-            step.context_lens_R,
+            *rows,
             max_query_len=step.max_query_len,
             max_context_len=step.max_context_len,
             scale_P2GS=cache.scale_P2GS,

@@ -115,6 +115,47 @@ def test_turn_and_write_kv(heads: Heads, num_tokens: int, fp8: bool, interleaved
         assert float((values - got_values).norm() / values.norm()) < 0.01
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_decoding_at_once_is_turning_and_writing_and_attending(
+    heads: Heads, interleaved: bool, fp8: bool
+) -> None:
+    rows = paged_rows(STEPS["decoding"], heads, 64, fp8=fp8, dtype=torch.bfloat16, device="cuda")
+    _, cache, table, starts, lengths = rows.tensors
+    num_rows, last = len(lengths), lengths.long() - 1
+    shape = (num_rows, heads.queries + 2 * heads.groups, heads.dim)
+    vectors = torch.randn(shape, device="cuda").bfloat16()
+    angles = torch.randn(num_rows, heads.dim // 4, device="cuda") * 100
+    slots = table[torch.arange(num_rows, device="cuda"), last // 64].long() * 64 + last % 64
+    places, results = (slots // 64, slots % 64), []
+    for turns in (20, 1):  # of what is done at once: a race would show sooner or later
+        kv, scale = cache.clone(), rows.options["scale_P2GS"]
+        scale = None if scale is None else scale.clone()
+        turning = (vectors, angles.cos(), angles.sin(), kv, slots)
+        attended = (table, starts, lengths)
+        options = {"max_context_len": 3000, "scale_P2GS": scale}
+        if turns == 1:
+            q = kernels.turn_and_write_kv(*turning, scale, interleaved=interleaved)
+            out = kernels.paged_attention(q, kv, *attended, max_query_len=1, **options)
+        outs = []
+        for _ in range(turns if turns > 1 else 0):
+            kv.view(torch.uint8)[places[0], :, :, places[1]] = 0xFF  # NaN until it is written
+            outs.append(
+                kernels.decode_attention(*turning, *attended, interleaved=interleaved, **options)
+            )
+        if outs:
+            out = outs[0]
+            assert all(torch.equal(out, other) for other in outs)
+        written = kv.float()[places[0], :, :, places[1]]
+        if scale is not None:
+            written *= scale[places[0], :, :, places[1]][..., None]
+        results.append((out.float(), written))
+    for got, expected in zip(*results, strict=True):
+        error = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert float(error.max()) < (0.07 if fp8 else 0.02)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rope_of_the_vision_tower(interleaved: bool) -> None:
     x = torch.randn(1369, 36, 128, device="cuda").bfloat16()[:, :24]
@@ -154,7 +195,10 @@ def test_pixels_are_normed_without_waiting() -> None:
     torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_kernels_that_start_early_wait_for_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_kernels_that_start_early_wait_for_what_they_read(
+    at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With programmatic dependent launch, as a graph, in a chain where each reads the last one."""
     rows = paged_rows([(3000, 1)] * 8, HEADS[0], 64, dtype=torch.bfloat16, device="cuda")
     _, cache, table, *rest = rows.tensors
@@ -165,10 +209,14 @@ def test_kernels_that_start_early_wait_for_what_they_read(monkeypatch: pytest.Mo
     def layers() -> torch.Tensor:
         x = heads
         for _ in range(6):
-            q = kernels.turn_and_write_kv(
-                x, angles.cos(), angles.sin(), cache, slots, interleaved=False
-            )
-            out = kernels.paged_attention(q, cache, table, *rest, **rows.options)
+            turning = (x, angles.cos(), angles.sin(), cache, slots)
+            if at_once:
+                out = kernels.decode_attention(
+                    *turning, table, *rest, interleaved=False, max_context_len=3000
+                )
+            else:
+                q = kernels.turn_and_write_kv(*turning, interleaved=False)
+                out = kernels.paged_attention(q, cache, table, *rest, **rows.options)
             x = torch.cat((out, x[:, 96:]), dim=1)
         return x
 

@@ -29,6 +29,38 @@ def test_decoding_rows_attend_to_their_whole_context(heads: Heads, page: int, fp
     torch.testing.assert_close(got, rows.exact(), atol=3e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("heads", "page"), [HEADS_AND_PAGE[1], (Heads(3, 1, 24), 12)])
+def test_decoding_rows_turn_their_heads_and_write_their_keys_and_values(
+    heads: Heads, page: int, interleaved: bool, fp8: bool
+) -> None:
+    rows = paged_rows(DECODING, heads, page, fp8=fp8)
+    _, cache, table, starts, lengths = rows.tensors
+    num_rows, generator = len(lengths), torch.Generator().manual_seed(1)
+    shape = (num_rows, heads.queries + 2 * heads.groups, heads.dim)
+    vectors = torch.randn(shape, generator=generator)
+    angles = torch.randn(num_rows, heads.dim // 4, generator=generator)
+    last = lengths.long() - 1
+    slots = table[torch.arange(num_rows), last // page].long() * page + last % page
+    options = {"max_context_len": 300, "interleaved": interleaved}
+    results = []
+    for module in (reference_attention, triton_attention):
+        copies = cache.clone(), rows.options["scale_P2GS"]
+        scale = None if copies[1] is None else copies[1].clone()
+        given = (vectors, angles.cos(), angles.sin(), copies[0], slots, table, starts, lengths)
+        if module is reference_attention:
+            given = (*given[:5], table.clamp(max=len(cache) - 1), *given[6:])
+        out = module.decode_attention(*given, **options, scale_P2GS=scale)
+        places = slots // page, slots % page
+        written = copies[0].float()[places[0], :, :, places[1]]
+        results.append((out, written))
+        if scale is not None:
+            results[-1] = (out, written * scale[places[0], :, :, places[1]][..., None])
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, atol=3e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_products_with_e4m3_pages_are_good_for_values_of_any_size(size: float) -> None:
     rows = paged_rows([(300, 1), (40, 9)], Heads(4, 2, 32), 16, fp8=True, dtype=torch.bfloat16)
