@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
 from glimt.kernels.triton_support import follow, launch, power_of_two
-from glimt.kernels.triton_turned import Turning, turned, write_new
+from glimt.kernels.triton_turned import Turning, turn_own
 
 _MAX_SPLITS = 64
 _PROGRAMS = 4 * 132  # that keep every multiprocessor of an H200 busy, all at the same time
@@ -151,33 +151,12 @@ def _split_tokens(length, num_splits, BLOCK_L: tl.constexpr, LEAST: tl.constexpr
 
 @triton.jit(do_not_specialize=["table_stride", "num_splits"])
 def _split_kernel(
-    q_ptr,
-    kv_ptr,
-    scale_ptr,
-    table_ptr,
-    starts_ptr,
-    lens_ptr,
-    out_ptr,
-    part_ptr,
-    weight_ptr,
-    cos_ptr,
-    sin_ptr,
-    slots_ptr,
-    unit,
-    table_stride,
-    num_splits,
-    q_stride: tl.constexpr,
-    GROUPS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    LEAST: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    PAIRS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    q_ptr, kv_ptr, scale_ptr, table_ptr, starts_ptr, lens_ptr, out_ptr, part_ptr, weight_ptr,
+    cos_ptr, sin_ptr, slots_ptr, unit, table_stride, num_splits, q_stride: tl.constexpr,
+    GROUPS: tl.constexpr, QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, LEAST: tl.constexpr, BLOCK_H: tl.constexpr,
+    PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """One part of the context of a row's one token, for the query heads of one key-value head."""
     follow()
     group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -194,40 +173,49 @@ def _split_kernel(
     q_ptr += token.to(tl.int64) * q_stride
     end = tl.minimum(first + size, length)
     if cos_ptr is not None:
-        cos_ptr += token.to(tl.int64) * PAIRS
-        sin_ptr += token.to(tl.int64) * PAIRS
-        if end == length:
-            write_new(
-                q_ptr, GROUPS * QUERIES + group, GROUPS * (QUERIES + 1) + group, cos_ptr, sin_ptr,
-                kv_ptr, scale_ptr, tl.load(slots_ptr + token), group,
-                GROUPS, HEAD_DIM, PAGE, BLOCK_H, PAIRS, INTERLEAVED,
-            )  # fmt: skip
-        q_MH = turned(
-            q_ptr, head_M, there_MH, h_H, cos_ptr, sin_ptr, HEAD_DIM, PAIRS, INTERLEAVED
-        ).to(q_ptr.dtype.element_ty)
+        at = token.to(tl.int64) * PAIRS
+        q_MH = turn_own(
+            q_ptr, head_M, there_MH, group, cos_ptr + at, sin_ptr + at, kv_ptr, scale_ptr,
+            slots_ptr + token, end == length,
+            GROUPS, QUERIES, HEAD_DIM, PAGE, BLOCK_H, PAIRS, INTERLEAVED,
+        )  # fmt: skip
     else:
         q_MH = tl.load(q_ptr + place_MH, mask=there_MH, other=0.0)
-    q_MH = to_operand(q_MH, kv_ptr)
-    limit_M = tl.full([BLOCK_M], 0, tl.int32) + end
-    acc_MH = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
-    top_M, sum_M = tl.full([BLOCK_M], float("-inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
-    kv_ptr += group * PAGE * HEAD_DIM
-    if scale_ptr is not None:
-        scale_ptr += group * PAGE
     table_ptr += row.to(tl.int64) * table_stride
-    for block in range(first, end, BLOCK_L):
-        acc_MH, top_M, sum_M = attend(
-            acc_MH, top_M, sum_M, q_MH, limit_M, kv_ptr, scale_ptr, table_ptr, block, end, unit,
-            GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H, True,
-        )  # fmt: skip
-    mean_MH = mean(acc_MH, sum_M, scale_ptr)
+    mean_MH, weight_M = _attend_part(
+        to_operand(q_MH, kv_ptr), kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
+        GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
+    )  # fmt: skip
     if size >= length:
         out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
         tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)
     else:
         part_M = (row.to(tl.int64) * (GROUPS * QUERIES) + head_M) * num_splits + split
         tl.store(part_ptr + part_M[:, None] * HEAD_DIM + h_H[None], mean_MH, mask=there_MH)
-        tl.store(weight_ptr + part_M, top_M + tl.log2(sum_M), mask=m_M < QUERIES)
+        tl.store(weight_ptr + part_M, weight_M, mask=m_M < QUERIES)
+
+
+@triton.jit
+def _attend_part(
+    q_MH, kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
+    GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """(mean [M, H], log2 of its weight [M]) of context tokens first … end - 1."""
+    num_queries: tl.constexpr = q_MH.shape[0]
+    limit_M = tl.full([num_queries], 0, tl.int32) + end
+    acc_MH = tl.zeros([num_queries, BLOCK_H], tl.float32)
+    top_M = tl.full([num_queries], float("-inf"), tl.float32)
+    sum_M = tl.zeros([num_queries], tl.float32)
+    kv_ptr += group * PAGE * HEAD_DIM
+    if scale_ptr is not None:
+        scale_ptr += group * PAGE
+    for block in range(first, end, BLOCK_L):
+        acc_MH, top_M, sum_M = attend(
+            acc_MH, top_M, sum_M, q_MH, limit_M, kv_ptr, scale_ptr, table_ptr, block, end, unit,
+            GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H, True,
+        )  # fmt: skip
+    return mean(acc_MH, sum_M, scale_ptr), top_M + tl.log2(sum_M)
 
 
 @triton.jit(do_not_specialize=["num_splits"])

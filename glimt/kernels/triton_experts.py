@@ -19,7 +19,10 @@ from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
 from glimt.kernels.triton_plan import Tiles, locate, plan
 from glimt.kernels.triton_support import (
+    ahead,
+    fetch_ahead,
     follow,
+    follow_at_once,
     launch,
     power_of_two,
     row_scale,
@@ -64,7 +67,7 @@ def gate_up_kernel(
     block_i: tl.constexpr,
 ):
     """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
-    follow()
+    follow_at_once()  # `down_kernel` reads the plan early
     expert, pair = locate(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
@@ -117,13 +120,17 @@ def down_kernel(
     block_t: tl.constexpr,
     block_o: tl.constexpr,
     block_i: tl.constexpr,
+    ahead_bytes: tl.constexpr,
 ):
-    """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way."""
-    follow()
+    """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way.
+
+    Its tile's expert was known before `gate_up_kernel` began, so its weights are fetched ahead.
+    """
     expert, pair = locate(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
     if expert < 0:
+        follow()
         return
     if expert == num_experts:
         weights = shared_weight_ptr
@@ -131,6 +138,10 @@ def down_kernel(
     else:
         weights = weight_ptr + expert * (num_outputs * width)
         weight_scales = weight_scale_ptr + expert * num_outputs
+    output = tl.program_id(0) * block_o + tl.arange(0, block_o)
+    is_output = output < num_outputs
+    fetch_ahead(weights + output.to(tl.int64) * width, is_output, ahead_bytes)
+    follow()
     is_pair = pair >= 0
 
     part = tl.arange(0, block_c)
@@ -141,8 +152,6 @@ def down_kernel(
     scale = row_scale(tl.max(largest, axis=1))
     inverse = tl.div_rn(1.0, scale)
 
-    output = tl.program_id(0) * block_o + tl.arange(0, block_o)
-    is_output = output < num_outputs
     total = stream(weights, inner_ptr, output, pair, is_output, is_pair, inverse, width, block_i)
     weight_scale = tl.load(weight_scales + output, mask=is_output, other=0.0)
     total = total * scale[None, :] * weight_scale[:, None]
@@ -328,6 +337,7 @@ def down(
         tiles.block_t,
         tile.block_o,
         tile.block_i,
+        ahead(width),
         warps=tile.warps,
         stages=tile.stages,
     )

@@ -25,7 +25,7 @@ PDL = False
 
 # With it, bytes of each weight row that a program has fetched into the L2 cache while it waits.
 # Cuts in front of that: what is fetched too early has left the cache again when it is read.
-AHEAD_BYTES = 1024
+AHEAD_BYTES = 512
 
 _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
 
@@ -40,6 +40,17 @@ def follow():
     if not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def follow_at_once():
+    """As `follow`, but the next kernel starts only when the ones before this one have ended.
+
+    So the next one may read what these wrote before it calls `follow`.
+    """
+    if not INTERPRETED:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

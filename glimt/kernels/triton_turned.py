@@ -24,7 +24,28 @@ class Turning(NamedTuple):
 
 
 @triton.jit
-def turned(
+def turn_own(
+    heads_ptr, head_M, there_MH, group, cos_ptr, sin_ptr, kv_ptr, scale_ptr, slot_ptr, is_last,
+    GROUPS: tl.constexpr, QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_H: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """A token's queries of one key-value head, turned [M, H]. Pointers are the token's.
+
+    Who attends the last part of the context stores the token's key and value of that head first.
+    """
+    if is_last:
+        _write_new(
+            heads_ptr, GROUPS * QUERIES + group, GROUPS * (QUERIES + 1) + group, cos_ptr, sin_ptr,
+            kv_ptr, scale_ptr, tl.load(slot_ptr), group,
+            GROUPS, HEAD_DIM, PAGE, BLOCK_H, PAIRS, INTERLEAVED,
+        )  # fmt: skip
+    h_H = tl.arange(0, BLOCK_H)
+    q_MH = _turned(heads_ptr, head_M, there_MH, h_H, cos_ptr, sin_ptr, HEAD_DIM, PAIRS, INTERLEAVED)
+    return q_MH.to(heads_ptr.dtype.element_ty)
+
+
+@triton.jit
+def _turned(
     heads_ptr, head_M, there_MH, h_H, cos_ptr, sin_ptr,
     HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +76,7 @@ def turned(
 
 
 @triton.jit
-def write_new(
+def _write_new(
     heads_ptr, key_head, value_head, cos_ptr, sin_ptr, kv_ptr, scale_ptr, slot, group,
     GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, BLOCK_H: tl.constexpr,
     PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -65,7 +86,7 @@ def write_new(
     h_H = tl.arange(0, BLOCK_H)
     there_1H = (h_H < HEAD_DIM)[None]
     only_1 = tl.arange(0, 1)
-    key_1H = turned(
+    key_1H = _turned(
         heads_ptr, key_head + only_1, there_1H, h_H, cos_ptr, sin_ptr, HEAD_DIM, PAIRS, INTERLEAVED
     )
     value_at = heads_ptr + value_head * HEAD_DIM + h_H[None]
