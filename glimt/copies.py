@@ -107,7 +107,7 @@ def _balancers(parallel: ParallelSettings, role: Role) -> Iterator[str]:
                 "here (and --headless, if another machine answers HTTP)"
             )
         return
-    if parallel.headless:
+    if parallel.headless and parallel.nnodes == 1:
         yield f"{external}: each copy answers HTTP; leave out --headless"
     if local not in (None, 1):
         yield f"{external} is one copy: --data-parallel-size-local {local} must be 1 or left out"
@@ -139,12 +139,13 @@ def _numbers(parallel: ParallelSettings, role: Role) -> Iterator[str]:
 
 def _meeting(parallel: ParallelSettings, role: Role) -> Iterator[str]:
     """How machines find the head, and show that they may."""
-    why = "--headless" if role == "node" else "copies on other machines"
+    local = f"--data-parallel-size-local {parallel.data_parallel_size_local}"
+    why = "--headless" if role == "node" else local
     address, port = parallel.data_parallel_address, parallel.data_parallel_rpc_port
     if address is None:
         yield (
-            f"{why} needs --data-parallel-address, the address of the machine that answers HTTP "
-            "(all copies here: leave out --data-parallel-size-local)"
+            f"{why} needs --data-parallel-address, the address of the machine that answers HTTP"
+            + ("" if role == "node" else " (or leave it out: all copies here)")
         )
     if address in ("0.0.0.0", "::"):
         yield f"--data-parallel-address {address}: name the address that the other machines reach"

@@ -23,6 +23,7 @@ def flags(size: int, **others: object) -> ParallelSettings:
         (flags(4, size_local=4), Copies("all", 4, 0, 4)),
         (flags(4, rank=3), Copies("external", 4, 3, 1)),
         (flags(4, rank=3, nnodes=2), Copies("external", 4, 3, 1)),
+        (flags(4, rank=3, nnodes=2, headless=True), Copies("external", 4, 3, 1)),
         (flags(4, external_lb=True, rank=0), Copies("external", 4, 0, 1)),
         (flags(4, external_lb=True, start_rank=2), Copies("external", 4, 2, 1)),
         (flags(4, hybrid_lb=True, size_local=2), Copies("hybrid", 4, 0, 2)),

@@ -1,6 +1,7 @@
 """The `glimt serve` command lines that a plan comes to, and what this version says to them."""
 
 import shlex
+from dataclasses import replace
 
 from glimt.config import (
     CacheSettings,
@@ -15,15 +16,13 @@ from glimt.errors import BadSettings
 from glimt.planning.plan import Estimate, Plan
 
 PARSER = "glm45"  # all of the family's models write thoughts and calls alike
-FIRST_NODE = "NODE0"
 TOKEN = "SECRET-OF-ALL-NODES"
 
 
-def settings_of(plan: Plan, model: str, *, quantize: bool) -> Settings:
-    """What the recommended layout is served with (on machine 0 of several)."""
+def settings_of(plan: Plan, model: str, *, quantize: bool, node: int = 0) -> Settings:
+    """What the recommended layout is served with, on machine `node` of several."""
     best, room, work = plan.best, plan.question.room, plan.question.work
     defaults = CacheSettings()
-    several = plan.question.cluster.nodes > 1
     return Settings(
         model=model,
         models=ModelSettings(
@@ -43,41 +42,67 @@ def settings_of(plan: Plan, model: str, *, quantize: bool) -> Settings:
             else "weights",
             mm_processor_cache_type="shm" if best.layout.dp > 1 else "lru",
         ),
-        parallel=ParallelSettings(
-            tensor_parallel_size=best.layout.tp,
-            data_parallel_size=best.layout.dp,
-            enable_expert_parallel=best.layout.spread,
-            nnodes=plan.question.cluster.nodes,
-            master_addr=FIRST_NODE if several else None,
-            master_token=TOKEN if several else None,
-        ),
+        parallel=_parallel(plan, node),
         server=ServerSettings(
             reasoning_parser="glm45", tool_call_parser="glm45", enable_auto_tool_choice=True
         ),
     )
 
 
+def _parallel(plan: Plan, node: int) -> ParallelSettings:
+    """Copies that fit into a machine stand behind machine 0; larger ones are a server each."""
+    layout, nodes = plan.best.layout, plan.question.cluster.nodes
+    alike = ParallelSettings(
+        tensor_parallel_size=layout.tp,
+        data_parallel_size=layout.dp,
+        enable_expert_parallel=layout.spread,
+    )
+    if nodes == 1:
+        return alike
+    alike = replace(alike, master_token=TOKEN)
+    if not layout.tp_crosses_nodes:
+        here = layout.dp // nodes
+        return replace(
+            alike,
+            data_parallel_size_local=here,
+            data_parallel_start_rank=node * here if node else None,
+            data_parallel_address="NODE0",
+            headless=node > 0,
+        )
+    nodes_each = nodes // layout.dp
+    copy, rank = divmod(node, nodes_each)
+    return replace(
+        alike,
+        data_parallel_rank=copy if layout.dp > 1 else None,
+        nnodes=nodes_each,
+        node_rank=rank,
+        master_addr=f"NODE{node - rank}",
+        headless=rank > 0,
+    )
+
+
 def command_lines(plan: Plan, model: str, *, quantize: bool) -> list[str]:
     """One line for each machine."""
-    settings = settings_of(plan, model, quantize=quantize)
-    words = ["glimt", "serve", model, *_flags(settings)]
-    nodes = plan.question.cluster.nodes
-    if nodes == 1:
-        return [shlex.join(words)]
-    lines = []
-    for rank in range(nodes):
-        role = ["--node-rank", str(rank), *(["--headless"] if rank else [])]
-        lines.append(shlex.join([*words, *role]))
-    return lines
+    return [
+        shlex.join(["glimt", "serve", model, *_flags(settings)])
+        for settings in _of_all_nodes(plan, model, quantize)
+    ]
+
+
+def _of_all_nodes(plan: Plan, model: str, quantize: bool) -> list[Settings]:
+    nodes = range(plan.question.cluster.nodes)
+    return [settings_of(plan, model, quantize=quantize, node=node) for node in nodes]
 
 
 def refusals(plan: Plan, model: str, *, quantize: bool) -> list[str]:
     """Why this version would not start with these settings; empty if it would."""
-    try:
-        check(settings_of(plan, model, quantize=quantize))
-    except BadSettings as error:
-        return list(error.problems)
-    return []
+    problems: dict[str, None] = {}
+    for settings in _of_all_nodes(plan, model, quantize):
+        try:
+            check(settings)
+        except BadSettings as error:
+            problems.update(dict.fromkeys(error.problems))
+    return list(problems)
 
 
 def _flags(settings: Settings) -> list[str]:

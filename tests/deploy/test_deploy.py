@@ -26,6 +26,7 @@ from glimt.config import (
     Settings,
 )
 from glimt.config_check import check
+from glimt.copies import copies_of, problems
 from glimt.errors import BadSettings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -176,12 +177,29 @@ def test_commands_have_flags_that_exist_and_start_or_are_refused_for_several_gpu
 
 
 def test_the_two_machines_of_a_leader_worker_set_may_work_together() -> None:
-    pair = [parsed(words) for words in COMMANDS.values() if "$(LWS_GROUP_SIZE)" in words]
+    pair = [parsed(words) for where, words in COMMANDS.items() if "leader-worker-set" in where]
     assert [settings.parallel.headless for settings in pair] == [False, True]
     for rank, settings in enumerate(pair):
         # From the environment of the container.
         parallel = replace(settings.parallel, node_rank=rank, master_token="sixteen letters!")
         assert refused(replace(settings, parallel=parallel)) == ()
+
+
+def test_the_pods_of_a_set_of_replicas_bring_each_copy_once() -> None:
+    """With the token from the environment of the container."""
+    head, worker = (
+        replace(settings.parallel, data_parallel_size=4, master_token="sixteen letters!")
+        for settings in (
+            parsed(words) for where, words in COMMANDS.items() if where.startswith("replicas.yaml")
+        )
+    )
+    pods = [head, *(replace(worker, data_parallel_start_rank=index) for index in (1, 2, 3))]
+    assert not [problem for pod in pods for problem in problems(pod)]
+    copies = [copies_of(pod) for pod in pods]
+    assert [each.role for each in copies] == ["head", "node", "node", "node"]
+    assert [index for each in copies for index in each.local] == [0, 1, 2, 3]
+    assert list(copies[0].far) == [1, 2, 3]
+    assert len({pod.data_parallel_address for pod in pods}) == 1
 
 
 def refused(settings: Settings) -> tuple[str, ...]:
@@ -193,7 +211,7 @@ def refused(settings: Settings) -> tuple[str, ...]:
 
 
 def test_there_are_commands_for_one_gpu_and_for_several_machines() -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 7
     assert sum("--nnodes" in words for words in COMMANDS.values()) == 3
     assert sum("ray" in words for words in COMMANDS.values()) == 1
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from glimt.cli import app, main
 from glimt.config_check import check
+from glimt.copies import copies_of
 from glimt.errors import BadSettings, NotEnoughMemory
 from glimt.planning.constants import load_constants
 from glimt.planning.fit import Room
@@ -22,7 +24,7 @@ from glimt.planning.layout import Cluster
 from glimt.planning.load import Workload
 from glimt.planning.plan import Plan, Question, make_plan
 from glimt.planning.published import published
-from glimt.planning.serve_line import command_lines, settings_of
+from glimt.planning.serve_line import command_lines, refusals, settings_of
 from tests.support.configs import tiny_config
 
 CONSTANTS = load_constants()
@@ -163,18 +165,45 @@ def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("model", MODELS)
-def test_the_command_is_one_that_serve_reads_back_to_the_same_settings(
+def test_the_commands_are_ones_that_serve_reads_back_to_the_same_settings(
     model: str, nodes: int
 ) -> None:
     plan = make_plan(question(model, 8, nodes=nodes, gpu="h100", rate=5), model)
     lines = command_lines(plan, f"zai-org/{model}", quantize=False)
     assert len(lines) == nodes
-    words = shlex.split(lines[0])
+    for node, line in enumerate(lines):
+        wanted = settings_of(plan, f"zai-org/{model}", quantize=False, node=node)
+        found = read_back(line)
+        for group in ("models", "cache", "media", "parallel", "server"):
+            assert found.get(group, getattr(wanted, group)) == getattr(wanted, group)
+
+
+def read_back(line: str) -> dict[str, Any]:
+    words = shlex.split(line)
     assert words[:2] == ["glimt", "serve"]
     _, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
-    wanted = settings_of(plan, f"zai-org/{model}", quantize=False)
-    for group in ("models", "cache", "media", "parallel", "server"):
-        assert bound.arguments.get(group, getattr(wanted, group)) == getattr(wanted, group)
+    return dict(bound.arguments)
+
+
+@pytest.mark.parametrize("name", ["TP2 x DP16", "TP8 x DP4", "TP16 x DP2", "TP32"])
+def test_each_machine_of_a_plan_has_its_copies_and_knows_where_the_first_is(name: str) -> None:
+    plan = make_plan(question("GLM-4.5V-FP8", 8, nodes=4, gpu="h100"), "")
+    best = next(e for e in plan.estimates if e.layout.name == name)
+    plan, layout = replace(plan, best=best), best.layout
+    assert refusals(plan, "m", quantize=False) == []
+    machines = [read_back(line)["parallel"] for line in command_lines(plan, "m", quantize=False)]
+    if layout.tp <= 8:
+        copies = [copies_of(parallel) for parallel in machines]
+        assert [each.role for each in copies] == ["head", "node", "node", "node"]
+        assert [index for each in copies for index in each.local] == list(range(layout.dp))
+        assert {parallel.data_parallel_address for parallel in machines} == {"NODE0"}
+        return
+    each = 4 // layout.dp
+    assert [m.node_rank for m in machines] == [*range(each)] * layout.dp
+    firsts = [f"NODE{copy * each}" for copy in range(layout.dp) for _ in range(each)]
+    assert [m.master_addr for m in machines] == firsts
+    ranks = [m.data_parallel_rank for m in machines]
+    assert ranks == ([0, 0, 1, 1] if layout.dp == 2 else [None] * 4)
 
 
 def test_a_command_for_one_gpu_starts_in_this_version() -> None:
