@@ -111,6 +111,8 @@ def _switch(options: argparse.Namespace) -> None:
         choice.DEFERS = options.defer_sums
     if options.decode_at_once is not None:
         attention.DECODES_AT_ONCE = options.decode_at_once
+    if options.measure_rows is not None:
+        attention.MEASURES = options.measure_rows
     support = choice.triton_support
     if support is not None and options.pdl is not None:
         support.PDL = options.pdl
@@ -320,6 +322,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pdl", action=switch, help="kernels start while the last one ends")
     parser.add_argument("--defer-sums", action=switch, help="norms add the branches' terms")
     parser.add_argument("--decode-at-once", action=switch, help="attention turns and writes too")
+    parser.add_argument("--measure-rows", action=switch, help="and O quantises on the way in")
     parser.add_argument("--ahead-bytes", type=int, help="of weight rows, fetched while waiting")
     parser.add_argument("--profile-start", action="store_true", help="and end after the start")
 

@@ -47,7 +47,7 @@ from glimt.kernels.choice import (
 )
 from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
 from glimt.kernels.pending import Delta, settled
-from glimt.kernels.reference import QuantizedRows, layer_norm, linear, rope_angles
+from glimt.kernels.reference import MeasuredRows, QuantizedRows, layer_norm, linear, rope_angles
 from glimt.kernels.reference_attention import write_kv
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
@@ -56,6 +56,7 @@ __all__ = [
     "Delta",
     "settled",
     "QuantizedRows",
+    "MeasuredRows",
     "Fp8Mlp",
     "linear",
     "rms_norm",

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import reference, reference_attention
+from glimt.kernels.reference import MeasuredRows
 
 # Whether the attention of decode steps turns heads and writes the cache itself, in one launch. Off
 # until a GPU has shown that it is right (`benchmarks/dummy_model.py --decode-at-once`).
 DECODES_AT_ONCE = False
+# Whether it then leaves it to the product that follows to quantise, where rows are few.
+MEASURES = False
+_MAX_MEASURED_ROWS = 16  # above, each of its programs would quantise too much
 
 try:
     if torch.version.cuda is None:
@@ -87,19 +91,24 @@ def decode_attention(
     interleaved: bool,
     max_context_len: int,
     scale_P2GS: Tensor | None = None,
-) -> Tensor:
-    """See `reference_attention.decode_attention`."""
+    measures: bool = False,
+) -> Tensor | MeasuredRows:
+    """See `reference_attention.decode_attention`; [T, N · H].
+
+    With `measures`, which an FP8 product that follows may wish, perhaps as rows for it to quantise.
+    """
     turning = (heads_TNH, cos_TJ, sin_TJ, kv_P2GSH, slots_T)
     rows = (page_table_RM, query_starts_R1, context_lens_R)
     if DECODES_AT_ONCE and _has_twin(heads_TNH):
-        out_TNH: Tensor = triton_attention.decode_attention(
+        out: Tensor | MeasuredRows = triton_attention.decode_attention(
             *turning,
             *rows,
             interleaved=interleaved,
             max_context_len=max_context_len,
             scale_P2GS=scale_P2GS,
+            measures=measures and MEASURES and len(heads_TNH) <= _MAX_MEASURED_ROWS,
         )
-        return out_TNH
+        return out.flatten(1) if isinstance(out, Tensor) else out
     return paged_attention(
         turn_and_write_kv(*turning, scale_P2GS, interleaved=interleaved),
         kv_P2GSH,
@@ -107,7 +116,7 @@ def decode_attention(
         max_query_len=1,
         max_context_len=max_context_len,
         scale_P2GS=scale_P2GS,
-    )
+    ).flatten(1)
 
 
 def segment_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, lengths: list[int]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glimt.kernels import reference, reference_experts
 from glimt.kernels.pending import Delta, settled
-from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 
 try:
@@ -69,7 +69,7 @@ def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
 
 
 def fp8_linear(
-    x: Tensor | QuantizedRows,
+    x: Tensor | QuantizedRows | MeasuredRows,
     weight_OI: Tensor,
     weight_scale_O: Tensor,
     bias_O: Tensor | None = None,
@@ -77,13 +77,19 @@ def fp8_linear(
     defers: bool = False,
 ) -> Delta:
     """See `reference.fp8_linear`. With `defers` the sum may be left to the norm that follows."""
-    rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
-    few = triton_linear is not None and rows.q_TI.shape[0] <= triton_linear.MAX_ROWS
+    rows: QuantizedRows | MeasuredRows
+    if isinstance(x, Tensor):
+        rows = QuantizedRows(x, *quantize_rows(x))
+    else:
+        rows = x
+    few = triton_linear is not None and rows.x_TI.shape[0] <= triton_linear.MAX_ROWS
     if few and weight_OI.shape[1] % 16 == 0 and has_twin(*rows, weight_OI, weight_scale_O, bias_O):
         y_TO: Delta = triton_linear.fp8_linear(
             rows, weight_OI, weight_scale_O, bias_O, defers=defers and DEFERS
         )
         return y_TO
+    if isinstance(rows, MeasuredRows):
+        rows = QuantizedRows(rows.x_TI, *quantize_rows(rows.x_TI))
     return reference.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
 
 

@@ -35,6 +35,16 @@ class QuantizedRows(NamedTuple):
         return x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
 
 
+class MeasuredRows(NamedTuple):
+    """Rows that an FP8 product may quantise on the way in: it knows their largest magnitudes.
+
+    `largest_TC`, float32: of each of C parts of a row; the largest of them gives its scale.
+    """
+
+    x_TI: Tensor
+    largest_TC: Tensor
+
+
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b in the inputs' dtype -> [T, O]."""
     return functional.linear(fill_rows(x_TI), weight_OI, bias_O)[: x_TI.shape[0]]

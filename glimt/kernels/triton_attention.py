@@ -8,8 +8,10 @@ No launch depends on lengths: programs read them on the device, and those withou
 captured launch serves every step of its number of rows.
 """
 
+import torch
 from torch import Tensor
 
+from glimt.kernels.reference import MeasuredRows
 from glimt.kernels.triton_chunks import attend_chunks
 from glimt.kernels.triton_decoding import attend_singles
 from glimt.kernels.triton_turned import Turning
@@ -55,8 +57,11 @@ def decode_attention(
     interleaved: bool,
     max_context_len: int,
     scale_P2GS: Tensor | None = None,
-) -> Tensor:
+    measures: bool = False,
+) -> Tensor | MeasuredRows:
     """See `reference_attention.decode_attention`; each head is turned where it is attended.
+
+    With `measures` as rows [T, N · H] that an FP8 product may quantise.
 
     Raises ValueError unless heads, angles and cache are contiguous, as layers and runner make them.
     """
@@ -65,6 +70,9 @@ def decode_attention(
     num_tokens, num_heads, head_dim = heads_TNH.shape
     out_TNH = heads_TNH.new_empty((num_tokens, num_heads - 2 * kv_P2GSH.shape[2], head_dim))
     rows = (page_table_RM, query_starts_R1, context_lens_R)
+    largest_TN = None
+    if measures:
+        largest_TN = out_TNH.new_empty(out_TNH.shape[:2], dtype=torch.float32)
     attend_singles(
         heads_TNH,
         kv_P2GSH,
@@ -73,5 +81,6 @@ def decode_attention(
         scale_P2GS,
         max_context_len=max_context_len,
         turning=Turning(cos_TJ, sin_TJ, slots_T, interleaved),
+        largest_TN=largest_TN,
     )
-    return out_TNH
+    return out_TNH if largest_TN is None else MeasuredRows(out_TNH.flatten(1), largest_TN)

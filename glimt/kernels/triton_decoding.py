@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
-from glimt.kernels.triton_support import follow, launch, power_of_two
+from glimt.kernels.triton_support import follow, launch, power_of_two, to_bf16
 from glimt.kernels.triton_turned import Turning, turn_own
 
 _MAX_SPLITS = 64
@@ -58,12 +58,14 @@ def attend_singles(
     *,
     max_context_len: int,
     turning: Turning | None = None,
+    largest_TN: Tensor | None = None,
     tiles: Tiles = CONFIGS[0],
 ) -> None:
     """Fill `out_TNH` for the rows of one token.
 
     With `turning` all rows are of one token, `q_TNH` has also keys and values, as in
-    `reference_attention.turn_and_write_kv`, and that is done as well.
+    `reference_attention.turn_and_write_kv`, and that is done as well. `largest_TN`, float32, takes
+    the largest magnitude of each head of the result.
     """
     num_rows, num_heads, head_dim = context_lens_R.shape[0], *out_TNH.shape[1:]
     num_groups, page_size = kv_P2GSH.shape[2:4]
@@ -85,6 +87,7 @@ def attend_singles(
         part_RNXH,
         weight_RNX,
         *(turning[:3] if turning else (None, None, None)),
+        largest_TN,
         head_dim**-0.5 * LOG2_E,
         page_table_RM.stride(0),
         num_splits,
@@ -102,7 +105,7 @@ def attend_singles(
         stages=tiles.num_stages,
     )
     if num_splits > 1:
-        _combine(part_RNXH, weight_RNX, query_starts_R1, context_lens_R, out_TNH, tiles)
+        _combine(part_RNXH, weight_RNX, query_starts_R1, context_lens_R, out_TNH, largest_TN, tiles)
 
 
 def _combine(
@@ -111,6 +114,7 @@ def _combine(
     query_starts_R1: Tensor,
     context_lens_R: Tensor,
     out_TNH: Tensor,
+    largest_TN: Tensor | None,
     tiles: Tiles,
 ) -> None:
     num_rows, num_heads, num_splits, head_dim = part_RNXH.shape
@@ -123,6 +127,7 @@ def _combine(
         query_starts_R1,
         context_lens_R,
         out_TNH,
+        largest_TN,
         num_splits,
         num_heads,
         head_dim,
@@ -152,7 +157,8 @@ def _split_tokens(length, num_splits, BLOCK_L: tl.constexpr, LEAST: tl.constexpr
 @triton.jit(do_not_specialize=["table_stride", "num_splits"])
 def _split_kernel(
     q_ptr, kv_ptr, scale_ptr, table_ptr, starts_ptr, lens_ptr, out_ptr, part_ptr, weight_ptr,
-    cos_ptr, sin_ptr, slots_ptr, unit, table_stride, num_splits, q_stride: tl.constexpr,
+    cos_ptr, sin_ptr, slots_ptr, largest_ptr, unit, table_stride, num_splits,
+    q_stride: tl.constexpr,
     GROUPS: tl.constexpr, QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, LEAST: tl.constexpr, BLOCK_H: tl.constexpr,
     PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -189,6 +195,9 @@ def _split_kernel(
     if size >= length:
         out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
         tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)
+        if largest_ptr is not None:
+            largest_M = tl.max(tl.abs(to_bf16(mean_MH).to(tl.float32)), 1)
+            tl.store(largest_ptr + token * (GROUPS * QUERIES) + head_M, largest_M, m_M < QUERIES)
     else:
         part_M = (row.to(tl.int64) * (GROUPS * QUERIES) + head_M) * num_splits + split
         tl.store(part_ptr + part_M[:, None] * HEAD_DIM + h_H[None], mean_MH, mask=there_MH)
@@ -225,6 +234,7 @@ def _combine_kernel(
     starts_ptr,
     lens_ptr,
     out_ptr,
+    largest_ptr,
     num_splits,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -251,3 +261,6 @@ def _combine_kernel(
     mean_H = tl.sum(part_XH * weight_X[:, None], 0) / tl.sum(weight_X, 0)
     place_H = (token.to(tl.int64) * HEADS + head) * HEAD_DIM + h_H
     tl.store(out_ptr + place_H, mean_H.to(out_ptr.dtype.element_ty), mask=h_H < HEAD_DIM)
+    if largest_ptr is not None:
+        largest = tl.max(tl.abs(to_bf16(mean_H).to(tl.float32)), 0)
+        tl.store(largest_ptr + token * HEADS + head, largest)

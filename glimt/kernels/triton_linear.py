@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.pending import LinearParts
-from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
 from glimt.kernels.triton_support import (
     ahead,
@@ -22,6 +22,7 @@ from glimt.kernels.triton_support import (
     follow,
     launch,
     power_of_two,
+    row_scale,
     stream,
     tiles_of,
     to_bf16,
@@ -33,22 +34,12 @@ _SUM_BLOCK = 512
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def linear_kernel(
-    q_ptr,
-    scale_ptr,
-    weight_ptr,
-    weight_scale_ptr,
-    bias_ptr,
-    out_ptr,
-    num_tokens,
-    num_inputs: tl.constexpr,
-    num_outputs: tl.constexpr,
-    block_t: tl.constexpr,
-    block_o: tl.constexpr,
-    block_i: tl.constexpr,
-    parts: tl.constexpr,
-    has_bias: tl.constexpr,
-    ahead_bytes: tl.constexpr,
-):
+    q_ptr, scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, largest_ptr, num_tokens,
+    num_inputs: tl.constexpr, num_outputs: tl.constexpr,
+    block_t: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr,
+    parts: tl.constexpr, has_bias: tl.constexpr, ahead_bytes: tl.constexpr,
+    measures: tl.constexpr, block_c: tl.constexpr,
+):  # fmt: skip
     """One tile of outputs; with several parts, the unscaled sum of one of them in float32."""
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
@@ -59,6 +50,12 @@ def linear_kernel(
     fetch_ahead(row_ptrs, is_output, ahead_bytes)
     follow()
     is_token = token < num_tokens
+    scale, inverse = None, None
+    if largest_ptr is not None:
+        scale = _scale_of_measured(largest_ptr, token, is_token, measures, block_c)
+        inverse = tl.div_rn(1.0, scale)
+        if (tl.program_id(0) == 0) & (part == 0):
+            tl.store(scale_ptr + token, scale, mask=is_token)
     total = stream(
         weight_ptr,
         q_ptr,
@@ -66,7 +63,7 @@ def linear_kernel(
         token,
         is_output,
         is_token,
-        None,
+        inverse,
         num_inputs,
         block_i,
         part,
@@ -77,13 +74,28 @@ def linear_kernel(
     if parts > 1:
         tl.store(out_ptr + part.to(tl.int64) * num_tokens * num_outputs + place, total, mask=mask)
     else:
-        scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
+        if scale is None:
+            scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
         weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
         total = total * scale[None, :] * weight_scale[:, None]
         if has_bias:
             bias = tl.load(bias_ptr + output, mask=is_output, other=0.0).to(tl.float32)
             total += bias[:, None]
         tl.store(out_ptr + place, to_bf16(total), mask=mask)
+
+
+@triton.jit
+def _scale_of_measured(
+    largest_ptr, token, is_token, measures: tl.constexpr, block_c: tl.constexpr
+):  # fmt: skip
+    """The scales of rows by the largest magnitudes of their `measures` parts."""
+    column = tl.arange(0, block_c)
+    largest = tl.load(
+        largest_ptr + token[:, None] * measures + column[None, :],
+        mask=is_token[:, None] & (column < measures)[None, :],
+        other=0.0,
+    )
+    return row_scale(tl.max(largest, axis=1))
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -117,7 +129,7 @@ def add_parts_kernel(
 
 
 def fp8_linear(
-    rows: QuantizedRows,
+    rows: QuantizedRows | MeasuredRows,
     weight_OI: Tensor,
     weight_scale_O: Tensor,
     bias_O: Tensor | None = None,
@@ -129,7 +141,7 @@ def fp8_linear(
 
     With `defers` the parts, if there are several and no bias, may be left for a norm to add.
     """
-    num_tokens, (num_outputs, num_inputs) = rows.q_TI.shape[0], weight_OI.shape
+    num_tokens, (num_outputs, num_inputs) = rows.x_TI.shape[0], weight_OI.shape
     tile = tile or linear_tile(num_outputs, num_inputs, num_tokens)
     y_TO = rows.x_TI.new_empty(num_tokens, num_outputs)
     if not num_tokens:
@@ -137,18 +149,26 @@ def fp8_linear(
     parts_PTO = y_TO
     if tile.parts > 1:
         parts_PTO = y_TO.new_empty((tile.parts, num_tokens, num_outputs), dtype=torch.float32)
+    largest_TC, measures = None, 1
+    if isinstance(rows, MeasuredRows):
+        x_TI, largest_TC = rows
+        scale_T1 = largest_TC.new_empty((num_tokens, 1))  # the kernel fills it
+        measures = largest_TC.shape[1]
+    else:
+        _, x_TI, scale_T1 = rows
     has_bias = bias_O is not None
     block_t = min(64, max(16, power_of_two(num_tokens)))
     grid = (tiles_of(num_outputs, tile.block_o), tiles_of(num_tokens, block_t), tile.parts)
     launch(
         linear_kernel,
         grid,
-        rows.q_TI,
-        rows.scale_T1,
+        x_TI,
+        scale_T1,
         weight_OI,
         weight_scale_O,
         bias_O if has_bias else weight_scale_O,
         parts_PTO,
+        largest_TC,
         num_tokens,
         num_inputs,
         num_outputs,
@@ -158,13 +178,15 @@ def fp8_linear(
         tile.parts,
         has_bias,
         _ahead(num_inputs, tile),
+        measures,
+        power_of_two(measures),
         warps=tile.warps,
         stages=tile.stages,
     )
     if tile.parts > 1 and defers and not has_bias:
-        return LinearParts(parts_PTO, rows.scale_T1, weight_scale_O)
+        return LinearParts(parts_PTO, scale_T1, weight_scale_O)
     if tile.parts > 1:
-        _add_parts(parts_PTO, rows.scale_T1, weight_scale_O, bias_O, y_TO)
+        _add_parts(parts_PTO, scale_T1, weight_scale_O, bias_O, y_TO)
     return y_TO
 
 

@@ -90,14 +90,15 @@ class Attention(nn.Module):
         turning = (heads_TNH, angles.cos_TJ, angles.sin_TJ, cache.kv_P2GSH, step.slots_T)
         rows = (step.page_table_RM, step.query_starts_R1, step.context_lens_R)
         if step.max_query_len == 1:
-            out_TNH = kernels.decode_attention(
+            out = kernels.decode_attention(
                 *turning,
                 *rows,
                 interleaved=angles.interleaved,
                 max_context_len=step.max_context_len,
                 scale_P2GS=cache.scale_P2GS,
+                measures=self.o.weight_scale is not None,
             )
-            return self.o.branch(out_TNH.flatten(1), defers=self.defers)
+            return self.o.branch(out, defers=self.defers)
         q_TNH = kernels.turn_and_write_kv(
             *turning, cache.scale_P2GS, interleaved=angles.interleaved
         )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt import kernels
-from glimt.kernels import Delta, Fp8Mlp, QuantizedRows
+from glimt.kernels import Delta, Fp8Mlp, MeasuredRows, QuantizedRows
 
 FP8 = torch.float8_e4m3fn
 
@@ -39,11 +39,11 @@ class Linear(nn.Module):
         """[T, I] -> [T, O] in the dtype of x."""
         return kernels.settled(self.branch(x, defers=False))
 
-    def branch(self, x: Tensor | QuantizedRows, *, defers: bool) -> Delta:
+    def branch(self, x: Tensor | QuantizedRows | MeasuredRows, *, defers: bool) -> Delta:
         """`forward`, or with `defers` perhaps a sum for a norm to carry out."""
         if self.weight_scale is not None:
             return kernels.fp8_linear(x, self.weight, self.weight_scale, self.bias, defers=defers)
-        x_TI = x.x_TI if isinstance(x, QuantizedRows) else x
+        x_TI = x if isinstance(x, Tensor) else x.x_TI
         return kernels.linear(x_TI, self.weight, self.bias)
 
 

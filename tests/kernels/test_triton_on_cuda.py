@@ -272,3 +272,11 @@ def test_norms_carry_out_sums_to_the_last_bit(num_tokens: int) -> None:
         assert torch.equal(total, total_expected)
         assert torch.equal(got.x_TI, expected.x_TI)
         assert torch.equal(got.q_TI.view(torch.uint8), expected.q_TI.view(torch.uint8))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 16])
+def test_measured_rows_are_quantised_on_the_way_in(num_tokens: int) -> None:
+    x, (weight, scale) = randn(num_tokens, 12288), fp8_weight(4096, 12288, seed=2)
+    measured = kernels.MeasuredRows(x, x.view(num_tokens, 96, 128).float().abs().amax(-1))
+    got = kernels.fp8_linear(measured, weight, scale)
+    assert torch.equal(got, kernels.fp8_linear(x, weight, scale))

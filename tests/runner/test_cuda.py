@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glimt.engine.plan import RowWork, StepPlan
-from glimt.kernels import sampling
+from glimt.kernels import attention, sampling
 from glimt.kernels.draws import add_noise_, mask_top_k_top_p_
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
@@ -227,18 +227,27 @@ def again(work: Work) -> Work:
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("num_rows", [1, 11])
-def test_kernels_that_start_early_change_no_token(
-    gpu: torch.device, kv_dtype: str, num_rows: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("switches", [("PDL",), ("MEASURES",), ("PDL", "MEASURES")], ids=str)
+def test_switches_of_kernels_change_no_token(
+    gpu: torch.device,
+    kv_dtype: str,
+    num_rows: int,
+    switches: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whole steps of layers of full size, with and without programmatic dependent launch, as
-    prompts and as replayed graphs. Greedy: a single wrong bit shows sooner or later."""
+    """Whole steps of layers of full size, as prompts and as replayed graphs, with programmatic
+    dependent launch (PDL) or products that quantise (MEASURES), and without. Greedy: a single wrong
+    bit shows sooner or later."""
     support = pytest.importorskip("glimt.kernels.triton_support")
+    monkeypatch.setattr(attention, "DECODES_AT_ONCE", "MEASURES" in switches)
+    modules = {"PDL": support, "MEASURES": attention}
     model, album = dummy_model(gpu, 2, True), Album()
     asks = [make_ask(album, "t" * (2 + n % 3), n) for n in range(num_rows)]
     lengths = [len(ask.token_ids) for ask in asks]
     answers = []
     for is_on in (False, True):
-        monkeypatch.setattr(support, "PDL", is_on)
+        for name in switches:
+            monkeypatch.setattr(modules[name], name, is_on)
         executor = make_executor(
             model,
             album,

@@ -61,6 +61,15 @@ def test_decoding_rows_turn_their_heads_and_write_their_keys_and_values(
         torch.testing.assert_close(got, expected, atol=3e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("context", [300, 2000])
+def test_decoding_rows_are_measured_for_the_product_that_follows(context: int) -> None:
+    rows = paged_rows(DECODING, Heads(24, 2, 128), 64)
+    q, *rest = rows.tensors
+    out, largest = q.new_empty(q.shape), torch.full(q.shape[:2], torch.nan)
+    triton_decoding.attend_singles(q, *rest, out, None, max_context_len=context, largest_TN=largest)
+    assert torch.equal(largest, out.bfloat16().float().abs().amax(-1))
+
+
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_products_with_e4m3_pages_are_good_for_values_of_any_size(size: float) -> None:
     rows = paged_rows([(300, 1), (40, 9)], Heads(4, 2, 32), 16, fp8=True, dtype=torch.bfloat16)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import reference, triton_linear
-from glimt.kernels.reference import QuantizedRows
+from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.tiles import LinearTile
 
 
@@ -38,3 +38,15 @@ def check(
     got = triton_linear.fp8_linear(rows, w8, scale[:, 0], b, tile)
     expected = reference.fp8_linear(rows, w8, scale[:, 0], b)
     torch.testing.assert_close(got, expected, rtol=0.01, atol=0.02)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("num_tokens", [1, 5])
+def test_measured_rows_are_quantised_on_the_way_in(num_tokens: int, parts: int) -> None:
+    x, tile = randn(num_tokens, 384), LinearTile(64, 128, parts, 4, 3)
+    w8, scale = reference.quantize_rows(randn(96, 384, seed=1))
+    largest = x.view(num_tokens, 3, 128).float().abs().amax(-1)
+    got = triton_linear.fp8_linear(MeasuredRows(x, largest), w8, scale[:, 0], None, tile)
+    expected = triton_linear.fp8_linear(QuantizedRows.of(x), w8, scale[:, 0], None, tile)
+    assert isinstance(got, Tensor)
+    assert torch.equal(got, expected)
