@@ -45,7 +45,9 @@ from glimt.processes.control import (
 
 SHUTDOWN_LIMIT_S = 8.0
 RETRY_S = 60.0  # for a place that keeps ending
+ENDING_S = 10.0  # in which this process ends as well, if the server has been stopped
 _REFUSAL = "glimt: "
+_IN_ORDER = f"ended: {exit_text(0)}"
 
 
 class Places:
@@ -124,6 +126,8 @@ class Places:
                 self.refusals.put(f"{name}: {reason}")
                 return
             is_first = False
+            if end == _IN_ORDER:
+                time.sleep(ENDING_S)
             pause_s = backoff.death(time.monotonic())
             pause_s = RETRY_S if pause_s is None else max(1.0, pause_s)
             _say(f"[{name}] {end}; starting it again in {pause_s:.0f} s")

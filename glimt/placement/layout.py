@@ -84,11 +84,11 @@ def _listed(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) 
         f"{machine.name}{', this one,' if machine == own else ''} has {machine.total}"
         for machine in machines
     ]
-    return f"of {wish.resource}s, {', '.join(each) or 'no machine has any'}"
+    return f"of {wish.resource}s, {', '.join(each)}"
 
 
 def _too_small(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) -> str:
-    size, most = wish.num_ranks, max((machine.total for machine in machines), default=0)
+    size, most = wish.num_ranks, max(machine.total for machine in machines)
     listed = _listed(wish, machines, own)
     if size > most:
         text = (

@@ -1,6 +1,7 @@
 """What this program asks of Ray: a cluster, its machines, and places in it."""
 
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -43,9 +45,16 @@ def connect(num_cpus: int) -> str:
             except ConnectionError:
                 if address:
                     raise
+        # Else Ray writes one into the user's home, and from then on asks for it everywhere.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         cores = max(num_cpus, os.cpu_count() or 1)
         ray.init(address="local", include_dashboard=False, num_cpus=cores, **_QUIET)
         return "in a Ray cluster of this machine alone, started for it"
+    except AuthenticationError:
+        raise BadSettings(
+            "the Ray cluster asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH unless Ray keeps it in your home"
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise BadSettings(f"Ray refuses: {' '.join(str(error).split())}") from None
 
@@ -78,9 +87,9 @@ def has_gpus() -> bool:
 
 
 def machines(resource: Resource) -> list[RayMachine]:
-    """Those that are alive and have some of it."""
+    """Those that are alive."""
     free = available_resources_per_node()
-    found = [
+    return [
         RayMachine(
             id=node["NodeID"],
             host=_host(node),
@@ -91,7 +100,6 @@ def machines(resource: Resource) -> list[RayMachine]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return [machine for machine in found if machine.total]
 
 
 def machine_name(node_id: str) -> str:

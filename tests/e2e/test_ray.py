@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import pytest
 
 from tests.e2e.test_failures import LONG, answers, post
 from tests.e2e.test_nodes import FLAGS, said
+from tests.e2e.test_replicas import LONG_ENOUGH, QUESTIONS, text_of, tokens_of_engines
 from tests.support.ray_cluster import TwoMachines, actor_of, placed, two_machines
 from tests.support.serving import Serving
 
@@ -26,6 +28,16 @@ BY_RAY = ["-tp", "2", "--nnodes", "2", "--distributed-executor-backend", "ray"]
 def machines() -> Iterator[TwoMachines]:
     with two_machines() as machines:
         yield machines
+
+
+def leaves_nothing(serving: Serving) -> None:
+    """Here, nor on the other machine."""
+    ours = [*placed("processes.peer"), *placed("placement.worker"), *serving.children()]
+    ours += [actor_of(worker) for worker in placed("placement.worker")]
+    assert len(ours) > 5
+    assert serving.stop(60) == 0
+    _, alive = psutil.wait_procs(ours, timeout=20)
+    assert not alive
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +65,10 @@ def refused(checkpoint: Path, *flags: str, address: str) -> str:
 def test_ranks_that_fit_no_machine_are_refused_with_what_there_is(
     machines: TwoMachines, checkpoint: Path
 ) -> None:
-    flags = ["-tp", "4", "--distributed-executor-backend", "ray"]
+    flags = ["-tp", "2", "--distributed-executor-backend", "ray"]
     text = refused(checkpoint, *flags, address=machines.address)
-    assert "--tensor-parallel-size 4 does not fit one machine of the Ray cluster" in text
-    assert "this one, has 2" in text
+    assert "--tensor-parallel-size 2 does not fit one machine of the Ray cluster" in text
+    assert "this one, has 1" in text
     assert text.endswith("spread the ranks with --nnodes 2")
 
 
@@ -138,12 +150,55 @@ def test_a_machine_that_dies_is_replaced_by_another(spread: Serving, machines: T
 
 
 def test_the_end_leaves_nothing(spread: Serving) -> None:
-    ours = [*placed("processes.peer"), *placed("placement.worker"), *spread.children()]
-    ours += [actor_of(worker) for worker in placed("placement.worker")]
-    assert len(ours) > 5
-    assert spread.stop(60) == 0
-    _, alive = psutil.wait_procs(ours, timeout=20)
+    leaves_nothing(spread)
+
+
+@pytest.fixture(scope="module")
+def copies(
+    machines: TwoMachines, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    flags = ["-dp", "2", "--data-parallel-backend", "ray"]
+    with Serving(checkpoint, *flags, *FLAGS, log=log) as serving:
+        yield serving
+
+
+def test_copies_on_two_machines_give_the_answers_of_one_process(
+    copies: Serving, checkpoint: Path, tmp_path: Path
+) -> None:
+    with Serving(checkpoint, *FLAGS, log=tmp_path / "one.txt") as one:
+        expected = [text_of(one, question) for question in QUESTIONS]
+    with ThreadPoolExecutor(len(QUESTIONS)) as threads:
+        found = list(threads.map(lambda question: text_of(copies, question), QUESTIONS))
+    assert found == expected
+    assert "1 of 2 copies on this machine" in copies.log.read_text()
+    assert "is the place of copy 1" in copies.log.read_text()
+
+
+def test_a_copy_that_dies_elsewhere_comes_back_while_the_one_here_goes_on(copies: Serving) -> None:
+    (worker,) = placed("placement.worker")
+    (far,) = placed("processes.engine")
+    with (
+        urllib.request.urlopen(post(copies, LONG_ENOUGH), timeout=60) as one,
+        urllib.request.urlopen(post(copies, LONG_ENOUGH), timeout=60) as other,
+    ):
+        one.readline()
+        other.readline()
+        copies.wait_for(lambda: list(tokens_of_engines(copies).values()) == [1.0, 1.0])
+        worker.kill()
+        with ThreadPoolExecutor(2) as threads:
+            ends = [
+                text.decode() for text in threads.map(lambda stream: stream.read(), (one, other))
+            ]
+    assert sorted('"code":"not_ready"' in end.replace(" ", "") for end in ends) == [False, True]
+    _, alive = psutil.wait_procs([far], timeout=10)
     assert not alive
+    copies.wait_for(lambda: len(tokens_of_engines(copies)) == 2, 60)
+    assert "ended: killed by SIGKILL; starting it again" in copies.log.read_text()
+
+
+def test_the_end_of_copies_leaves_nothing(copies: Serving) -> None:
+    leaves_nothing(copies)
 
 
 def test_without_a_cluster_one_is_started_for_as_long_as_the_server_lasts(

@@ -39,7 +39,7 @@ def test_gpus_that_others_use_are_not_counted_on_here_but_waited_for_elsewhere()
 
 
 def test_this_machine_may_have_no_gpus_at_all() -> None:
-    assert homes(wish(ranks=8), B) == [False]
+    assert homes(wish(ranks=8), machine("a", 0), B) == [False]
 
 
 def test_what_is_settled_stays_when_places_are_asked_for_again() -> None:
@@ -63,7 +63,7 @@ def test_with_nnodes_ranks_are_spread_evenly_and_the_first_machine_is_this_one()
             "a (10.0.0.97), this one, has 8, b (10.0.0.98) has 8; spread the ranks with --nnodes 2",
         ),
         (wish(ranks=16), (A, C), "c (10.0.0.99) has 4; use a smaller one, or a larger cluster"),
-        (wish(ranks=2), (), "of GPUs, no machine has any; use a smaller one"),
+        (wish(ranks=2), (machine("a", 0),), "a (10.0.0.97), this one, has 0; use a smaller one"),
         (wish(4, ranks=8), (A, B), "4 copies of 8 ranks each do not fit the Ray cluster"),
         (
             wish(2, ranks=8, spreads=False),

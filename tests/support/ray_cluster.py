@@ -11,7 +11,8 @@ import pytest
 cluster_utils = pytest.importorskip(
     "ray.cluster_utils", reason="Ray is not installed: pip install -e '.[ray]', or make test-all"
 )
-_MACHINE = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 80 * 2**20}
+# One rank on each.
+_MACHINE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
 
 
 class TwoMachines:
