@@ -28,10 +28,10 @@ _SYSTEMS = (
 )
 # Share of samples by what they are about.
 _KINDS = {
-    "picture": 0.58,
+    "picture": 0.52,
     "two images": 0.09,
     "motion": 0.04,
-    "tools": 0.21,
+    "tools": 0.27,
     "beyond": 0.05,
     "talk": 0.03,
 }
