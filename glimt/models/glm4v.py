@@ -55,13 +55,16 @@ class Glm4v(nn.Module):
         """int [T] -> [T, D]. The rows of placeholder tokens are the caller's to overwrite."""
         return self.mesh.tp_sum(self.embedding(token_ids_T))
 
-    def encode_images(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+    def encode_images(
+        self, patches: Sequence[Tensor], grids: Sequence[Grid], *, spread: bool = False
+    ) -> list[Tensor]:
         """Images and video steps, all at once -> [num_tokens, D] of each.
 
         `patches[i]`: uint8 [P, 3, frames, side, side] in blocks of merge × merge patches, with 1
         frame (a still) or as many as the tower takes; `grids[i]`: height and width in patches.
+        `spread`: over all ranks, which each have the whole tower; all call this with the same.
         """
-        images: list[Tensor] = self.vision(patches, grids)
+        images: list[Tensor] = self.vision(patches, grids, self.mesh if spread else Mesh.single())
         return images
 
     def empty_embeddings(self, num_tokens: int) -> Tensor:

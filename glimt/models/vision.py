@@ -6,10 +6,11 @@
 
 Attention is full inside one image or video step and never looks across. The mesh given here is that
 of the tower: several ranks split its matrices, or one has all of it and the ranks of the decoder
-each encode other images.
+each encode other images, or other patches of the same ones (`PatchShares`).
 
-Letters: P patches of all images, C numbers in a patch row, D tower width, Y output width,
-B = P / merge² merge blocks, N heads, H head dim. Patch rows come in blocks of merge × merge.
+Letters: P patches of all images, S those of this rank, C numbers in a patch row, D tower width,
+Y output width, B = P / merge² merge blocks, N heads, H head dim. Patch rows come in blocks of
+merge × merge.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from glimt.layers.linear import Linear, Mlp, parameter
 from glimt.layers.norm import LayerNorm, RmsNorm
 from glimt.layers.rope import Angles
 from glimt.models.config import VisionConfig
+from glimt.models.patch_shares import PatchShares
 from glimt.parallel.mesh import Mesh
 
 Grid = tuple[int, int]  # height and width in patches
@@ -43,28 +45,38 @@ class Vision(nn.Module):
         self.downsample = Linear(width * config.merge_size**2, config.out_hidden_size, bias=True)
         self.merger = Merger(config.out_hidden_size, config.merger_intermediate_size, mesh)
 
-    def forward(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
-        """uint8 patches [P, 3, frames, side, side] and grid of each image -> [B, Y] of each."""
-        lengths = [height * width for height, width in grids]
-        x_PD = self.norm_in(self.patch_embed(self._pixels(patches))) + self._positions(grids)
-        angles = self._angles(grids)
-        delta_PD: Tensor | None = None
-        for block in self.blocks:
-            x_PD, delta_PD = block(x_PD, delta_PD, angles, lengths)
-        x_PD, _ = self.norm_out.add(x_PD, delta_PD)
-        y_BY = self.merger(self.downsample(x_PD.view(-1, self.downsample.weight.shape[1])))
-        return list(torch.split(y_BY, [length // self.config.merge_size**2 for length in lengths]))
+    def forward(
+        self, patches: Sequence[Tensor], grids: Sequence[Grid], ranks: Mesh
+    ) -> list[Tensor]:
+        """uint8 patches [P, 3, frames, side, side] and grid of each image -> [B, Y] of each.
 
-    def _pixels(self, patches: Sequence[Tensor]) -> Tensor:
-        """[P, C], normalised in float32, in the tower's dtype."""
+        `ranks`: each computes a share of the patches.
+        """
+        lengths = [height * width for height, width in grids]
+        block_size = self.config.merge_size**2
+        shares = PatchShares.over(ranks, sum(lengths), block_size)
+        positions_SD = shares.own(self._positions(grids))
+        x_SD = self.norm_in(self.patch_embed(self._pixels(patches, shares))) + positions_SD
+        angles = self._angles(grids, shares)
+        delta_SD: Tensor | None = None
+        for block in self.blocks:
+            x_SD, delta_SD = block(x_SD, delta_SD, angles, lengths, shares)
+        x_SD, _ = self.norm_out.add(x_SD, delta_SD)
+        y_BY = self.merger(self.downsample(x_SD.view(-1, self.downsample.weight.shape[1])))
+        y_BY = shares.collect(y_BY, block_size)
+        return list(torch.split(y_BY, [length // block_size for length in lengths]))
+
+    def _pixels(self, patches: Sequence[Tensor], shares: PatchShares) -> Tensor:
+        """[S, C], normalised in float32, in the tower's dtype."""
         config = self.config
         rows = [
             kernels.normalize_pixels(
-                image, config.temporal_patch_size, config.image_mean, config.image_std
+                patches[image][cut], config.temporal_patch_size, config.image_mean, config.image_std
             )
-            for image in patches
+            for image, cut in shares.cuts([len(image) for image in patches])
         ]
-        return torch.cat(rows).to(self.patch_embed.weight.dtype)
+        weight = self.patch_embed.weight
+        return shares.pixels(rows, config.patch_dim, weight.device).to(weight.dtype)
 
     def _positions(self, grids: Sequence[Grid]) -> Tensor:
         """[P, D]: the position table at every patch, once for each distinct grid."""
@@ -74,15 +86,15 @@ class Vision(nn.Module):
         }
         return torch.cat([sampled[grid] for grid in grids])
 
-    def _angles(self, grids: Sequence[Grid]) -> Angles:
-        """Row and column angles of every patch."""
+    def _angles(self, grids: Sequence[Grid], shares: PatchShares) -> Angles:
+        """Row and column angles of every patch of this rank."""
         config, device = self.config, self.position_embedding.device
         parts = {
             grid: kernels.vision_angles(*grid, config.merge_size, config.head_dim, device)
             for grid in set(grids)
         }
         cos_PJ, sin_PJ = (torch.cat([parts[grid][i] for grid in grids]) for i in (0, 1))
-        return Angles(cos_PJ, sin_PJ, interleaved=False)
+        return Angles(shares.own(cos_PJ), shares.own(sin_PJ), interleaved=False)
 
 
 class VisionBlock(nn.Module):
@@ -101,13 +113,21 @@ class VisionBlock(nn.Module):
         self.mlp = Mlp(width, mesh.tp_share(config.block_intermediate_size, "vision width"))
 
     def forward(
-        self, x_PD: Tensor, delta_PD: Tensor | None, angles: Angles, lengths: list[int]
+        self,
+        x_SD: Tensor,
+        delta_SD: Tensor | None,
+        angles: Angles,
+        lengths: list[int],
+        shares: PatchShares,
     ) -> tuple[Tensor, Tensor]:
-        """(x, delta) -> (x, delta), as `DecoderLayer`; `lengths` are the patches of each image."""
-        h_PD, x_PD = self.norm_1.add(x_PD, delta_PD)
-        delta_PD = self.mesh.tp_sum(self.attention(h_PD, angles, lengths))
-        h_PD, x_PD = self.norm_2.add(x_PD, delta_PD)
-        return x_PD, self.mesh.tp_sum(self.mlp(h_PD))
+        """(x, delta) -> (x, delta): what is summed so far, and the branch to add to it next.
+
+        `lengths` are the patches of each image; of all of them, `shares` says which are here.
+        """
+        h_SD, x_SD = self.norm_1.add(x_SD, delta_SD)
+        delta_SD = self.mesh.tp_sum(self.attention(h_SD, angles, lengths, shares))
+        h_SD, x_SD = self.norm_2.add(x_SD, delta_SD)
+        return x_SD, self.mesh.tp_sum(self.mlp(h_SD))
 
 
 class VisionAttention(nn.Module):
@@ -123,15 +143,18 @@ class VisionAttention(nn.Module):
         self.qkv = Linear(hidden_size, 3 * width)
         self.proj = Linear(width, hidden_size)
 
-    def forward(self, x_PD: Tensor, angles: Angles, lengths: list[int]) -> Tensor:
-        """[P, D] -> [P, D]."""
-        heads = self.qkv(x_PD).view(x_PD.shape[0], 3 * self.num_heads, -1)
-        qk_PNH = angles.turn(heads[:, : 2 * self.num_heads])
-        q_PNH, k_PNH = qk_PNH.chunk(2, dim=1)
-        v_PNH = heads[:, 2 * self.num_heads :]
-        out_PNH = kernels.segment_attention(q_PNH, k_PNH, v_PNH, lengths)
-        y_PD: Tensor = self.proj(out_PNH.flatten(1))
-        return y_PD
+    def forward(
+        self, x_SD: Tensor, angles: Angles, lengths: list[int], shares: PatchShares
+    ) -> Tensor:
+        """[S, D] -> [S, D]."""
+        heads = self.qkv(x_SD).view(x_SD.shape[0], 3 * self.num_heads, -1)
+        qk_SNH = angles.turn(heads[:, : 2 * self.num_heads])
+        q_SNH, k_SNH = qk_SNH.chunk(2, dim=1)
+        v_SNH = heads[:, 2 * self.num_heads :]
+        q, k, v = shares.to_heads(q_SNH, k_SNH, v_SNH)
+        out_SNH = shares.to_rows(kernels.segment_attention(q, k, v, lengths))
+        y_SD: Tensor = self.proj(out_SNH.flatten(1))
+        return y_SD
 
 
 class Merger(nn.Module):

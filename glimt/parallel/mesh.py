@@ -113,6 +113,15 @@ class Mesh:
         _finish(self.tp_group._allgather_base(parts, part))
         return parts.view(self.tp_size, *part.shape)
 
+    def tp_exchange(self, parts: Tensor) -> Tensor:
+        """`parts[r]` goes to rank r; gives what every rank had for this one, in their order."""
+        if self.tp_group is None:
+            return parts
+        parts = parts.contiguous()
+        received = torch.empty_like(parts)
+        _finish(self.tp_group.alltoall_base(received, parts, [], []))
+        return received
+
     def tp_broadcast(self, value: Tensor, source: int = 0) -> Tensor:
         """Rank `source`'s `value` on every rank; the others give one of the same shape and type,
         whose memory is reused.

@@ -38,6 +38,7 @@ from glimt.runner.encoder import PixelSource
 from glimt.runner.graphs import Record, cuda_recorder
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes, run_largest_step
+from glimt.runner.tower_costs import TowerCosts, can_spread, measure_costs
 from glimt.wire import EngineInfo
 
 # Called with the name of a phase, its seconds, and a detail for people.
@@ -154,6 +155,7 @@ def build_rank(
     with phases.phase("weights") as detail:
         model, weights_format = load_weights(start, config, device, dtype, mesh)
         detail.append(weights_format)
+    costs = _tower_costs(phases, model, steps, device)
     record = partial(recorder, start, device)
     layout = kv_layout(model, steps.page_size, dtype, _kv_dtype(start))
     with phases.phase("memory") as detail:
@@ -163,7 +165,9 @@ def build_rank(
     with phases.phase("executor"):
         executor = Machine(
             model,
-            make=lambda model: build_executor(model, layout, sizes, arenas, device, record()),
+            make=lambda model: build_executor(
+                model, layout, sizes, arenas, device, record(), tower_costs=costs
+            ),
             load=lambda: load_weights(start, config, device, dtype, mesh)[0],
             device=device,
             profiler=Profiler(start.profiler, place.name),
@@ -185,6 +189,22 @@ def build_rank(
         work_sizes(model, layout),
         _expert_meter(executor, mesh, config),
     )
+
+
+def _tower_costs(
+    phases: "_Phases", model: Glm4v, steps: StepSizes, device: torch.device
+) -> TowerCosts | None:
+    """Before memory is measured, for exchanges take some. On CPUs images are dealt out."""
+    if device.type == "cpu" or not can_spread(model):
+        return None
+    with phases.phase("tower") as detail:
+        max_patches = steps.image_budget * model.config.vision.merge_size**2
+        costs = measure_costs(model, max_patches, device)
+        detail.append(
+            f"an image of 1024 tokens: {1e3 * costs.of_dealt([4096], model.mesh.tp_size):.1f} ms"
+            f" on one GPU, {1e3 * costs.of_spread([4096]):.1f} ms on all"
+        )
+    return costs
 
 
 def _expert_meter(machine: Machine, mesh: Mesh, config: ModelConfig) -> ExpertMeter | None:

@@ -13,6 +13,7 @@ from glimt.runner.executor import ModelExecutor
 from glimt.runner.graphs import DecodeGraphs, Record
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.rows import RowTable
+from glimt.runner.tower_costs import TowerCosts
 
 KvDtype = Literal["auto", "fp8"]
 
@@ -58,12 +59,14 @@ def build_executor(
     record: Record | None = None,
     *,
     prompt_graphs: bool | None = None,
+    tower_costs: TowerCosts | None = None,
 ) -> ModelExecutor:
     """An executor with its rows, KV cache and image cache, all allocated on `device`.
 
     `model` has its weights on `device`; `arenas` are the pixel sources by number. `record` makes
     graphs of steps, for which the KV cache gets a spare page; None makes none.
     `prompt_graphs`: also of the layers of steps with prompts; None: as `PROMPT_GRAPHS` says.
+    `tower_costs`: where ranks have the whole tower, by what they share images out.
     """
     config = model.config
     rows = RowTable(
@@ -81,6 +84,7 @@ def build_executor(
         max_patches=sizes.max_patches,
         device=device,
         mesh=model.mesh,
+        costs=tower_costs,
     )
     kv = layout.allocate(sizes.num_pages + (record is not None), device)
     if record is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from glimt.errors import StepFailed
 from glimt.parallel.mesh import Mesh
 from glimt.runner.staging import pin
+from glimt.runner.tower_costs import SPREAD, TowerCosts, share_out
 from glimt.wire import ErrorInfo, ImageSpan, PixelRef
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,12 @@ class PixelSource(Protocol):
 class VisionTower(Protocol):
     """The half of a model that this file needs: `glimt.models.glm4v.Glm4v`."""
 
-    def encode_images(self, patches: list[Tensor], grids: list[tuple[int, int]]) -> list[Tensor]:
-        """uint8 patches [P, 3, F, 14, 14] and grids (h, w) to embeddings [num_tokens, D]."""
+    def encode_images(
+        self, patches: list[Tensor], grids: list[tuple[int, int]], *, spread: bool = False
+    ) -> list[Tensor]:
+        """uint8 patches [P, 3, F, 14, 14] and grids (h, w) to embeddings [num_tokens, D];
+        `spread` over all ranks.
+        """
         ...
 
     def empty_embeddings(self, num_tokens: int) -> Tensor:
@@ -42,7 +47,8 @@ class ImageEncoder:
 
     `arenas` by number. Images are packed into passes of at most `max_patches` patches (one image
     alone may have more), which bounds the tower's activation memory. Where every rank of `mesh` has
-    the whole tower, the images of a step are dealt out to the ranks.
+    the whole tower, the images of a step are dealt out to the ranks, and spread over all of them
+    where that is faster by `costs`.
     """
 
     def __init__(
@@ -55,8 +61,10 @@ class ImageEncoder:
         max_patches: int,
         device: torch.device,
         mesh: Mesh | None = None,
+        costs: TowerCosts | None = None,
     ) -> None:
         self._tower = tower
+        self._costs = costs
         self._mesh = mesh or Mesh.single()
         self._arenas = arenas
         self._patch_size = patch_size
@@ -128,11 +136,16 @@ class ImageEncoder:
             for group in self._passes(images):
                 self._run(group)
             return
-        owners = deal([len(patches) for _, patches in images], mesh.tp_size)
+        owners = share_out([len(patches) for _, patches in images], mesh.tp_size, self._costs)
+        of_all = [image for image, owner in zip(images, owners, strict=True) if owner == SPREAD]
+        for group in self._passes(of_all):
+            self._run(group, spread=True)
         mine = [image for image, owner in zip(images, owners, strict=True) if owner == mesh.tp_rank]
         for group in self._passes(mine):
             self._run(group)
         for (span, _), owner in zip(images, owners, strict=True):
+            if owner == SPREAD:
+                continue
             own_TD = self._embeddings.get(span.content_hash)
             if own_TD is None:
                 own_TD = self._tower.empty_embeddings(span.num_tokens)
@@ -152,20 +165,11 @@ class ImageEncoder:
         if group:
             yield group
 
-    def _run(self, group: list[tuple[ImageSpan, Tensor]]) -> None:
+    def _run(self, group: list[tuple[ImageSpan, Tensor]], *, spread: bool = False) -> None:
         embeddings = self._tower.encode_images(
             [pin(patches, self._device) for _, patches in group],
             [(span.grid_h, span.grid_w) for span, _ in group],
+            spread=spread,
         )
         for (span, _), embedding_TD in zip(group, embeddings, strict=True):
             self._embeddings[span.content_hash] = embedding_TD
-
-
-def deal(sizes: Sequence[int], num_ranks: int) -> list[int]:
-    """The rank of each image, by its patches: the largest first, each to who has the least."""
-    loads = [0] * num_ranks
-    owners = [0] * len(sizes)
-    for image in sorted(range(len(sizes)), key=lambda image: -sizes[image]):
-        owners[image] = loads.index(min(loads))
-        loads[owners[image]] += sizes[image]
-    return owners

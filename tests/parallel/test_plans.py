@@ -26,6 +26,7 @@ from glimt.processes.peer import launch
 from glimt.processes.plan_message import PlanMessage, ToPeer, pack
 from glimt.processes.profiling import Profiler
 from glimt.processes.team import TeamMachine
+from glimt.runner.tower_costs import TowerCosts
 from tests.parallel.test_mesh import shard
 from tests.runner.test_executor import ALBUM, Choice, alone, ask, choices
 from tests.support.schedules import Schedule
@@ -81,10 +82,14 @@ def part_of(kind: str, rank: int, experts: bool, splits_tower: bool) -> Glm4v:
     return part
 
 
+# Of which the ranks make that large images are spread and small ones are dealt out.
+COSTS = TowerCosts(alone=(0.0, 1.0), spread=(10.0, 0.5))
+
+
 def machine_of(model: Glm4v) -> Machine:
     return Machine(
         model,
-        make=lambda model: make_executor(model, ALBUM),
+        make=lambda model: make_executor(model, ALBUM, tower_costs=COSTS),
         load=lambda: model,
         device=CPU,
         profiler=Profiler(None),

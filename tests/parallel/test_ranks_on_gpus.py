@@ -1,4 +1,4 @@
-"""Two GPUs: sums fused with norms against NCCL's, and draws from shares of the vocabulary."""
+"""Two GPUs: fused sums against NCCL's, draws from shares of the logits, images encoded together."""
 
 import json
 import subprocess
@@ -66,3 +66,9 @@ def test_draws_from_shares_are_those_from_all_logits(findings: list[dict[str, in
     for found in findings:
         assert found["draws"] > 300
         assert found["other_tokens"] == 0
+
+
+def test_images_encoded_together_are_those_encoded_alone(findings: list[dict[str, int]]) -> None:
+    for found in findings:
+        assert found["embeddings"] > 1400
+        assert found["far_embeddings"] == 0

@@ -18,7 +18,10 @@ class Tower:
         self.passes: list[list[int]] = []
         self._model = tiny_model(kind)
 
-    def encode_images(self, patches: list[Tensor], grids: list[tuple[int, int]]) -> list[Tensor]:
+    def encode_images(
+        self, patches: list[Tensor], grids: list[tuple[int, int]], *, spread: bool = False
+    ) -> list[Tensor]:
+        assert not spread
         self.passes.append([len(image) for image in patches])
         with torch.inference_mode():
             return self._model.encode_images(patches, grids)

@@ -1,5 +1,5 @@
-"""One of two ranks that sum and draw over GPUs, each in two ways, and write down what differs, for
-`tests/parallel/test_ranks_on_gpus.py`:
+"""One of two ranks that sum, draw and encode over GPUs, each in two ways, and write down what
+differs, for `tests/parallel/test_ranks_on_gpus.py`:
 
     python -m tests.support.gpu_ranks FOLDER RANK
 """
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from glimt import kernels
 from glimt.kernels import QuantizedRows
+from glimt.models.glm4v import Glm4v
 from glimt.parallel.group import Groups, Meeting, join
 from glimt.parallel.mesh import Mesh
 from glimt.runner.sampler import draw, prepare_draws
 from glimt.runner.sampling_rows import SamplingRows
 from glimt.runner.split_draw import can_split, draw_over_ranks
 from glimt.wire import SamplingParams
+from tests.support.tiny_model import tiny_model
 
 VOCAB = 151552
 WISHES: list[dict[str, Any]] = [
@@ -124,6 +126,26 @@ class Rank:
             self.count("other_tokens", int((split.status_N != whole.status_N).sum()))
             self.count("other_tokens", int((theirs != split.token_N).sum()))
 
+    def compare_towers(self, grids: list[tuple[int, int]]) -> None:
+        """Embeddings of images that both ranks encode together, and each alone."""
+        config = tiny_model("glm4v_moe").config
+        with torch.device("meta"):
+            model = Glm4v(config, self.nccl)
+        weights = tiny_model("glm4v_moe").vision.state_dict()
+        on_gpu = {name: weight.to(self.device) for name, weight in weights.items()}
+        model.vision.load_state_dict(on_gpu, assign=True)
+        sizes = [(height * width, 3, 1, 14, 14) for height, width in grids]
+        images = [
+            torch.randint(0, 256, size, generator=self.same, device=self.device).to(torch.uint8)
+            for size in sizes
+        ]
+        together = model.encode_images(images, grids, spread=True)
+        alone = model.encode_images(images, grids)
+        for ours, theirs in zip(together, alone, strict=True):
+            self.count("embeddings", len(ours))
+            near = torch.isclose(ours, theirs, rtol=1e-4, atol=1e-4)
+            self.count("far_embeddings", int((~near).sum()))
+
     def count(self, what: str, number: int) -> None:
         self.found[what] = self.found.get(what, 0) + number
 
@@ -149,6 +171,9 @@ def main() -> None:
         ours.compare_draws(num_rows, WISHES)
     for wish in WISHES:
         ours.compare_draws(8, [wish])
+    for grids in ([(64, 84)], [(2, 2)], [(8, 6), (30, 2), (16, 16)]):
+        with torch.inference_mode():
+            ours.compare_towers(grids)
     (folder / f"{rank}.json").write_text(json.dumps(ours.found))
 
 

@@ -153,7 +153,14 @@ def make_executor(
     record = limits.get("record")
     arenas = [album.arena]
     return build_executor(
-        model, layout, sizes, arenas, device, record, prompt_graphs=record is not None
+        model,
+        layout,
+        sizes,
+        arenas,
+        device,
+        record,
+        prompt_graphs=record is not None,
+        tower_costs=limits.get("tower_costs"),
     )
 
 
