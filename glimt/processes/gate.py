@@ -18,7 +18,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -27,6 +27,7 @@ import uvloop
 from glimt.arena import SharedArena
 from glimt.errors import StartupError
 from glimt.log import set_up
+from glimt.processes.announcing import waiting_for
 from glimt.processes.children import end_with_parent
 from glimt.processes.cluster import REMIND_S, listen
 from glimt.processes.control import (
@@ -274,7 +275,11 @@ class Gate:
     def _obey(self, machine: Machine, message: Any) -> None:
         match message:
             case FromReplica(frame):
-                machine.work.deliver(self._outputs.decode(frame))
+                try:
+                    outputs = self._outputs.decode(frame)
+                except msgspec.MsgspecError:
+                    raise LinkLost("it says what cannot be understood") from None
+                machine.work.deliver(outputs)
                 if self._to_forget:
                     self._note_forgotten()
                 if machine.is_leaving and not machine.work.num_open:
@@ -332,8 +337,7 @@ class Gate:
             there = {index for machine in self._machines for index in machine.copies}
             missing = sorted({*range(start.num_here, start.num_copies)} - there)
             if missing:
-                names = ("replicas " if len(missing) > 1 else "replica ") + _list(missing)
-                log.warning("waiting for %s at %s:%d", names, start.host, start.port)
+                log.warning("%s at %s:%d", waiting_for(missing), start.host, start.port)
             await asyncio.sleep(REMIND_S)
 
 
@@ -345,10 +349,6 @@ def name_of(who: Introduction) -> str:
 
 def _span(copies: range) -> str:
     return f"{copies.start} to {copies.stop - 1}" if len(copies) > 1 else f"{copies.start}"
-
-
-def _list(copies: Sequence[int]) -> str:
-    return ", ".join(map(str, copies))
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 import msgspec
 
 from glimt.errors import StartupError
+from glimt.processes.announcing import address_of, resolved, waiting_for
 from glimt.processes.children import Backoff, Child, exit_text
 from glimt.processes.control import (
     Alive,
@@ -84,7 +85,8 @@ class Supervisor:
         self._has_engines = False
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stopping = False
-        self._announced = False
+        self._is_started = False  # all that runs on this machine was ready once
+        self._announced = False  # and so was all that runs on others
         self._started_s = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -145,7 +147,7 @@ class Supervisor:
             case None:
                 self._on_death(child)
             case Phase(name, seconds, detail):
-                if not self._announced:
+                if not self._is_started:
                     self._say(f"  {child.name:<9} {name:<28} {seconds:7.2f} s  {detail}".rstrip())
             case Ready(info):
                 self._on_ready(child, info)
@@ -211,7 +213,7 @@ class Supervisor:
 
     def _engine_up(self, engine_up: EngineUp, name: str) -> None:
         self._engines_up[engine_up.index] = engine_up
-        self._say(f"  {name:<9} resolved: {_resolved(engine_up.info)}")
+        self._say(f"  {name:<9} resolved: {resolved(engine_up.info)}")
         self._tell_servers(engine_up)
         self._on_progress(name)
 
@@ -232,29 +234,22 @@ class Supervisor:
 
     def _on_progress(self, name: str) -> None:
         """Something does its work from now on, and with it perhaps everything."""
-        missing = self._plan.all_copies - self._engines_up.keys()
-        everything = not missing and all(child.ready for child in self._children.values())
-        if everything and not self._announced:
-            self._announced = True
-            self._announce()
-        elif self._announced:
-            self._say(f"{name} is back")
+        missing = sorted(self._plan.all_copies - self._engines_up.keys())
+        if self._announced or (self._is_started and missing):
+            self._say(f"{name} is {'back' if self._announced else 'there'}")
+        elif all(child.ready for child in self._children.values()):
+            self._is_started = True
+            self._announced = not missing
+            self._say(self._announcement() if not missing else f"  {waiting_for(missing)}")
 
-    def _announce(self) -> None:
+    def _announcement(self) -> str:
         seconds = time.monotonic() - self._started_s
         name = self._plan.server.served_model_names[0]
         if self._listener is None:
             copies = ", ".join(map(str, self._plan.copies))
-            self._say(f"ready after {seconds:.1f} s: serving {name} for the head, as {copies}")
-            return
-        if self._listener.family == socket.AF_UNIX:
-            where = f"unix:{self._listener.getsockname()}"
-        else:
-            host, port = self._listener.getsockname()[:2]
-            host = f"[{host}]" if ":" in host else host
-            scheme = "http" if self._plan.server.tls is None else "https"
-            where = f"{scheme}://{host}:{port}"
-        self._say(f"ready after {seconds:.1f} s: {where}/v1  serving {name}")
+            return f"ready after {seconds:.1f} s: serving {name} for the head, as {copies}"
+        where = address_of(self._listener, is_tls=self._plan.server.tls is not None)
+        return f"ready after {seconds:.1f} s: {where}/v1  serving {name}"
 
     # ------------------------------------------------------------------------------- deaths
 
@@ -271,7 +266,7 @@ class Supervisor:
         if isinstance(child.start, UplinkStart):  # with the connection, which may come again
             self._spawn(self._replace(child, REJOIN_S))
             return
-        if not child.ready and not self._announced:
+        if not child.ready and not self._is_started:
             self._finish(1, f"{child.name} could not start; its messages are above")
             return
         pause_s = self._backoffs.setdefault(child.name, Backoff()).death(time.monotonic())
@@ -324,8 +319,8 @@ class Supervisor:
 
     def _on_signal(self, signum: int) -> None:
         servers = self._servers()
-        if self._stopping or not servers or not self._announced:
-            self._finish(0 if self._announced else 128 + signum)
+        if self._stopping or not servers or not self._is_started:
+            self._finish(0 if self._is_started else 128 + signum)
             return
         self._stopping = True
         timeout_s = self._plan.shutdown_timeout_s
@@ -364,23 +359,3 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _resolved(info: EngineInfo) -> str:
-    """What the wishes became."""
-    return ", ".join(
-        f"{name}={getattr(info, name)}"
-        for name in (
-            "device",
-            "tensor_parallel_size",
-            "dtype",
-            "weights_format",
-            "kv_cache_dtype",
-            "max_model_len",
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "num_pages",
-            "page_size",
-            "max_image_tokens",
-        )
-    )

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -94,6 +95,53 @@ def test_a_node_that_is_told_to_end_finishes_first(pair: Pair) -> None:
     assert pair.node.process.wait(20) == 0
     pair.node = pair.start_node()
     pair.head.wait_for(lambda: answers(pair.head), 60)
+
+
+def test_a_head_serves_with_what_it_has_while_others_are_missing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "head"
+    flags = [*EXACT, "--data-parallel-address", "127.0.0.1", "--master-token", TOKEN]
+    flags += ["--data-parallel-rpc-port", str(free_port()), "-dp", "3", "-dpl", "1"]
+    file = str(tmp_path / "http")
+    command = [sys.executable, "-m", "glimt", "serve", str(checkpoint), *flags, "--uds", file]
+    with log.open("w") as output:
+        head = subprocess.Popen(command, stderr=output)
+    deadline_s = time.monotonic() + 60
+    while "  waiting for replicas 1, 2\n" not in log.read_text():
+        assert time.monotonic() < deadline_s, log.read_text()
+        time.sleep(0.1)
+    words = ["curl", "-sN", "--unix-socket", file, "http://x/v1/chat/completions"]
+    body = json.dumps({**LONG, "model": str(checkpoint), "max_tokens": 100})
+    words += ["-H", "content-type: application/json", "-d", body]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline().startswith("data: {")
+        head.send_signal(signal.SIGTERM)
+        assert "data: [DONE]" in asking.stdout.read()
+    assert head.wait(30) == 0
+
+
+def test_orders_of_operators_reach_far_replicas(checkpoint: Path, tmp_path: Path) -> None:
+    flags = [*EXACT, "--data-parallel-address", "127.0.0.1"]
+    flags += ["--data-parallel-rpc-port", str(free_port()), "-dp", "1", "--enable-sleep-mode"]
+    node = HeadlessNode(checkpoint, *flags, log=tmp_path / "node")
+    more = ["-dpl", "0", "--master-token", TOKEN, "--admin-key", "root"]
+    with Serving(checkpoint, *flags, *more, log=tmp_path / "head") as head:
+
+        def order(path: str) -> int:
+            request = urllib.request.Request(head.url + path, b"", {"Authorization": "Bearer root"})
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return int(response.status)
+
+        assert answers(head)
+        assert order("/sleep?level=1") == 200
+        assert not answers(head)
+        assert order("/wake_up") == 200
+        assert answers(head)
+        assert order("/reset_prefix_cache") == 200
+        assert answers(head)
+    assert node.process.wait(20) == 0
 
 
 def test_three_machines_of_two_ranks_each_and_two_servers(

@@ -108,3 +108,13 @@ def test_replicas_of_two_ranks_with_whole_experts(
     with Serving(checkpoint, *flags, log=tmp_path / "log.txt") as four:
         for question in QUESTIONS:
             assert text_of(four, question) == text_of(serving, question)
+
+
+@pytest.mark.slow
+def test_a_copy_behind_a_balancer_of_the_users_own_keeps_its_number(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    flags = ["-dp", "4", "--data-parallel-hybrid-lb", "-dpl", "2", "-dpr", "2", "--device", "cpu"]
+    with Serving(checkpoint, *flags, log=tmp_path / "log.txt") as last_two:
+        assert answers(last_two)
+        assert set(tokens_of_engines(last_two)) == {"2", "3"}
