@@ -48,9 +48,14 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Body of GET /load: answers that are being made, or wait to be."""
+    """Body of GET /load: answers that are being made, or wait to be; tokens of the prompts among
+    them that have no token of an answer yet; and the share of the engines that is in use, 0 to 1:
+    of their rows or of their KV cache, whichever is the greater.
+    """
 
     server_load: int
+    queued_tokens: int
+    usage: float
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -80,7 +85,8 @@ def _version(state: ApiState) -> Response:
 
 
 def _load(state: ApiState) -> Response:
-    return json_response(Load(state.client.num_held))
+    client = state.client
+    return json_response(Load(client.num_held, client.queued_tokens, client.usage))
 
 
 def _openapi(state: ApiState) -> Response:
@@ -254,7 +260,7 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute(
         path="/load",
         methods=("GET",),
-        summary="How many answers are being made, or wait to be",
+        summary="How many answers are being made or wait to be, prompt tokens that wait, use",
         endpoint=_get(_load),
         answer=Load,
         is_quiet=True,

@@ -188,6 +188,17 @@ class EngineClient:
         return self._board.num_held
 
     @property
+    def queued_tokens(self) -> int:
+        """Of the prompts of all servers that have had no output yet."""
+        return sum(self._board.waiting_tokens(index) for index in self._engines)
+
+    @property
+    def usage(self) -> float:
+        """Share of the engines that is in use, 0 to 1; without an engine, 0."""
+        shares = [engine.usage for engine in self._engines.values()]
+        return sum(shares) / max(1, len(shares))
+
+    @property
     def all_servers_started(self) -> bool:
         """False until every server process takes requests."""
         return self._board.all_started

@@ -27,6 +27,13 @@ class EngineView:
     waiting_tokens: int = 0  # of prompts that have had no output yet
     is_leaving: bool = False  # finishes what it has
 
+    @property
+    def usage(self) -> float:
+        """Share of its rows or of its KV cache that is in use, whichever is the greater."""
+        stats = self.stats
+        rows, pages = self.info.max_num_seqs, stats.num_pages
+        return max(stats.num_running / max(1, rows), stats.num_used_pages / max(1, pages))
+
 
 @dataclass(slots=True, eq=False)
 class OpenSubmit:

@@ -1,12 +1,13 @@
 """Prompts that are made and shown, not answered; models by name; load."""
 
+import asyncio
 import json
 from typing import Any
 
 import msgspec
 import pytest
 
-from tests.support.http_half import HEADERS, INFO, MODEL, Reply, Serving, chat_body
+from tests.support.http_half import HEADERS, INFO, MODEL, Reply, Serving, chat_body, spoken
 from tests.support.prompts import tokenizer
 
 HOST = [(b"host", b"localhost")]
@@ -120,7 +121,24 @@ async def test_a_model_is_found_by_each_of_its_names() -> None:
 
 async def test_the_load_is_what_runs_and_waits() -> None:
     serving = Serving()
-    assert (await serving.call("GET", "/load", headers=HOST)).json() == {"server_load": 0}
+    nothing = {"server_load": 0, "queued_tokens": 0, "usage": 0.0}
+    assert (await serving.call("GET", "/load", headers=HOST)).json() == nothing
     with serving.client.preparing(3):
         reply = await serving.call("GET", "/load", headers=HEADERS)
-    assert reply.json() == {"server_load": 3}
+    assert reply.json() == {**nothing, "server_load": 3}
+
+
+async def test_the_load_says_what_is_queued_and_how_much_of_the_engines_is_in_use() -> None:
+    serving = Serving(spoken("A longer answer than one step gives."))
+    asked = [asyncio.create_task(serving.call(body=chat_body())) for _ in range(2)]
+    while len(serving.engine.submits) < 2:
+        await asyncio.sleep(0)
+    num_prompt = sum(len(submit.token_ids) // 4 for submit in serving.engine.submits)
+    load = (await serving.call("GET", "/load", headers=HEADERS)).json()
+    assert load == {"server_load": 2, "queued_tokens": num_prompt, "usage": 0.0}
+    serving.engine.step()
+    load = (await serving.call("GET", "/load", headers=HEADERS)).json()
+    assert load == {"server_load": 2, "queued_tokens": 0, "usage": 2 / INFO.max_num_seqs}
+    while serving.engine.step():
+        await asyncio.sleep(0)
+    await asyncio.gather(*asked)
