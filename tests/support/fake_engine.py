@@ -70,6 +70,7 @@ class FakeEngine:
     aborted: list[int] = field(default_factory=list)  # not yet answered
     takes_messages: bool = True
     num_steps: int = 0
+    sleepers: set[asyncio.Event] = field(default_factory=set)  # set when there is work
 
     def start(self) -> None:
         """Become an engine of the client."""
@@ -92,6 +93,8 @@ class FakeEngine:
             self.aborts.append(received.request_id)
             if self.running.pop(received.request_id, None) is not None:
                 self.aborted.append(received.request_id)
+        for sleeper in self.sleepers:
+            sleeper.set()
         return True
 
     def _carry_out(self, order: Order) -> None:
@@ -190,15 +193,22 @@ class FakeEngine:
 
 
 class Running:
-    """Steps an engine for as long as the `async with` lasts, one step per turn of the loop."""
+    """Steps engines for as long as the `async with` lasts: one step per turn of the loop while
+    there is something to do.
+    """
 
     def __init__(self, *engines: FakeEngine) -> None:
         self._engines = engines
+        self._work = asyncio.Event()
 
     async def __aenter__(self) -> None:
+        for engine in self._engines:
+            engine.sleepers.add(self._work)
         self._task = asyncio.create_task(self._run())
 
     async def __aexit__(self, *exc: object) -> None:
+        for engine in self._engines:
+            engine.sleepers.remove(self._work)
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
@@ -207,4 +217,8 @@ class Running:
         while True:
             for engine in self._engines:
                 engine.step()
-            await asyncio.sleep(0)
+            if any(engine.running for engine in self._engines):
+                await asyncio.sleep(0)
+            else:
+                self._work.clear()
+                await self._work.wait()
