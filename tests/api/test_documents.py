@@ -18,7 +18,7 @@ from glimt.api.completion import ChatChunk, ChatCompletion
 from glimt.api.routes import ROUTES
 from glimt.log import escaped, set_up
 from glimt.metrics import Metrics
-from glimt.wire import EngineStats, PageLife
+from glimt.wire import EngineStats, ExpertStats, PageLife
 from tests.support.http_half import INFO, MODEL, Serving, spoken
 
 HOST = [(b"host", b"localhost")]
@@ -199,6 +199,8 @@ DASHBOARD = Path(glimt.__file__).parents[1] / "deploy/grafana/glimt.json"
 async def test_the_dashboard_asks_for_series_and_labels_that_exist() -> None:
     serving = Serving()
     await serving.chat()
+    chosen = ExpertStats((3, 1), (4, 0), {1: 1.5}, {1: 2.0})
+    serving.engine.deliver(stats=EngineStats(experts=chosen))
     text = serving.metrics.render().decode()
     labels: dict[str, set[str]] = {}
     for line in text.splitlines():
