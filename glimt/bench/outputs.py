@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,12 @@ def write(
     pairs = [(run.log, run.summary) for run in runs]
     pages: list[Data] = []
     if varied is not None:
-        tell(text_table(sweep_table(pairs, varied)))
+        tell(text_table(sweep_table(pairs, varied)) + "\n")
         pages.append(sweep_page(pairs, varied))
     elif len(runs) > 1:
-        repeats = intervals([run.summary for run in runs])
-        tell(text_table(repeats_table(repeats)))
+        num_doubtful = sum(not run.summary.client.is_trusted for run in runs)
+        repeats = repeats_table(intervals([run.summary for run in runs]), num_doubtful)
+        tell(text_table(repeats) + "\n")
         pages.append(repeats_page(repeats))
     if before:
         logs = [run.log for run in runs]
@@ -137,12 +139,20 @@ def _report(options: Options, runs: Sequence[Run], pages: list[Data]) -> str:
     ]
     start = runs[0].log.start
     server = start.provenance.get("server") or {}
-    version = f" {server['version']}" if server.get("version") else ""
+    version = f", server version {server['version']}" if server.get("version") else ""
     load = _load_text(runs[0].log) if len(runs) == 1 else f"{len(runs)} runs"
-    subtitle = f"{start.backend}{version}, {load}, {start.date}"
+    subtitle = f"{load}, {start.backend}{version}, {_day_and_time(start.date)}"
     argv = start.provenance.get("argv") or []
     command = f"glimt {shlex.join(argv)}" if argv else ""
     return report(start.model, subtitle, command, [*pages, *shown])
+
+
+def _day_and_time(date: str) -> str:
+    """From 20261127-184539 (vLLM's form): 2026-11-27 18:45."""
+    try:
+        return f"{datetime.strptime(date, '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
+    except ValueError:
+        return date
 
 
 def _load_text(log: EventLog) -> str:
@@ -151,7 +161,8 @@ def _load_text(log: EventLog) -> str:
         _, first, last = start.ramp_up
         return f"{first} to {last} requests per second"
     if start.request_rate is not None:
-        return f"{start.request_rate:g} requests per second"
+        rate = start.request_rate
+        return f"{rate:g} request{'' if rate == 1 else 's'} per second"
     if start.max_concurrency is not None:
         count = start.max_concurrency
         return f"{count} request{'s' if count > 1 else ''} at a time"

@@ -19,7 +19,7 @@ from glimt.bench.figures.summary import summarise
 from glimt.bench.report.exports import markdown, write_csv
 from glimt.bench.report.html import MAX_BYTES, report
 from glimt.bench.report.page import run_page
-from glimt.bench.report.series import repeats_page, sweep_page
+from glimt.bench.report.series import repeats_page, repeats_table, sweep_page
 from glimt.bench.report.thinning import by_second, evenly, histogram, peaks
 from tests.support.bench_logs import MS, log_of, request
 
@@ -135,7 +135,7 @@ def test_a_browser_draws_every_page_without_an_error(page: str, tmp_path: Path) 
     summary = summarise(log, QUESTION)
     pages = [
         sweep_page([(log, summary), (log, summary)], "rate"),
-        repeats_page(intervals([summary, summary])),
+        repeats_page(repeats_table(intervals([summary, summary]), 0)),
     ]
     for number, text in enumerate([page, *(report("x", "y", "z", [each]) for each in pages)]):
         path = tmp_path / f"{number}.html"

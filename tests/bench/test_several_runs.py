@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from glimt.bench.compare import compare, load
-from glimt.bench.events import EventLog, PowerEvent, write_log
+from glimt.bench.events import EventLog, HealthEvent, PowerEvent, write_log
 from glimt.bench.figures.energy import energy
 from glimt.bench.figures.objectives import parse_objectives
 from glimt.bench.figures.pairs import block_bootstrap, paired_changes
@@ -26,7 +26,12 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
-from glimt.bench.report.series import comparison_tables, sweep_table, text_table
+from glimt.bench.report.series import (
+    comparison_tables,
+    repeats_table,
+    sweep_table,
+    text_table,
+)
 from glimt.bench.search import Sweep, highest, keeps
 from glimt.bench.serve import run_all
 from glimt.errors import BadSettings
@@ -217,8 +222,20 @@ def test_tables_of_several_runs_say_what_they_compare() -> None:
     text = text_table(sweep_table(runs, "rate"))
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["rate", "2", "10"]
     assert "±" in text
+    assert text.count("kept up") == 2
     changes = differences(summaries(10, 11, 12), summaries(30, 31, 32), is_paired=True)
     assert "worse" in text_table(comparison_tables(changes, [])[0])
+
+
+def test_a_client_that_was_too_busy_is_told_of_in_tables_of_several_runs() -> None:
+    busy = run_with(5)
+    busy.health = [HealthEvent(at_ns=MS, cpu=0.95, loop_lag_ns=0, in_flight=1)]
+    runs = [(log, summarise(log, Question())) for log in (busy, run_with(5, request_rate=2.0))]
+    lines = text_table(sweep_table(runs, "rate")).splitlines()
+    assert lines[2].endswith("kept up")
+    assert lines[3].endswith("too busy")
+    table = repeats_table(intervals([summary for _, summary in runs]), 1)
+    assert "in 1 of them the client did not keep up" in table["says"]
 
 
 def test_energy_is_the_counters_or_the_integral_of_power() -> None:

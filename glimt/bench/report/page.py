@@ -27,6 +27,7 @@ _MAX_BINS = 400
 _MAX_POINTS = 2000
 _MAX_ROWS = 300
 _MAX_STEPS = 1200
+_TOLD = ("model", "backend", "tokenizer")  # settings that the head of the log says better
 
 Data = dict[str, Any]
 
@@ -272,6 +273,14 @@ def _cells(values: Distribution, raw: Any, shown: Sequence[float]) -> list[str]:
     return [*(f"{number * 1e3:,.2f}" for number in numbers), f"{values.count:,}"]
 
 
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
+
+
 def _facts(log: EventLog, summary: Summary) -> list[list[str]]:
     start, source = log.start, log.start.provenance
     facts = [
@@ -279,8 +288,8 @@ def _facts(log: EventLog, summary: Summary) -> list[list[str]]:
         ["model", start.model],
         ["backend", start.backend],
         ["tokenizer", start.tokenizer or "none"],
-        *([key, str(value)] for key, value in start.settings.items()),
-        *([key, str(value)] for key, value in source.items() if key not in ("argv", "server")),
+        *([key, _fact(value)] for key, value in start.settings.items() if key not in _TOLD),
+        *([key, _fact(value)] for key, value in source.items() if key not in ("argv", "server")),
     ]
     server = source.get("server") or {}
     if server.get("version"):

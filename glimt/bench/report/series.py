@@ -92,35 +92,38 @@ def sweep_table(runs: Sequence[Pair], varied: str) -> Data:
     for load, group in grouped(runs, varied).items():
         tables = [scalars(each) for each in group]
         known = [key for key in keys if key in tables[0]]
-        head = [varied, *(_title(tables[0][key]) for key in known)]
+        head = [varied, *(_title(tables[0][key]) for key in known), "Client"]
         cells = [_mean_text(confidence([table[key].value for table in tables])) for key in known]
-        rows.append([f"{load:g}", *cells])
+        is_trusted = all(each.client.is_trusted for each in group)
+        rows.append([f"{load:g}", *cells, "kept up" if is_trusted else ["too busy", "doubt"]])
+    has_repeats = len(rows) < len(runs)
     return {
         "title": "Sweep",
-        "says": "Means, ± half of the 95 % interval",
+        "says": "Means of repeats, ± half of the 95 % interval" if has_repeats else "By load",
         "head": head,
         "rows": rows,
     }
 
 
-def repeats_table(table: Mapping[str, tuple[Scalar, Interval]]) -> Data:
-    """Means over repeats with their intervals."""
+def repeats_table(table: Mapping[str, tuple[Scalar, Interval]], num_doubtful: int) -> Data:
+    """Means over repeats with their intervals; in `num_doubtful` the client was too busy."""
     rows = [
         [_title(scalar), f"{interval.mean:,.2f}", f"{interval.low:,.2f}", f"{interval.high:,.2f}"]
         for scalar, interval in table.values()
     ]
     count = next(iter(table.values()))[1].count
+    doubt = f"; in {num_doubtful} of them the client did not keep up" if num_doubtful else ""
     return {
         "title": f"{count} repeats",
-        "says": "Means over the repeats and the 95 % interval of each",
+        "says": f"Means over the repeats and the 95 % interval of each{doubt}",
         "head": ["", "mean", "from", "to"],
         "rows": rows,
     }
 
 
-def repeats_page(table: Mapping[str, tuple[Scalar, Interval]]) -> Data:
-    """The repeats' page."""
-    return {"kind": "series", "name": "Repeats", "charts": [], "tables": [repeats_table(table)]}
+def repeats_page(table: Data) -> Data:
+    """The repeats' page, with what `repeats_table` gave."""
+    return {"kind": "series", "name": "Repeats", "charts": [], "tables": [table]}
 
 
 def comparison_tables(
@@ -195,9 +198,10 @@ def text_table(table: Data) -> str:
 
 
 def _plain(cell: Any) -> str:
-    """A cell's text, with its verdict in words."""
+    """A cell's text, with the verdict of a change in words."""
     if isinstance(cell, list):
-        return f"{cell[0]} {cell[1]}".strip()
+        text, kind = cell
+        return f"{text} {kind}" if kind in ("better", "worse") else str(text)
     return str(cell)
 
 

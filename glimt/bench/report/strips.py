@@ -7,6 +7,7 @@ from glimt.bench.events import EventLog
 from glimt.bench.report.thinning import peaks
 
 _MAX_POINTS = 300
+_PERCENT = "vllm:kv_cache_usage_perc"  # in spite of its name a share
 
 # (title, what it says, names of the metrics, whether their change per second is shown). The names
 # are vLLM's, which Glimt uses too.
@@ -19,8 +20,8 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
     ),
     (
         "Server: KV cache",
-        "Share of the KV cache in use",
-        ("vllm:kv_cache_usage_perc",),
+        "How much of it is in use",
+        (_PERCENT,),
         False,
     ),
     (
@@ -48,11 +49,14 @@ def strips(log: EventLog) -> list[dict[str, Any]]:
             if len(points := _during(log, _points(log, name, is_rate=is_rate))) > 1
         ]
         if any(y for one in series for _, y in one["points"]):
-            charts.append({"title": title, "says": says, "series": series})
+            unit = " %" if _PERCENT in names else ""
+            charts.append({"title": title, "says": says, "series": series, "unit": unit})
     if log.power:
         watts = [(event.at_ns / 1e9, sum(event.watts)) for event in log.power if event.at_ns >= 0]
         series = [{"name": "watts", "points": peaks(watts, _MAX_POINTS)}]
-        charts.append({"title": "GPUs", "says": "Power of all together, watts", "series": series})
+        charts.append(
+            {"title": "GPUs", "says": "Power of all together", "series": series, "unit": " W"}
+        )
     return charts
 
 
@@ -63,8 +67,11 @@ def _during(log: EventLog, points: list[tuple[float, float]]) -> list[tuple[floa
 
 def _points(log: EventLog, name: str, *, is_rate: bool) -> list[tuple[float, float]]:
     """(seconds, value) or (seconds, change per second) of one metric."""
+    factor = 100 if name == _PERCENT else 1
     values = [
-        (event.at_ns / 1e9, event.values[name]) for event in log.server if name in event.values
+        (event.at_ns / 1e9, factor * event.values[name])
+        for event in log.server
+        if name in event.values
     ]
     if not is_rate:
         return values

@@ -21,8 +21,8 @@ function element(name, properties, parent) {
 function short(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
-  if (size >= 1e6) return (value / 1e6).toFixed(size < 1e7 ? 1 : 0) + "M";
-  if (size >= 1e4) return (value / 1e3).toFixed(size < 1e5 ? 1 : 0) + "k";
+  if (size >= 1e6) return Number((value / 1e6).toFixed(size < 1e7 ? 1 : 0)) + "M";
+  if (size >= 1e4) return Number((value / 1e3).toFixed(size < 1e5 ? 1 : 0)) + "k";
   if (size >= 100 || value === Math.round(value)) return value.toFixed(0);
   return value.toFixed(size >= 1 ? 1 : size >= 0.1 ? 2 : 3);
 }
@@ -81,7 +81,7 @@ function figure(parent, title, says, legend, isWide) {
   return box;
 }
 
-// The frame of a plot: axes, grid, scales. spec: x and y {low, high, log, label}, height.
+// The frame of a plot: axes, grid, scales. spec: x and y {low, high, log, label, unit}, height.
 function frame(box, spec) {
   const width = Math.max(320, box.clientWidth - 32), height = spec.height || 220;
   const left = 48, right = width - 12, top = 8, bottom = height - 34;
@@ -89,9 +89,9 @@ function frame(box, spec) {
   const x = scale(spec.x.low, spec.x.high, left, right, spec.x.log);
   const y = scale(spec.y.low, spec.y.high, bottom, top, spec.y.log);
   const many = Math.max(3, Math.floor((right - left) / 90));
-  for (const at of spec.y.log ? logTicks(spec.y.low, spec.y.high) : ticks(spec.y.low, spec.y.high, 4)) {
+  for (const at of spec.y.log ? logTicks(spec.y.low, spec.y.high) : ticks(spec.y.low, spec.y.high, 5)) {
     node("line", { class: "grid", x1: left, x2: right, y1: y(at), y2: y(at) }, svg);
-    node("text", { x: left - 7, y: y(at) + 4, "text-anchor": "end" }, svg, short(at));
+    node("text", { x: left - 7, y: y(at) + 4, "text-anchor": "end" }, svg, short(at) + (spec.y.unit || ""));
   }
   for (const at of spec.x.log ? logTicks(spec.x.low, spec.x.high) : ticks(spec.x.low, spec.x.high, many)) {
     node("line", { class: "axis", x1: x(at), x2: x(at), y1: bottom, y2: bottom + 4 }, svg);

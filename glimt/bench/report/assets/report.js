@@ -72,12 +72,12 @@ function distributionChart(parent, run) {
   const names = Object.keys(run.quantiles).filter((name) => run.quantiles[name].length);
   if (!names.length) return;
   const all = names.flatMap((name) => run.quantiles[name]).filter((v) => v > 0);
-  const shares = run.shares;
-  const box = figure(parent, "Distributions", "Share of values below, by milliseconds",
+  const shares = run.shares.map((share) => 100 * share);
+  const box = figure(parent, "Distributions", "How many of the values are below, by milliseconds",
     names.map((name, index) => [COLOURS[index], name]));
   const x = { low: Math.max(0.01, Math.min(...all) * 0.9), high: Math.max(...all) * 1.1, log: true,
     label: "milliseconds" };
-  const plot = frame(box, { x, y: { low: 0, high: 1 } });
+  const plot = frame(box, { x, y: { low: 0, high: 100, unit: " %" } });
   names.forEach((name, index) => {
     const points = run.quantiles[name].map((value, k) => [Math.max(value, x.low), shares[k]]);
     node("path", { d: path(points, plot.x, plot.y), fill: "none", stroke: COLOURS[index], "stroke-width": 2 },
@@ -86,9 +86,9 @@ function distributionChart(parent, run) {
   const area = node("rect", { x: plot.left, y: plot.top, width: plot.right - plot.left,
     height: plot.bottom - plot.top, fill: "transparent" }, plot.svg);
   area.addEventListener("pointermove", (event) => {
-    const share = 1 - ((event.offsetY / plot.svg.clientHeight) * plot.height - plot.top) / (plot.bottom - plot.top);
+    const share = 100 * (plot.bottom - (event.offsetY / plot.svg.clientHeight) * plot.height) / (plot.bottom - plot.top);
     const k = shares.reduce((best, s, i) => Math.abs(s - share) < Math.abs(shares[best] - share) ? i : best, 0);
-    showTip(event, `${(100 * shares[k]).toFixed(1)} % are below\n` +
+    showTip(event, `${shares[k].toFixed(1)} % are below\n` +
       names.map((name) => `${name}: ${ms(run.quantiles[name][k])}`).join("\n"));
   });
   area.addEventListener("pointerleave", hideTip);
@@ -153,7 +153,8 @@ function healthCharts(parent, run) {
     const box = figure(parent, chart.title, chart.says, chart.series.length > 1
       ? chart.series.map((one, index) => [COLOURS[index], one.name]) : []);
     lines(box, { height: 180, x: timeAxis(run),
-      y: { low: 0, high: headroom(chart.series.flatMap((one) => one.points.map((p) => p[1]))) } }, chart.series);
+      y: { low: 0, high: headroom(chart.series.flatMap((one) => one.points.map((p) => p[1]))), unit: chart.unit } },
+      chart.series);
   }
 }
 
@@ -228,7 +229,10 @@ function start() {
   element("h1", { textContent: REPORT.title }, head);
   element("p", { className: "sub", textContent: REPORT.subtitle }, head);
   const command = element("p", { className: "sub" }, head);
-  if (REPORT.command) element("code", { textContent: REPORT.command }, command);
+  if (REPORT.command) {
+    const code = element("code", {}, command);
+    for (const word of REPORT.command.split(" ")) code.append(element("span", { textContent: word }), " ");
+  }
   let current = 0;
   const go = (index) => { current = index; show(index); };
   if (REPORT.pages.length > 1) REPORT.pages.forEach((page, index) =>
