@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,28 @@ def provenance() -> dict[str, Any]:
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 2),
-        "argv": sys.argv[1:],
+        "argv": without_secrets(sys.argv[1:]),
     }
+
+
+def without_secrets(argv: Sequence[str]) -> list[str]:
+    """A command line that can be shown: of headers, which may hold keys, only the names."""
+    shown, is_header = [], False
+    for argument in argv:
+        option, has_value, value = argument.partition("=")
+        if argument.startswith("--"):
+            is_header = option == "--header"
+            if is_header and has_value:
+                argument = f"{option}={without_value(value)}"
+        elif is_header:
+            argument = without_value(argument)
+        shown.append(argument)
+    return shown
+
+
+def without_value(header: str) -> str:
+    """KEY=VALUE of a header, its value hidden."""
+    return f"{header.partition('=')[0]}=***"
 
 
 def _processor() -> str:

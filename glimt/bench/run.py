@@ -20,7 +20,7 @@ from glimt.bench.load.prepare import Workload, prepare
 from glimt.bench.load.runner import Early
 from glimt.bench.load.session import Observed, Session
 from glimt.bench.options import Options
-from glimt.bench.provenance import provenance
+from glimt.bench.provenance import provenance, without_value
 from glimt.bench.report.progress import Live, RunLine, steps
 from glimt.bench.target import find_target
 
@@ -130,7 +130,7 @@ class Bench:
 
 
 def plain(options: Options) -> dict[str, Any]:
-    """Options as JSON can hold them, without those left at their defaults."""
+    """Options as JSON can hold them, without those at their defaults and what may be secret."""
     content = {}
     for group in dataclasses.fields(options):
         given, default = getattr(options, group.name), group.default
@@ -138,4 +138,6 @@ def plain(options: Options) -> dict[str, Any]:
             value = getattr(given, field.name)
             if value != getattr(default, field.name):
                 content[field.name] = str(value) if isinstance(value, float) else value
+    if headers := options.target.header:
+        content["header"] = [without_value(header) for header in headers]
     return content

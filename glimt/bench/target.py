@@ -101,6 +101,11 @@ async def _ask(
                 f"there is no server at {exchange.error}; start it, or wait for it with "
                 "--ready-check-timeout-sec 600"
             )
+        if exchange.status in (401, 403) and options.model is None:
+            raise BadSettings(
+                f"the server answers {exchange.status} to /v1/models: it wants "
+                f"{'another' if 'Authorization' in headers else 'a'} key; set OPENAI_API_KEY"
+            )
         models = _json(exchange).get("data")
         version = _json(await client.get("/version", headers)) if models else {}
     finally:

@@ -1,9 +1,13 @@
 """The command line: vLLM's command lines are understood, mistakes are named, starts are light."""
 
+import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,9 @@ from glimt.bench.options import (
     SamplingOptions,
     TargetOptions,
 )
+from glimt.bench.provenance import without_secrets
+from glimt.bench.run import plain
+from glimt.bench.target import find_target
 from glimt.errors import BadSettings
 from tests.support.mock_server import MockServer
 
@@ -180,6 +187,42 @@ def test_an_endpoint_that_does_not_fit_the_backend_is_refused() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "/v1/chat/completions" in done.stderr
+
+
+class Locked(BaseHTTPRequestHandler):
+    """A server that wants a key for everything."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [(None, "it wants a key"), ("k", "it wants another key")]
+)
+def test_a_server_that_wants_a_key_is_no_server_without_models(key: str | None, words: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = TargetOptions(base_url=f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(BadSettings, match=f"401 to /v1/models: {words}; set OPENAI_API_KEY"):
+            asyncio.run(find_target(options, key))
+        named = asyncio.run(find_target(replace(options, model="m"), key))
+        server.shutdown()
+    assert named.model == "m"  # whether the key is good for completions, completions will tell
+
+
+def test_keys_in_headers_stay_out_of_what_is_written() -> None:
+    given = ["serve", "--header", "Authorization=Bearer hush", "X-Key=hush=", "--seed", "3"]
+    assert without_secrets(given) == [
+        *("serve", "--header", "Authorization=***", "X-Key=***", "--seed", "3")
+    ]
+    assert without_secrets(["--header=X-Key=hush", "a=b"]) == ["--header=X-Key=***", "a=***"]
+    options = Options(target=TargetOptions(header=["X-Key=hush"]))
+    assert plain(options) == {"header": ["X-Key=***"]}
 
 
 def test_ctrl_c_ends_a_run_and_shows_what_there_is() -> None:
