@@ -33,6 +33,7 @@ BENCH_GROUPS = (
     bench.LoadOptions,
     bench.DataOptions,
     bench.SamplingOptions,
+    bench.WatchOptions,
     bench.FigureOptions,
     bench.OutputOptions,
     bench.SearchOptions,

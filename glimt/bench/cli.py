@@ -19,6 +19,8 @@ from glimt.bench.options import (
     SamplingOptions,
     SearchOptions,
     TargetOptions,
+    WatchOptions,
+    flags_of,
 )
 from glimt.bench.unknown import explain
 
@@ -33,13 +35,14 @@ app = App(
 @app.command
 def serve(
     *,
-    target: Annotated[TargetOptions, Parameter(name="*")] = TargetOptions(),
-    load: Annotated[LoadOptions, Parameter(name="*")] = LoadOptions(),
-    data: Annotated[DataOptions, Parameter(name="*")] = DataOptions(),
-    sampling: Annotated[SamplingOptions, Parameter(name="*")] = SamplingOptions(),
-    figures: Annotated[FigureOptions, Parameter(name="*")] = FigureOptions(),
-    output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions(),
-    search: Annotated[SearchOptions, Parameter(name="*")] = SearchOptions(),
+    target: Annotated[TargetOptions, flags_of(TargetOptions)] = TargetOptions(),
+    load: Annotated[LoadOptions, flags_of(LoadOptions)] = LoadOptions(),
+    data: Annotated[DataOptions, flags_of(DataOptions)] = DataOptions(),
+    sampling: Annotated[SamplingOptions, flags_of(SamplingOptions)] = SamplingOptions(),
+    watch: Annotated[WatchOptions, flags_of(WatchOptions)] = WatchOptions(),
+    figures: Annotated[FigureOptions, flags_of(FigureOptions)] = FigureOptions(),
+    output: Annotated[OutputOptions, flags_of(OutputOptions)] = OutputOptions(),
+    search: Annotated[SearchOptions, flags_of(SearchOptions)] = SearchOptions(),
 ) -> int:
     """Send requests to a running server and report how it did.
 
@@ -53,6 +56,7 @@ def serve(
         load=load,
         data=data,
         sampling=sampling,
+        watch=watch,
         figures=figures,
         output=output,
         search=search,
@@ -65,8 +69,8 @@ def report(
     raw: str | None = None,
     /,
     *,
-    figures: Annotated[FigureOptions, Parameter(name="*")] = FigureOptions(),
-    output: Annotated[OutputOptions, Parameter(name="*")] = OutputOptions(),
+    figures: Annotated[FigureOptions, flags_of(FigureOptions)] = FigureOptions(),
+    output: Annotated[OutputOptions, flags_of(OutputOptions)] = OutputOptions(),
 ) -> int:
     """Evaluate the event log RAW of an earlier run (--raw) again, with other questions if you like.
 
@@ -97,7 +101,7 @@ def compare(
     after: str,
     /,
     *,
-    figures: Annotated[FigureOptions, Parameter(name="*")] = FigureOptions(),
+    figures: Annotated[FigureOptions, flags_of(FigureOptions)] = FigureOptions(),
     html: str | None = None,
 ) -> int:
     """What changed from BEFORE to AFTER: event logs (--raw), or results with --save-detailed.
@@ -123,7 +127,9 @@ def compare(
 
 
 @app.command
-def ceiling(*, wishes: Annotated[CeilingOptions, Parameter(name="*")] = CeilingOptions()) -> int:
+def ceiling(
+    *, wishes: Annotated[CeilingOptions, flags_of(CeilingOptions)] = CeilingOptions()
+) -> int:
     """Measure this client against a server that costs nothing: how much load can it measure?"""
     from glimt.bench.ceiling import ceiling as measure
 

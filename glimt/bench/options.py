@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 Many = Parameter(consume_multiple=True, negative="")
 Backend = Literal["openai", "vllm", "openai-chat", "openai-responses"]
@@ -26,6 +26,13 @@ DatasetName = Literal[
     "timed_trace",
     "visionarena-like",
 ]
+
+
+def flags_of(options: type) -> Parameter:
+    """The fields of a class of options as flags, under a heading of their own in `--help`: the
+    first sentence of the class."""
+    heading = (options.__doc__ or "").partition(".")[0]
+    return Parameter(name="*", group=Group.create_ordered(heading))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +257,12 @@ class FigureOptions:
     text."""
     vllm_compat: bool = False
     """Definitions and spelling of vLLM up to 0.12: gaps per chunk, peaks by second, "Token"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """What is watched during the run."""
+
     server_metrics: bool = False
     """Read the server's /metrics each second during the run."""
     gpu: bool = False
@@ -329,6 +342,7 @@ class Options:
     load: LoadOptions = LoadOptions()
     data: DataOptions = DataOptions()
     sampling: SamplingOptions = SamplingOptions()
+    watch: WatchOptions = WatchOptions()
     figures: FigureOptions = FigureOptions()
     output: OutputOptions = OutputOptions()
     search: SearchOptions = SearchOptions()

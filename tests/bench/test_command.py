@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclopts import UnknownOptionError
 
 from glimt.bench import cli, settings
 from glimt.bench.figures.question import METRICS
@@ -244,3 +245,25 @@ def test_ctrl_c_ends_a_run_and_shows_what_there_is() -> None:
         assert "interrupted" in err
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("command", ["report x.jsonl", "compare a b"])
+def test_what_only_a_run_can_do_is_no_option_of_an_evaluation(command: str) -> None:
+    for flag in ("--gpu", "--server-metrics", "--profile"):
+        parsed(f"serve {flag}")
+        with pytest.raises(UnknownOptionError):
+            parsed(f"{command} {flag}")
+
+
+def test_help_has_a_heading_for_each_kind_of_options(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.app.help_print(["serve"])
+    told = capsys.readouterr().out
+    assert "─ Which server is asked, and how ─" in told
+    assert "─ What is written ─" in told
+    assert "─ Parameters ─" not in told
+
+
+def test_pictures_are_those_of_the_look_alike_whatever_else_is_asked_of_them() -> None:
+    _, bound, _ = cli.app.parse_args("mm --image-format png", exit_on_error=False)
+    assert bound.arguments["data"].dataset_name == "visionarena-like"
+    assert bound.arguments["data"].image_format == "png"

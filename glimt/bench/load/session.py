@@ -56,7 +56,7 @@ class Session:
         self._shown: list[Counters] = []
         self._zero_ns = 0
         self._foreign: list[Results] = []
-        self._gpus = Gpus() if plan.options.figures.gpu else None
+        self._gpus = Gpus() if plan.options.watch.gpu else None
 
     def counters(self) -> list[Counters]:
         """For the live display."""
@@ -188,7 +188,7 @@ class Session:
     def _watchers(self, runner: Runner, probes: Runner) -> list[Coroutine[Any, Any, None]]:
         options = self._plan.options
         watchers = [watch_health(self._observed.health.append, lambda: runner.counters.in_flight)]
-        if options.figures.server_metrics:
+        if options.watch.server_metrics:
             watchers.append(self._scrape())
         if self._gpus is not None:
             watchers.append(self._watch_gpus(self._gpus))
@@ -213,7 +213,7 @@ class Session:
             await asyncio.sleep(_READY_PAUSE_S)
 
     async def _profile(self, what: str) -> None:
-        if not self._plan.options.figures.profile:
+        if not self._plan.options.watch.profile:
             return
         target = self._plan.target
         head = self._side_client.head("POST", f"/{what}_profile", target.headers)

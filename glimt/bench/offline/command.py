@@ -2,25 +2,23 @@
 
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from glimt.bench.offline.engine import DEFAULT_MODEL, EngineOptions
 from glimt.bench.offline.latency import LatencyOptions
 from glimt.bench.offline.latency import latency as measure_latency
-from glimt.bench.offline.mm import MediaOptions, measure_media
+from glimt.bench.offline.mm import MediaOptions, PictureOptions, measure_media
 from glimt.bench.offline.startup import StartupOptions
 from glimt.bench.offline.startup import startup as measure_startup
 from glimt.bench.offline.throughput import ThroughputOptions
 from glimt.bench.offline.throughput import throughput as measure_throughput
-from glimt.bench.options import DataOptions
+from glimt.bench.options import DataOptions, flags_of
 
 
 def latency(
     model: str = DEFAULT_MODEL,
     /,
     *,
-    wishes: Annotated[LatencyOptions, Parameter(name="*")] = LatencyOptions(),
-    engine: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions(),
+    wishes: Annotated[LatencyOptions, flags_of(LatencyOptions)] = LatencyOptions(),
+    engine: Annotated[EngineOptions, flags_of(EngineOptions)] = EngineOptions(),
 ) -> int:
     """Time one batch of equal prompts, again and again, without a server.
 
@@ -36,9 +34,9 @@ def throughput(
     model: str = DEFAULT_MODEL,
     /,
     *,
-    wishes: Annotated[ThroughputOptions, Parameter(name="*")] = ThroughputOptions(),
-    data: Annotated[DataOptions, Parameter(name="*")] = DataOptions(),
-    engine: Annotated[EngineOptions, Parameter(name="*")] = EngineOptions(),
+    wishes: Annotated[ThroughputOptions, flags_of(ThroughputOptions)] = ThroughputOptions(),
+    data: Annotated[DataOptions, flags_of(DataOptions)] = DataOptions(),
+    engine: Annotated[EngineOptions, flags_of(EngineOptions)] = EngineOptions(),
 ) -> int:
     """Time all prompts at once, without a server.
 
@@ -54,7 +52,7 @@ def startup(
     model: str = DEFAULT_MODEL,
     /,
     *,
-    wishes: Annotated[StartupOptions, Parameter(name="*")] = StartupOptions(),
+    wishes: Annotated[StartupOptions, flags_of(StartupOptions)] = StartupOptions(),
 ) -> int:
     """Start `glimt serve` several times and take the time to ready apart.
 
@@ -68,10 +66,8 @@ def startup(
 
 def mm(
     *,
-    wishes: Annotated[MediaOptions, Parameter(name="*")] = MediaOptions(),
-    data: Annotated[DataOptions, Parameter(name="*")] = DataOptions(
-        dataset_name="visionarena-like"
-    ),
+    wishes: Annotated[MediaOptions, flags_of(MediaOptions)] = MediaOptions(),
+    data: Annotated[PictureOptions, flags_of(PictureOptions)] = PictureOptions(),
 ) -> int:
     """Time what the pictures of a workload cost a media worker, stage by stage."""
     return measure_media(wishes, data, print)

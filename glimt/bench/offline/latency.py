@@ -20,7 +20,7 @@ _PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions:
-    """The batch; names and defaults are those of `vllm bench latency`."""
+    """The batch. Names and defaults are those of `vllm bench latency`."""
 
     input_len: int = 32
     """Tokens of each prompt."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glimt.bench.data.prompt import Image
 from glimt.bench.data.source import prompts
-from glimt.bench.options import DataOptions
+from glimt.bench.options import DataOptions, DatasetName
 from glimt.errors import BadSettings
 from glimt.media.decode import decode_image
 from glimt.media.patches import patchify
@@ -22,6 +22,14 @@ from glimt.wire import ImageSettings, MediaJob, MediaLimits
 
 STAGES = ("base64", "decode", "resize", "patches", "whole")
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(DataOptions):
+    """Which pictures."""
+
+    dataset_name: DatasetName = "visionarena-like"
+    """Kind of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
