@@ -127,6 +127,8 @@ class Connection(asyncio.Protocol):
         if path == "/v1/models":
             card = {"id": "mock-model", "object": "model", "root": "mock-model"}
             self._whole(200, json.dumps({"object": "list", "data": [card]}).encode())
+        elif path == "/health":
+            self._whole(200, b"")
         elif path == "/version":
             self._whole(200, b'{"version": "mock"}')
         elif path == "/metrics":
