@@ -134,11 +134,10 @@ def _machines(parallel: ParallelSettings) -> Iterator[str]:
         yield f"--tensor-parallel-size {size}: must be a multiple of --nnodes {nodes}"
     if copies.copies_of(parallel).here > 1:
         yield (
-            f"--data-parallel-size {parallel.data_parallel_size}: with --nnodes, one server is one "
-            "copy; start a server for each (on one machine each, if a copy fits there)"
+            f"--data-parallel-size {parallel.data_parallel_size}: with --nnodes a machine computes "
+            "for one copy: --data-parallel-size-local 1, and the other copies join (--headless) or "
+            "are servers of their own (--data-parallel-rank)"
         )
-    if parallel.headless and not rank:
-        yield "--headless: node 0 answers HTTP; leave it out there"
     yield from _first_machine(parallel)
 
 

@@ -7,6 +7,7 @@ flags say together.
     node     the head                 the head; this machine only computes (--headless)
     hybrid   each machine             yours over machines, Glimt over the copies of each
     external each copy                yours
+    ranks    node 0 of --nnodes       whoever balances there; this machine computes a part of a copy
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Literal
 from glimt.board import MAX_ENGINES
 from glimt.config import ParallelSettings
 
-Role = Literal["all", "head", "node", "hybrid", "external"]
+Role = Literal["all", "head", "node", "hybrid", "external", "ranks"]
 
 DEFAULT_PORT = 29550
 MIN_TOKEN_LENGTH = 16
@@ -56,6 +57,8 @@ def copies_of(parallel: ParallelSettings) -> Copies:
         return Copies(role, total, start if rank is None else rank, 1)
     if role == "all":
         return Copies(role, total, 0, total)
+    if role == "ranks":
+        return Copies(role, total, start, 1)
     return Copies(role, total, start, total - start if local is None else local)
 
 
@@ -63,8 +66,8 @@ def _role(parallel: ParallelSettings) -> Role:
     total, local = parallel.data_parallel_size, parallel.data_parallel_size_local
     if parallel.data_parallel_external_lb or parallel.data_parallel_rank is not None:
         return "external"
-    if parallel.nnodes > 1:  # the machines are those of one copy
-        return "all"
+    if parallel.nnodes > 1 and parallel.node_rank:
+        return "ranks"
     if parallel.headless:
         return "node"
     if local in (None, total):
@@ -96,7 +99,7 @@ def _balancers(parallel: ParallelSettings, role: Role) -> Iterator[str]:
     if parallel.data_parallel_hybrid_lb:
         if role == "external" and local != 1:
             yield f"--data-parallel-hybrid-lb and {external}: one or the other balances"
-        if parallel.headless:
+        if role == "node":
             yield "--data-parallel-hybrid-lb: each machine answers HTTP; leave out --headless"
         if local is None:
             yield "--data-parallel-hybrid-lb needs --data-parallel-size-local, the copies here"
@@ -128,8 +131,12 @@ def _numbers(parallel: ParallelSettings, role: Role) -> Iterator[str]:
             f"{total - 1}"
         )
         return
-    least = 0 if role == "head" else 1
-    if role != "external" and local is not None and not least <= local <= total - start:
+    least = 0 if role == "head" and parallel.nnodes == 1 else 1
+    if (
+        role not in ("external", "ranks")
+        and local is not None
+        and not least <= local <= total - start
+    ):
         yield (
             f"--data-parallel-size-local {local}: with --data-parallel-size {total}"
             + (f" and --data-parallel-start-rank {start}" if start else "")
@@ -145,7 +152,11 @@ def _meeting(parallel: ParallelSettings, role: Role) -> Iterator[str]:
     if address is None:
         yield (
             f"{why} needs --data-parallel-address, the address of the machine that answers HTTP"
-            + ("" if role == "node" else " (or leave it out: all copies here)")
+            + (
+                " (or leave it out: HTTP here)"
+                if role == "node"
+                else " (or leave it out: all here)"
+            )
         )
     if address in ("0.0.0.0", "::"):
         yield f"--data-parallel-address {address}: name the address that the other machines reach"
@@ -172,7 +183,7 @@ def notes(parallel: ParallelSettings) -> Iterator[str]:
             f"copies {here} of {copies.total}, on the first visible GPUs; to balance between "
             "servers is yours"
         )
-    if copies.spans_machines:
+    if copies.spans_machines or copies.role == "ranks":
         return
     for flag, wanted in (
         ("--data-parallel-address", parallel.data_parallel_address is not None),

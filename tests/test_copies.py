@@ -11,7 +11,10 @@ MEETING = {"address": "10.0.0.1", "token": "a token of sixteen or more"}
 
 
 def flags(size: int, **others: object) -> ParallelSettings:
-    names = {"headless": "headless", "token": "master_token", "nnodes": "nnodes"}
+    names = {
+        "token": "master_token",
+        **{name: name for name in ("headless", "nnodes", "node_rank")},
+    }
     given = {names.get(name, f"data_parallel_{name}"): value for name, value in others.items()}
     return ParallelSettings(data_parallel_size=size, **given)  # type: ignore[arg-type]
 
@@ -36,6 +39,16 @@ def flags(size: int, **others: object) -> ParallelSettings:
         (flags(4, headless=True, **MEETING), Copies("node", 4, 0, 4)),
         (flags(4, headless=True, start_rank=2, **MEETING), Copies("node", 4, 2, 2)),
         (flags(4, headless=True, start_rank=2, size_local=1, **MEETING), Copies("node", 4, 2, 1)),
+        (flags(4, nnodes=2, size_local=1, **MEETING), Copies("head", 4, 0, 1)),
+        (
+            flags(4, nnodes=2, size_local=1, headless=True, start_rank=3, **MEETING),
+            Copies("node", 4, 3, 1),
+        ),
+        (
+            flags(4, nnodes=2, size_local=1, headless=True, start_rank=3, node_rank=1, **MEETING),
+            Copies("ranks", 4, 3, 1),
+        ),
+        (flags(1, nnodes=2, node_rank=1, headless=True), Copies("ranks", 1, 0, 1)),
     ],
 )
 def test_flags_say_which_copies_run_here(parallel: ParallelSettings, expected: Copies) -> None:
@@ -69,6 +82,8 @@ def test_flags_say_which_copies_run_here(parallel: ParallelSettings, expected: C
         (flags(4, size_local=2, **{**MEETING, "address": "0.0.0.0"}), "name the address"),
         (flags(4, size_local=2, rpc_port=0, **MEETING), "--data-parallel-rpc-port 0"),
         (flags(4, headless=True), "--headless needs --data-parallel-address"),
+        (flags(1, headless=True, nnodes=2), "or leave it out: HTTP here"),
+        (flags(2, size_local=0, nnodes=2, **MEETING), "--data-parallel-size-local 0"),
         (flags(4, headless=True, size_local=0, **MEETING), "--data-parallel-size-local 0"),
         (flags(4, headless=True, start_rank=3, size_local=2, **MEETING), "and --data-parallel-st"),
     ],

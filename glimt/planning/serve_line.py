@@ -50,7 +50,7 @@ def settings_of(plan: Plan, model: str, *, quantize: bool, node: int = 0) -> Set
 
 
 def _parallel(plan: Plan, node: int) -> ParallelSettings:
-    """Copies that fit into a machine stand behind machine 0; larger ones are a server each."""
+    """Machine 0 answers HTTP. A machine has copies, or is one of those that share a copy."""
     layout, nodes = plan.best.layout, plan.question.cluster.nodes
     alike = ParallelSettings(
         tensor_parallel_size=layout.tp,
@@ -59,26 +59,23 @@ def _parallel(plan: Plan, node: int) -> ParallelSettings:
     )
     if nodes == 1:
         return alike
-    alike = replace(alike, master_token=TOKEN)
-    if not layout.tp_crosses_nodes:
-        here = layout.dp // nodes
-        return replace(
-            alike,
-            data_parallel_size_local=here,
-            data_parallel_start_rank=node * here if node else None,
-            data_parallel_address="NODE0",
-            headless=node > 0,
+    nodes_each = max(1, nodes // layout.dp)
+    here = max(1, layout.dp // nodes)
+    rank = node % nodes_each
+    wishes = replace(alike, master_token=TOKEN, headless=node > 0)
+    if nodes_each > 1:
+        wishes = replace(
+            wishes, nnodes=nodes_each, node_rank=rank, master_addr=f"NODE{node - rank}"
         )
-    nodes_each = nodes // layout.dp
-    copy, rank = divmod(node, nodes_each)
-    return replace(
-        alike,
-        data_parallel_rank=copy if layout.dp > 1 else None,
-        nnodes=nodes_each,
-        node_rank=rank,
-        master_addr=f"NODE{node - rank}",
-        headless=rank > 0,
-    )
+    if layout.dp > 1:
+        first = (node // nodes_each) * here
+        wishes = replace(
+            wishes,
+            data_parallel_size_local=here,
+            data_parallel_start_rank=first or None,
+            data_parallel_address="NODE0",
+        )
+    return wishes
 
 
 def command_lines(plan: Plan, model: str, *, quantize: bool) -> list[str]:

@@ -161,13 +161,35 @@ def test_three_machines_of_two_ranks_each_and_two_servers(
     assert [node.process.wait(20) for node in nodes] == [0, 0]
 
 
-def loads(serving: Serving) -> set[str]:
-    """The engines that work when there are several requests at once."""
-    streams = [urllib.request.urlopen(post(serving, LONG), timeout=60) for _ in range(3)]
+def test_two_copies_of_two_machines_each(
+    checkpoint: Path, serving: Serving, tmp_path: Path
+) -> None:
+    flags = [*EXACT, "-dp", "2", "-dpl", "1", "-tp", "2", "--nnodes", "2"]
+    flags += ["--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", str(free_port())]
+    places = [["--master-addr", "127.0.0.1", "--master-port", str(free_port())] for _ in range(2)]
+    nodes = [
+        HeadlessNode(
+            checkpoint,
+            *[*flags, *places[copy], "-dpr", str(copy), "--node-rank", str(rank)],
+            log=tmp_path / f"{copy}-{rank}",
+        )
+        for copy, rank in ((0, 1), (1, 0), (1, 1))
+    ]
+    head = [*flags, *places[0], "--master-token", TOKEN]
+    with Serving(checkpoint, *head, log=tmp_path / "head") as both:
+        for question in QUESTIONS:
+            assert text_of(both, question) == text_of(serving, question)
+        assert loads(both, 2) == {"0", "1"}
+    assert [node.process.wait(30) for node in nodes] == [0, 0, 0]
+
+
+def loads(serving: Serving, num_engines: int = 3) -> set[str]:
+    """The engines that work when there are as many requests at once."""
+    streams = [urllib.request.urlopen(post(serving, LONG), timeout=60) for _ in range(num_engines)]
     for stream in streams:
         stream.readline()
     deadline_s, found = time.monotonic() + 20, set[str]()
-    while len(found) < 3 and time.monotonic() < deadline_s:
+    while len(found) < num_engines and time.monotonic() < deadline_s:
         with urllib.request.urlopen(serving.url + "/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
         rows = [line for line in lines if line.startswith("vllm:num_requests_running{")]

@@ -192,18 +192,19 @@ def test_each_machine_of_a_plan_has_its_copies_and_knows_where_the_first_is(name
     plan, layout = replace(plan, best=best), best.layout
     assert refusals(plan, "m", quantize=False) == []
     machines = [read_back(line)["parallel"] for line in command_lines(plan, "m", quantize=False)]
-    if layout.tp <= 8:
-        copies = [copies_of(parallel) for parallel in machines]
-        assert [each.role for each in copies] == ["head", "node", "node", "node"]
-        assert [index for each in copies for index in each.local] == list(range(layout.dp))
-        assert {parallel.data_parallel_address for parallel in machines} == {"NODE0"}
-        return
-    each = 4 // layout.dp
-    assert [m.node_rank for m in machines] == [*range(each)] * layout.dp
-    firsts = [f"NODE{copy * each}" for copy in range(layout.dp) for _ in range(each)]
-    assert [m.master_addr for m in machines] == firsts
-    ranks = [m.data_parallel_rank for m in machines]
-    assert ranks == ([0, 0, 1, 1] if layout.dp == 2 else [None] * 4)
+    copies = [copies_of(parallel) for parallel in machines]
+    nodes_each = layout.tp // 8 or 1
+    first, *others = [each for each in copies if each.role != "ranks"]
+    assert first.role == ("head" if layout.dp > 1 else "all")
+    assert all(each.role == "node" for each in others)
+    assert [index for each in (first, *others) for index in each.local] == list(range(layout.dp))
+    addresses = {parallel.data_parallel_address for parallel in machines}
+    assert addresses == ({"NODE0"} if layout.dp > 1 else {None})
+    if nodes_each > 1:
+        firsts = [f"NODE{node // nodes_each * nodes_each}" for node in range(4)]
+        assert [m.master_addr for m in machines] == firsts
+        assert [m.node_rank for m in machines] == [node % nodes_each for node in range(4)]
+    assert [m.headless for m in machines] == [False, True, True, True]
 
 
 def test_a_command_for_one_gpu_starts_in_this_version() -> None:
