@@ -7,7 +7,7 @@
     python benchmarks/dummy_model.py -tp 2 [-ep]          on two GPUs
     python benchmarks/dummy_model.py --model tiny --device cpu --dtype float32   whether it runs
 
-    python benchmarks/dummy_model.py --pdl --prompt-graphs    with what is off until it is measured
+    python benchmarks/dummy_model.py --switch prompt_graphs=1    with what is off otherwise
     python benchmarks/dummy_model.py --profile-start      the start alone: where its time goes
 
 Prints start-up by phase; milliseconds of a decode step by number of requests; prompt tokens each
@@ -34,6 +34,7 @@ import msgspec
 import numpy as np
 import torch
 from model_sizes import MODELS
+from switches import switch, switches_of
 
 from glimt.arena import SharedArena
 from glimt.checkpoint import read_checkpoint
@@ -45,11 +46,9 @@ from glimt.config import (
     Settings,
 )
 from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan
-from glimt.kernels import attention, choice
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.launch import make_plan
 from glimt.processes.team import end_process
-from glimt.runner import build as runner_build
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
 
@@ -66,7 +65,7 @@ def random_pixels() -> SharedArena:
 
 def build(options: argparse.Namespace) -> Engine:
     """The engine, with its phases printed."""
-    _switch(options)
+    switch(options.switch)
     sizes = copy.deepcopy(MODELS[options.model])
     if options.layers:
         sizes["text_config"]["num_hidden_layers"] = options.layers
@@ -101,23 +100,6 @@ def build(options: argparse.Namespace) -> Engine:
         start = msgspec.structs.replace(plan.engine, arena_fds=(arena.fd,))
         with _profiled(options.profile_start):
             return build_engine(start, [arena], _tell_phase, end_process)
-
-
-def _switch(options: argparse.Namespace) -> None:
-    """Turn on or off what has a switch in the code, in this process; None leaves it as it is."""
-    if options.prompt_graphs is not None:
-        runner_build.PROMPT_GRAPHS = options.prompt_graphs
-    if options.defer_sums is not None:
-        choice.DEFERS = options.defer_sums
-    if options.decode_at_once is not None:
-        attention.DECODES_AT_ONCE = options.decode_at_once
-    if options.measure_rows is not None:
-        attention.MEASURES = options.measure_rows
-    support = choice.triton_support
-    if support is not None and options.pdl is not None:
-        support.PDL = options.pdl
-    if support is not None and options.ahead_bytes is not None:
-        support.AHEAD_BYTES = options.ahead_bytes
 
 
 @contextmanager
@@ -317,13 +299,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--enable-expert-parallel", "-ep", action="store_true")
     parser.add_argument("--disable-custom-all-reduce", action="store_true")
     parser.add_argument("--mm-encoder-tp-mode", choices=["weights", "data"], default="weights")
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--prompt-graphs", action=switch, help="replay the layers of prompts")
-    parser.add_argument("--pdl", action=switch, help="kernels start while the last one ends")
-    parser.add_argument("--defer-sums", action=switch, help="norms add the branches' terms")
-    parser.add_argument("--decode-at-once", action=switch, help="attention turns and writes too")
-    parser.add_argument("--measure-rows", action=switch, help="and O quantises on the way in")
-    parser.add_argument("--ahead-bytes", type=int, help="of weight rows, fetched while waiting")
+    parser.add_argument("--switch", type=switches_of, default={}, help="pdl=1,ahead_bytes=512 …")
     parser.add_argument("--profile-start", action="store_true", help="and end after the start")
 
 

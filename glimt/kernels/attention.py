@@ -13,7 +13,7 @@ from glimt.kernels import reference, reference_attention
 from glimt.kernels.reference import MeasuredRows
 
 # Whether the attention of decode steps turns heads and writes the cache itself, in one launch. Off
-# until a GPU has shown that it is right (`benchmarks/dummy_model.py --decode-at-once`).
+# until a GPU has shown that it is right (`--switch decode_at_once=1` of the benchmarks).
 DECODES_AT_ONCE = False
 # Whether it then leaves it to the product that follows to quantise, where rows are few.
 MEASURES = False

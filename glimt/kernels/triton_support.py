@@ -20,12 +20,13 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 # Programmatic dependent launch: a kernel starts while the one before it ends, and `follow` waits
-# for what it wrote. Off until it is measured (`benchmarks/dummy_model.py --pdl`).
+# for what it wrote. Off: see docs/performance.md (`benchmarks/ab_steps.py` tries it).
 PDL = False
+PDL_KERNELS: frozenset[str] = frozenset()  # which kernels start early; none named: all
 
-# With it, bytes of each weight row that a program has fetched into the L2 cache while it waits.
-# Cuts in front of that: what is fetched too early has left the cache again when it is read.
-AHEAD_BYTES = 512
+# With it, bytes of each weight row that a program has fetched into the L2 cache while it waits,
+# in two pieces; below zero as many, line by line.
+AHEAD_BYTES = 0
 
 _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
 
@@ -55,14 +56,14 @@ def follow_at_once():
 
 @triton.jit
 def fetch_ahead(row_ptrs, is_row, num_bytes: tl.constexpr):
-    """Tell the L2 cache to fetch `num_bytes` (0, or a multiple of 64) from each aligned address.
+    """Tell the L2 cache to fetch so many bytes (see `AHEAD_BYTES`) from each aligned address.
 
     For what no kernel writes, so it may come before `follow`.
     """
     if num_bytes > 0:
         tl.static_assert(not INTERPRETED)
-        quarter: tl.constexpr = num_bytes // 4  # so that each thread of four warps has its share
-        at = row_ptrs.to(tl.int64)[:, None] + (tl.arange(0, 4) * quarter)[None, :]
+        half: tl.constexpr = num_bytes // 2  # so that each thread of four warps has its share
+        at = row_ptrs.to(tl.int64)[:, None] + (tl.arange(0, 2) * half)[None, :]
         wanted = (is_row[:, None] & (at != 0)).to(tl.int32)
         tl.inline_asm_elementwise(
             """{
@@ -72,7 +73,25 @@ def fetch_ahead(row_ptrs, is_row, num_bytes: tl.constexpr):
             mov.u32 $0, 0;
             }""",
             "=r,l,r,r",
-            [at, wanted, tl.full(at.shape, quarter, tl.int32)],
+            [at, wanted, tl.full(at.shape, half, tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    elif num_bytes < 0:
+        tl.static_assert(not INTERPRETED)
+        lines: tl.constexpr = -num_bytes // 128
+        at = row_ptrs.to(tl.int64)[:, None] + (tl.arange(0, lines) * 128)[None, :]
+        wanted = (is_row[:, None] & (at != 0)).to(tl.int32)
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred wanted;
+            setp.ne.s32 wanted, $2, 0;
+            @wanted prefetch.global.L2 [$1];
+            mov.u32 $0, 0;
+            }""",
+            "=r,l,r",
+            [at, wanted],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
@@ -201,7 +220,8 @@ def launch(
     number at a time, and no kernel is specialised for the values of its integers: those that must
     be known as multiples of something (strides) are constants.
     """
-    options = {"num_warps": warps, "num_stages": stages, "launch_pdl": PDL}
+    early = PDL and (not PDL_KERNELS or kernel.__name__ in PDL_KERNELS)
+    options = {"num_warps": warps, "num_stages": stages, "launch_pdl": early}
     if INTERPRETED.value:
         kernel[grid](*arguments, **options)
         return
@@ -210,7 +230,7 @@ def launch(
         kernel,
         warps,
         stages,
-        PDL,
+        early,
         arguments[0].device,
         *[arguments[place] for place in constants],
         *[getattr(arguments[place], "dtype", None) for place in others],
@@ -230,8 +250,12 @@ def _places(kernel: Any) -> tuple[list[int], list[int]]:
 
 
 def ahead(row_bytes: int) -> int:
-    """How many bytes of a weight row to fetch ahead, of those that a program reads of it."""
-    return max(0, min(AHEAD_BYTES, row_bytes)) // 64 * 64 if PDL and not INTERPRETED.value else 0
+    """How much of a weight row to fetch ahead, as `fetch_ahead` takes it, if a program reads so
+    many bytes of it."""
+    if not PDL or INTERPRETED.value or abs(AHEAD_BYTES) < 64 or row_bytes < 64:
+        return 0
+    size = min(abs(AHEAD_BYTES), row_bytes)
+    return size // 64 * 64 if AHEAD_BYTES > 0 else -power_of_two(size // 128 + 1) // 2 * 128
 
 
 def tiles_of(size: int, block: int) -> int:

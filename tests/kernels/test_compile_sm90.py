@@ -155,6 +155,7 @@ def test_fp8_products_of_few_rows_use_the_fp8_tensor_cores(
 def test_weights_are_fetched_ahead_while_a_kernel_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """With programmatic dependent launch: the fetch, then the wait, then all other loads."""
     monkeypatch.setattr(triton_support, "PDL", True)
+    monkeypatch.setattr(triton_support, "AHEAD_BYTES", 512)
     rows = QuantizedRows(
         meta(1, 4096),
         meta(1, 4096, dtype=torch.float8_e4m3fn),

@@ -35,6 +35,7 @@ class Kernel(Runs):
     def __init__(self) -> None:
         self.compiled: list[tuple[Any, ...]] = []
         self.launched: list[tuple[Any, ...]] = []
+        self.__name__ = "kernel"
         self.params = [SimpleNamespace(is_constexpr=place == 2) for place in range(3)]
         super().__init__(self._compile)
 

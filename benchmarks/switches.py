@@ -1,0 +1,49 @@
+"""Switches of the code for what is not, or not everywhere, faster: set without an edit.
+
+pdl=1              kernels start while the one before ends      ahead_bytes=512  weights fetched
+pdl_kernels=a+b    … only these                                 defer_sums=0
+decode_at_once=1   attention turns heads and writes the cache   measure_rows=1   and O quantises
+prompt_graphs=1    the layers of prompts are replayed
+"""
+
+from typing import Any
+
+from glimt.kernels import attention, choice
+from glimt.runner import build
+
+Switches = dict[str, int | str]
+
+_PLACES: dict[str, tuple[Any, str]] = {
+    "pdl": (choice.triton_support, "PDL"),
+    "pdl_kernels": (choice.triton_support, "PDL_KERNELS"),
+    "ahead_bytes": (choice.triton_support, "AHEAD_BYTES"),
+    "defer_sums": (choice, "DEFERS"),
+    "decode_at_once": (attention, "DECODES_AT_ONCE"),
+    "measure_rows": (attention, "MEASURES"),
+    "prompt_graphs": (build, "PROMPT_GRAPHS"),
+}
+_SHIPPED = {
+    name: getattr(module, attribute)
+    for name, (module, attribute) in _PLACES.items()
+    if module is not None
+}
+
+
+def switches_of(text: str) -> Switches:
+    """Of "name=value,name=value". Raises ValueError for what is no switch."""
+    switches: Switches = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in _PLACES:
+            raise ValueError(f"no switch {name!r}: {', '.join(_PLACES)}")
+        switches[name] = value if name == "pdl_kernels" else int(value)
+    return switches
+
+
+def switch(switches: Switches) -> None:
+    """Set these, in this process, and the others to what they are in the code."""
+    for name, shipped in _SHIPPED.items():
+        value = switches.get(name, shipped)
+        if isinstance(value, str):
+            value = frozenset(value.split("+"))
+        setattr(*_PLACES[name], value)
