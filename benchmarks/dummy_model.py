@@ -194,8 +194,8 @@ class Driver:
                 *(1000 * (after - before) for before, after in itertools.pairwise(times)),
             )
             behind = ahead
-            if plan is None and behind is None:
-                return
+            if plan is None and behind is None and result is None:
+                return  # after a result, what waited for its row may be planned
 
 
 def decode_ms(driver: Driver, requests: int, prompt: int, new: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from glimt.kernels.triton_attention_block import (
     row_of_block,
     to_operand,
 )
-from glimt.kernels.triton_support import follow, launch, power_of_two
+from glimt.kernels.triton_support import follow_alone, launch, let_next_start, power_of_two
 
 _SMALL = Tiles(64, 64, 4, 3)
 CONFIGS = (  # the first is used, if it gives work to all processors
@@ -73,27 +73,13 @@ def attend_chunks(
 
 @triton.jit(do_not_specialize=["table_stride", "num_rows"])
 def _chunk_kernel(
-    q_ptr,
-    kv_ptr,
-    scale_ptr,
-    table_ptr,
-    starts_ptr,
-    lens_ptr,
-    out_ptr,
-    unit,
-    table_stride,
-    num_rows,
-    q_stride: tl.constexpr,
-    GROUPS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
+    q_ptr, kv_ptr, scale_ptr, table_ptr, starts_ptr, lens_ptr, out_ptr, unit, table_stride,
+    num_rows, q_stride: tl.constexpr,
+    GROUPS: tl.constexpr, QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
     """A block of a row's (token, query head) pairs of one key-value head over all they see."""
-    follow()
+    follow_alone()
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # later blocks see more: start with them
     group = tl.program_id(1)
     row, first_block = row_of_block(block, starts_ptr, num_rows, QUERIES, BLOCK_M)
@@ -130,5 +116,6 @@ def _chunk_kernel(
             acc_MH, top_M, sum_M, q_MH, limit_M, kv_ptr, scale_ptr, table_ptr, place, end, unit,
             GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H, True,
         )  # fmt: skip
+    let_next_start()
     out_MH = mean(acc_MH, sum_M, scale_ptr).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + token_M1 * (GROUPS * QUERIES * HEAD_DIM) + place_MH, out_MH, mask=there_MH)

@@ -13,7 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
-from glimt.kernels.triton_support import follow, launch, power_of_two, to_bf16
+from glimt.kernels.triton_support import (
+    follow,
+    follow_alone,
+    launch,
+    let_next_start,
+    power_of_two,
+    to_bf16,
+)
 from glimt.kernels.triton_turned import Turning, turn_own
 
 _MAX_SPLITS = 64
@@ -164,7 +171,7 @@ def _split_kernel(
     PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
     """One part of the context of a row's one token, for the query heads of one key-value head."""
-    follow()
+    follow_alone()
     group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)
@@ -192,6 +199,7 @@ def _split_kernel(
         to_operand(q_MH, kv_ptr), kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
         GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
     )  # fmt: skip
+    let_next_start()
     if size >= length:
         out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
         tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)

@@ -22,8 +22,9 @@ from glimt.kernels.triton_support import (
     ahead,
     fetch_ahead,
     follow,
-    follow_at_once,
+    follow_alone,
     launch,
+    let_next_start,
     power_of_two,
     row_scale,
     stream,
@@ -67,7 +68,7 @@ def gate_up_kernel(
     block_i: tl.constexpr,
 ):
     """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
-    follow_at_once()  # `down_kernel` reads the plan early
+    follow_alone()
     expert, pair = locate(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
@@ -88,6 +89,7 @@ def gate_up_kernel(
     output = column + (row // block_o) * width
     is_output = column < width
     total = stream(weights, q_ptr, output, token, is_output, is_pair, None, num_inputs, block_i)
+    let_next_start()
     scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
     weight_scale = tl.load(weight_scales + output, mask=is_output, other=0.0)
     inner = _activate(total * scale[None, :] * weight_scale[:, None])
@@ -141,7 +143,7 @@ def down_kernel(
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
     is_output = output < num_outputs
     fetch_ahead(weights + output.to(tl.int64) * width, is_output, ahead_bytes)
-    follow()
+    follow_alone()
     is_pair = pair >= 0
 
     part = tl.arange(0, block_c)
@@ -153,6 +155,7 @@ def down_kernel(
     inverse = tl.div_rn(1.0, scale)
 
     total = stream(weights, inner_ptr, output, pair, is_output, is_pair, inverse, width, block_i)
+    let_next_start()
     weight_scale = tl.load(weight_scales + output, mask=is_output, other=0.0)
     total = total * scale[None, :] * weight_scale[:, None]
     place = pair.to(tl.int64)[None, :] * num_outputs + output[:, None]

@@ -20,7 +20,9 @@ from glimt.kernels.triton_support import (
     ahead,
     fetch_ahead,
     follow,
+    follow_alone,
     launch,
+    let_next_start,
     power_of_two,
     row_scale,
     stream,
@@ -48,7 +50,7 @@ def linear_kernel(
     part_inputs: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts) * block_i
     row_ptrs = weight_ptr + output.to(tl.int64) * num_inputs + part * part_inputs
     fetch_ahead(row_ptrs, is_output, ahead_bytes)
-    follow()
+    follow_alone()
     is_token = token < num_tokens
     scale, inverse = None, None
     if largest_ptr is not None:
@@ -69,6 +71,7 @@ def linear_kernel(
         part,
         parts,
     )
+    let_next_start()
     place = token[None, :].to(tl.int64) * num_outputs + output[:, None]
     mask = is_output[:, None] & is_token[None, :]
     if parts > 1:

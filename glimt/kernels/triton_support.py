@@ -33,24 +33,27 @@ _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
 
 @triton.jit
 def follow():
-    """Let the next kernel start; wait until the one before has ended and what it wrote is seen.
+    """Wait until the kernel before has ended and what it wrote is seen; let the next one start.
 
-    Every kernel here calls it before it reads what others wrote or writes anything, so that each
-    follows all before it. Without programmatic dependent launch it does nothing.
+    Every kernel here calls it, or `follow_alone`, before it reads what others wrote or writes
+    anything, so that each follows all before it; when it starts, all but the one before have ended.
+    Without programmatic dependent launch it does nothing.
     """
+    follow_alone()
+    let_next_start()
+
+
+@triton.jit
+def follow_alone():
+    """`follow`, of a kernel that says itself when the next one may start, to take up room."""
     if not INTERPRETED:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
-def follow_at_once():
-    """As `follow`, but the next kernel starts only when the ones before this one have ended.
-
-    So the next one may read what these wrote before it calls `follow`.
-    """
+def let_next_start():
+    """The next kernel may start once all programs have come here, or ended."""
     if not INTERPRETED:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
 
@@ -58,7 +61,7 @@ def follow_at_once():
 def fetch_ahead(row_ptrs, is_row, num_bytes: tl.constexpr):
     """Tell the L2 cache to fetch so many bytes (see `AHEAD_BYTES`) from each aligned address.
 
-    For what no kernel writes, so it may come before `follow`.
+    For what no kernel writes, so it may come before `follow_alone`.
     """
     if num_bytes > 0:
         tl.static_assert(not INTERPRETED)
