@@ -164,11 +164,15 @@ class ParallelSettings:
     data_parallel_backend: Annotated[Literal["mp", "ray"], Parameter(alias="-dpb")] = "mp"
     """Who starts the copies: this machine (mp), or Ray, which finds machines for them."""
     enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
-    """Spread whole experts over the tensor-parallel GPUs in place of splitting each."""
+    """Spread whole experts over the GPUs of all copies on this machine, in place of splitting each
+    over those of its copy."""
     expert_placement_strategy: Literal["linear", "round_robin"] = "linear"
     """Which GPU has which whole experts: the first the first ones, or each in turn."""
     expert_placement: str | None = None
     """File that says it for each layer, as `glimt experts place` makes it of measured loads."""
+    all2all_backend: Literal["auto", "allgather_reducescatter", "alltoall"] = "auto"
+    """How rows reach experts of other copies: all everywhere, each only where it is needed (steps
+    with prompts), or what was measured to be faster (auto)."""
     distributed_executor_backend: Literal["mp", "uni", "ray"] | None = None
     """Who starts the ranks of a copy: its engine (mp; uni says that there is one), or Ray, which
     finds machines for them: one for each copy, or as many as --nnodes says."""

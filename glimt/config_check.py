@@ -283,9 +283,12 @@ def _notes(settings: Settings) -> Iterator[str]:
     """What is accepted and has no effect, or deserves a word."""
     parallel, server = settings.parallel, settings.server
     yield from copies.notes(parallel)
+    here = copies.copies_of(parallel).here
+    if parallel.enable_expert_parallel and parallel.tensor_parallel_size * here == 1:
+        yield "--enable-expert-parallel has no effect on one GPU"
+    if parallel.all2all_backend != "auto" and (here == 1 or not parallel.enable_expert_parallel):
+        yield "--all2all-backend has no effect: no experts are shared between copies"
     if parallel.tensor_parallel_size == 1:
-        if parallel.enable_expert_parallel:
-            yield "--enable-expert-parallel has no effect on one GPU"
         if settings.media.mm_encoder_tp_mode == "data":
             yield "--mm-encoder-tp-mode data has no effect on one GPU"
         if parallel.disable_custom_all_reduce:

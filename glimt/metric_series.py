@@ -83,6 +83,7 @@ _COUNTERS = (
     ("vllm:prefix_cache_queries", ("vllm:gpu_prefix_cache_queries",), "prefix_query_tokens"),
     ("vllm:prefix_cache_hits", ("vllm:gpu_prefix_cache_hits",), "prefix_hit_tokens"),
     ("vllm:num_preemptions", (), "preemptions"),
+    ("glimt:idle_steps", (), "idle_steps"),
     ("glimt:encoder_cache_queries", (), "image_queries"),
     ("glimt:encoder_cache_hits", (), "image_hits"),
     ("vllm:estimated_flops_per_gpu", (), "estimated_flops"),

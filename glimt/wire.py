@@ -2,6 +2,7 @@
 
     server ── Submit, Abort, ResetCaches, Order ──▶ engine   (one engine = one replica)
     server ◀── Outputs ──────────────────────────── engine
+    engine ── Wake ───────────────────────────────▶ engine   (of those that share experts)
     server ── MediaJob, MediaGrant ───────────────▶ media worker
     server ◀── MediaPrepared, MediaDone ─────────── media worker
 
@@ -137,7 +138,16 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
     level: int = 0  # of sleep: 1 keeps the weights in host memory, 2 drops them
 
 
-EngineInbound = Submit | Abort | ResetCaches | Order
+EngineInbound = Submit | Abort | ResetCaches | Order  # from servers
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    """From an engine to those that share experts with it: round `number` begins."""
+
+    number: int
+
+
+EngineMessage = EngineInbound | Wake
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -218,6 +228,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     estimated_flops: float = 0.0  # of one device, as are the bytes; 0 unless they are asked for
     estimated_read_bytes: float = 0.0
     estimated_written_bytes: float = 0.0
+    idle_steps: int = 0  # that were taken for the tokens of other replicas only
     experts: ExpertStats | None = None  # None unless it is asked for
     page_lives: tuple[PageLife, ...] = ()  # that ended since the last stats, of watched pages
 

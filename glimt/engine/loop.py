@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 
 from glimt.engine.expert_meter import ExpertMeter
+from glimt.engine.lockstep import Wave
 from glimt.engine.orders import Machine, OrderDesk
 from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult, TokenMasks
 from glimt.engine.scheduler import Scheduler
@@ -27,7 +28,7 @@ from glimt.engine.work_meter import WorkMeter
 from glimt.errors import EngineAsleep, EngineDied, EngineFailed, ReplicaLost, StepFailed
 from glimt.wire import (
     Abort,
-    EngineInbound,
+    EngineMessage,
     EngineStats,
     ErrorInfo,
     ExpertStats,
@@ -36,6 +37,7 @@ from glimt.wire import (
     Output,
     Outputs,
     Submit,
+    Wake,
 )
 
 STATS_INTERVAL_S = 0.5
@@ -48,7 +50,7 @@ log = logging.getLogger(__name__)
 class Mailbox(Protocol):
     """The engine's connection to its servers."""
 
-    def receive(self, timeout_s: float) -> list[EngineInbound]:
+    def receive(self, timeout_s: float) -> Sequence[EngineMessage]:
         """All messages that wait; blocks up to `timeout_s` for the first."""
         ...
 
@@ -80,7 +82,8 @@ class EngineLoop:
     `overlap` False commits each step in the turn that launched it: right where a launch returns
     only when the step is done (a CPU), since there is nothing to overlap with.
     `machine` is what the executor runs on, for orders of operators. `meter` counts what is
-    launched, `expert_meter` tells which experts tokens chose.
+    launched, `expert_meter` tells which experts tokens chose. `wave` has other replicas take part
+    in each step, and this one in theirs.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class EngineLoop:
         machine: Machine | None = None,
         meter: WorkMeter | None = None,
         expert_meter: ExpertMeter | None = None,
+        wave: Wave | None = None,
         servers: Sequence[int] = (0,),
         overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -117,6 +121,7 @@ class EngineLoop:
         self._desk = OrderDesk(machine)
         self._meter = meter
         self._expert_meter = expert_meter
+        self._wave = wave
         self._orders: list[tuple[int, OrderDone]] = []  # likewise
 
     def stop(self) -> None:
@@ -139,9 +144,8 @@ class EngineLoop:
         if self._desk.is_busy:
             self._carry_out_orders()
         self._outputs += self._scheduler.take_ready()
-        plan = self._scheduler.schedule()
-        behind, self._behind = self._behind, None if plan is None else self._launch(plan)
-        self._is_busy = plan is not None
+        behind, self._behind = self._behind, self._begin_step()
+        self._is_busy = self._behind is not None
         if behind is not None:
             self._outputs += self._commit(behind)
         if self._behind is not None and self._behind.plan.waits_for_masks:
@@ -155,8 +159,18 @@ class EngineLoop:
         if self._num_failed_steps >= self._max_failed_steps:
             raise EngineFailed(f"{self._num_failed_steps} steps failed one after the other.")
 
-    def _receive(self) -> list[EngineInbound]:
-        if self._is_busy:
+    def _begin_step(self) -> InFlight | None:
+        """Launch what the scheduler plans, or what other replicas need of this one."""
+        plan = self._scheduler.schedule()
+        if self._wave is not None:
+            try:
+                plan = self._wave.turn(plan, is_awake=self._desk.is_awake)
+            except EngineAsleep as error:
+                return None if plan is None else FailedLaunch(plan, error)
+        return None if plan is None else self._launch(plan)
+
+    def _receive(self) -> Sequence[EngineMessage]:
+        if self._is_busy or (self._wave is not None and self._wave.is_on):
             self._is_checked = False
             return self._mailbox.receive(0.0)
         timeout_s = max(0.0, self._stats_due_s - self._clock())
@@ -169,7 +183,7 @@ class EngineLoop:
             self._check()
         return messages
 
-    def _take(self, message: EngineInbound) -> list[Addressed]:
+    def _take(self, message: EngineMessage) -> list[Addressed]:
         scheduler = self._scheduler
         try:
             if isinstance(message, Submit):
@@ -180,6 +194,10 @@ class EngineLoop:
                 return scheduler.abort(message.server, message.request_id)
             if isinstance(message, Order):
                 self._desk.put(message)
+                return []
+            if isinstance(message, Wake):
+                if self._wave is not None:
+                    self._wave.woken(message.number)
                 return []
             scheduler.reset_caches(prefix=message.prefix, images=message.images)
         except Exception:
@@ -217,12 +235,19 @@ class EngineLoop:
             result = step.result()
         except ReplicaLost:
             raise
-        except Exception:
+        except EngineAsleep as asleep:
+            return self._scheduler.fail(step.plan, ErrorInfo(asleep.code, asleep.message))
+        except Exception as cause:
+            if self._wave is not None:
+                text = f"step {step.plan.step} failed, in which other replicas took part"
+                raise ReplicaLost(text) from cause
             log.exception("Step %d failed", step.plan.step)
             self._num_failed_steps += 1
             error = ErrorInfo(StepFailed.code, "The step that computed this request failed.")
             return self._scheduler.fail(step.plan, error)
         self._num_failed_steps = 0
+        if step.plan.is_idle:
+            return []
         return self._scheduler.commit(step.plan, result)
 
     def _send(self) -> None:
@@ -251,6 +276,7 @@ class EngineLoop:
             sleep_level=self._desk.sleep_level,
             is_profiling=self._desk.is_profiling,
             experts=self._expert_stats(),
+            idle_steps=0 if self._wave is None else self._wave.num_idle_steps,
         )
         if (meter := self._meter) is None:
             return stats

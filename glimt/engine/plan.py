@@ -52,6 +52,16 @@ class RowWork(msgspec.Struct, frozen=True, gc=False):
     samples: bool = False
 
 
+class Lockstep(msgspec.Struct, frozen=True, array_like=True):
+    """What the replicas that share experts have agreed on for a step, since all exchange rows in
+    it: how many tokens the one with most computes, and whether none does more than draw the next
+    token of each of its rows.
+    """
+
+    max_tokens: int
+    all_decode: bool
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One pass over all scheduled rows, in this order: free, take, encode, compute, sample.
@@ -68,6 +78,8 @@ class StepPlan:
     encode: tuple[ImageSpan, ...] = ()
     work: tuple[RowWork, ...] = ()
     waits_for_masks: bool = False  # draws when `InFlight.draw` is called, not before
+    lockstep: Lockstep | None = None  # with other replicas, for whose tokens experts are computed
+    is_idle: bool = False  # only they have work; not one of the scheduler's plans
 
     @property
     def num_tokens(self) -> int:

@@ -241,7 +241,7 @@ class Scheduler:
         fails.
         """
         step = self._in_flight[-1]
-        if step.plan is not plan or len(self._in_flight) > 1:
+        if step.plan.step != plan.step or len(self._in_flight) > 1:
             raise RuntimeError(f"the masks of step {plan.step} cannot be known yet")
         masks, complete, failed = self._grammars.masks(
             (work.row, request)
@@ -316,7 +316,7 @@ class Scheduler:
         return outputs + self._due_outputs()
 
     def _take_in_flight(self, plan: StepPlan) -> InFlightStep:
-        if not self._in_flight or self._in_flight[0].plan is not plan:
+        if not self._in_flight or self._in_flight[0].plan.step != plan.step:
             raise RuntimeError(f"step {plan.step} is not the oldest in flight")
         self._committed_step = plan.step
         return self._in_flight.popleft()

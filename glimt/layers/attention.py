@@ -13,6 +13,7 @@ from glimt import kernels
 from glimt.kernels import Delta, QuantizedRows
 from glimt.layers.linear import Linear
 from glimt.layers.rope import Angles
+from glimt.parallel.exchange import AS_THEY_ARE, Exchange
 from glimt.parallel.mesh import Mesh
 
 
@@ -31,6 +32,7 @@ class Step:
     context_lens_R: Tensor  # int32: the row's tokens with KV once this step has written its own
     max_query_len: int
     max_context_len: int
+    exchange: Exchange = AS_THEY_ARE
 
 
 class LayerCache(NamedTuple):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from glimt import kernels
 from glimt.experts.placement import places_of
 from glimt.kernels import Delta, Fp8Mlp, QuantizedRows
+from glimt.layers.dispatch import shared_experts
 from glimt.layers.linear import FP8, Mlp, below, parameter
+from glimt.parallel.exchange import AS_THEY_ARE, Exchange
 from glimt.parallel.mesh import Mesh
 
 
@@ -98,6 +100,7 @@ class Experts(nn.Module):
             count = mesh.ep_share(num_experts)
         else:
             width = mesh.tp_share(intermediate_size, "moe_intermediate_size")
+        self.num_places = count
         self.first_place = count * mesh.ep_rank
         dtype = FP8 if fp8 else None
         self.gate_up = parameter(count, 2 * width, hidden_size, dtype=dtype)
@@ -158,6 +161,7 @@ class Moe(nn.Module):
         """
         super().__init__()
         self.defers = defers
+        self.mesh = mesh
         self.router = Router(hidden_size, routing)
         self.experts = Experts(
             hidden_size,
@@ -180,17 +184,47 @@ class Moe(nn.Module):
         self.choices = torch.zeros(count, dtype=torch.int64, device=device)
         self.one = torch.ones(1, dtype=torch.int64, device=device)
 
-    def forward(self, x: Tensor | QuantizedRows) -> Delta:
-        """[T, D] -> [T, D]. Nothing is exchanged: every rank sees every token of the group."""
+    def forward(self, x: Tensor | QuantizedRows, exchange: Exchange = AS_THEY_ARE) -> Delta:
+        """[T, D] -> [T, D]. Every rank of a replica sees every token of it; what is exchanged with
+        other replicas that share the experts, `exchange` says.
+        """
         weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
         if self.choices is not None:
             chosen_P = experts_TK.flatten()
             self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))
         experts_TK = self.places(experts_TK)
         shared = self.shared.fp8()
-        if shared is not None and self.experts.fp8() is not None:
+        if self.mesh.dp_size == 1 and shared is not None and self.experts.fp8() is not None:
             y_TD: Delta = self.experts(x, weights_TK, experts_TK, shared, defers=self.defers)
             return y_TD
-        routed_TD: Tensor = self.experts(x, weights_TK, experts_TK)
         shared_TD: Tensor = self.shared(x)
+        if self.mesh.dp_size == 1:
+            routed_TD: Tensor = self.experts(x, weights_TK, experts_TK)
+        else:
+            routed_TD = self._exchange(x, weights_TK, experts_TK, exchange)
         return routed_TD + shared_TD
+
+    def take_part(self, exchange: Exchange) -> None:
+        """Compute this rank's experts for other replicas, in a step without tokens of its own."""
+        weight_ED = self.router.weight
+        x_TD = weight_ED.new_empty(0, weight_ED.shape[1])
+        weights_TK = self.router.bias.new_empty(0, self.router.routing.num_experts_per_token)
+        self._exchange(x_TD, weights_TK, torch.empty_like(weights_TK, dtype=torch.int64), exchange)
+
+    def _exchange(
+        self,
+        x: Tensor | QuantizedRows,
+        weights_TK: Tensor,
+        places_TK: Tensor,
+        exchange: Exchange,
+    ) -> Tensor:
+        return shared_experts(
+            self.mesh,
+            self.experts.num_places,
+            self.experts,
+            x,
+            weights_TK,
+            places_TK,
+            exchange,
+            is_fp8=self.experts.fp8() is not None,
+        )

@@ -72,7 +72,7 @@ class DecoderLayer(nn.Module):
         if self.norm_1_post is not None:
             delta_TD = self.norm_1_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
         h, x_TD = self.norm_2.add_parts(x_TD, delta_TD, self.norm_mesh)
-        delta_TD = self.moe(h) if self.is_moe else self.mlp(h)
+        delta_TD = self.moe(h, step.exchange) if self.is_moe else self.mlp(h)
         if self.norm_2_post is not None:
             delta_TD = self.norm_2_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
         return x_TD, delta_TD

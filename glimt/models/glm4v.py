@@ -22,6 +22,7 @@ from glimt.layers.norm import RmsNorm
 from glimt.models.config import ModelConfig
 from glimt.models.decoder import DecoderLayer, norm_mesh, text_angles
 from glimt.models.vision import Grid, Vision
+from glimt.parallel.exchange import Exchange
 from glimt.parallel.mesh import Mesh
 
 
@@ -79,6 +80,11 @@ class Glm4v(nn.Module):
             x_TD, delta_TD = layer(x_TD, delta_TD, step, angles, kv.layer(index))
         h, _ = self.norm.add_parts(x_TD, delta_TD, norm_mesh(self.config.text, self.mesh))
         return h.x_TI if isinstance(h, QuantizedRows) else h
+
+    def take_part(self, exchange: Exchange) -> None:
+        """Compute experts for other replicas in a step in which this one has no tokens."""
+        for moe in self.mixtures.values():
+            moe.take_part(exchange)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, D] -> float32 [N, V], padding rows of the vocabulary included."""

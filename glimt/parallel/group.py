@@ -101,6 +101,19 @@ def join(
     return Groups(nccl, host, small_sums, norm_sums)
 
 
+def join_replicas(meeting: Meeting, rank: int, size: int, device: torch.device) -> Groups:
+    """Meet the ranks of the other replicas that share experts with this one.
+
+    All of them must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
+    """
+    store = meeting.store(rank, size)
+    store.set_timeout(TIMEOUT)
+    host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
+    if device.type != "cuda":
+        return Groups(host, host)
+    return Groups(_nccl(dist.PrefixStore("device", store), rank, size, device), host)
+
+
 def gloo(store: Any, rank: int, size: int, own_address: str = "127.0.0.1") -> ProcessGroup:
     """A group over the interface that has `own_address`; the loopback, on one machine."""
     kind: Any = dist.ProcessGroupGloo

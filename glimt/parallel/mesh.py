@@ -1,20 +1,31 @@
 """`Mesh`: this process's place in the grid of GPUs, and the collectives the networks use.
 
-Axes: `tp` splits every matrix, `ep` spreads whole experts over the ranks of a tp group instead of
-splitting them, `dp` counts replicas. A collective is written where a block's forward needs it;
-over an axis of size 1 it gives its argument back and costs nothing.
+Axes: `tp` splits every matrix; `dp` counts the replicas that share experts, each of which computes
+tokens of its own; `ep` spreads whole experts over all ranks of both. A collective is written where
+a block's forward needs it; over an axis of size 1 it gives its argument back and costs nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed import AllreduceOptions, BroadcastOptions, ProcessGroup, ReduceOp
+from torch.distributed import (
+    AllreduceOptions,
+    AllToAllOptions,
+    BroadcastOptions,
+    ProcessGroup,
+    ReduceOp,
+    ReduceScatterOptions,
+)
 
 from glimt.errors import BadSettings
+from glimt.experts.group import Backend
 from glimt.experts.placement import Placement
 from glimt.parallel.one_kernel import OneKernelSum
+
+_AllgatherOptions: Any = torch._C._distributed_c10d.AllgatherOptions  # not in the stubs
 
 
 class SumAndNorm(Protocol):
@@ -30,11 +41,13 @@ class SumAndNorm(Protocol):
 class Mesh:
     """Sizes and own ranks of the axes; `tp_group` joins the ranks of the tp axis.
 
-    `host_group` joins the same ranks for what the host has to agree on (gloo, also beside GPUs).
+    `host_group` joins the same ranks for what the host has to agree on (gloo, also beside GPUs);
+    `dp_group` and `dp_host_group` join the ranks of all replicas that have the same `tp_rank`.
     `splits_tower`: the vision tower is split over tp like the decoder; else each rank has all of
     it and the ranks encode different images. `small_sums`: what sums small tensors, if not NCCL;
     `norm_sums`: what sums few rows and norms them at once.
-    `placement`: which rank of the ep axis has which experts, if not in order.
+    `placement`: which rank of the ep axis has which experts, if not in order;
+    `exchange_backend`: how rows reach the experts of other replicas.
     """
 
     tp_size: int = 1
@@ -45,10 +58,13 @@ class Mesh:
     ep_rank: int = 0
     tp_group: ProcessGroup | None = None
     host_group: ProcessGroup | None = None
+    dp_group: ProcessGroup | None = None
+    dp_host_group: ProcessGroup | None = None
     splits_tower: bool = False
     small_sums: OneKernelSum | None = None
     norm_sums: SumAndNorm | None = None
     placement: Placement | None = None
+    exchange_backend: Backend = "auto"
 
     @staticmethod
     def single() -> "Mesh":
@@ -56,10 +72,17 @@ class Mesh:
         return Mesh()
 
     def __post_init__(self) -> None:
-        if self.ep_size not in (1, self.tp_size):
-            raise BadSettings(f"experts spread over {self.ep_size} of {self.tp_size} tp ranks")
+        if self.ep_size not in (1, self.num_ranks):
+            raise BadSettings(f"experts spread over {self.ep_size} of {self.num_ranks} ranks")
+        if self.dp_size > 1 and (self.dp_group is None or self.ep_size == 1):
+            raise BadSettings(f"{self.dp_size} replicas that share no experts, or without a group")
         if self.tp_size > 1 and self.tp_group is None:
             raise BadSettings(f"{self.tp_size} tensor-parallel ranks and no group that joins them")
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that compute each step together."""
+        return self.tp_size * self.dp_size
 
     @property
     def tower(self) -> "Mesh":
@@ -135,17 +158,71 @@ class Mesh:
         _finish(self.tp_group.broadcast([value], options))
         return value
 
+    def dp_gather(self, own: Tensor) -> Tensor:
+        """Every replica's `own` [T, …], one after the other: [W · T, …]. All have the same T."""
+        if self.dp_group is None:
+            return own
+        own = own.contiguous()
+        everybodys = own.new_empty((self.dp_size * own.shape[0], *own.shape[1:]))
+        _finish(self.dp_group._allgather_base(everybodys, own, _in_order(_AllgatherOptions())))
+        return everybodys
+
+    def dp_scatter_sum(self, parts: Tensor) -> Tensor:
+        """Of [W · T, …] the sum over all replicas of what belongs to this one: [T, …]."""
+        if self.dp_group is None:
+            return parts
+        parts = parts.contiguous()
+        own = parts.new_empty((parts.shape[0] // self.dp_size, *parts.shape[1:]))
+        options = _in_order(ReduceScatterOptions())
+        _finish(self.dp_group._reduce_scatter_base(own, parts, options))
+        return own
+
+    def dp_deal(self, rows: Tensor, given: list[int], taken: list[int]) -> Tensor:
+        """`given[r]` rows of [sum of given, …] to each replica r in order, and `taken[r]` of its
+        rows from each: [sum of taken, …]."""
+        if self.dp_group is None:
+            return rows
+        rows = rows.contiguous()
+        got = rows.new_empty((sum(taken), *rows.shape[1:]))
+        options = _in_order(AllToAllOptions())
+        _finish(self.dp_group.alltoall_base(got, rows, taken, given, options))
+        return got
+
     # ----------------------------------------------------------------------------- on the host
 
     def tp_least(self, number: int) -> int:
-        """The smallest of the ranks' numbers, for limits that all must keep."""
-        if self.host_group is None:
-            return number
-        least = torch.tensor([number], dtype=torch.int64)
-        options = AllreduceOptions()
-        options.reduceOp = ReduceOp(ReduceOp.MIN)
-        self.host_group.allreduce([least], options).wait()
-        return int(least.item())
+        """The smallest of the numbers of a replica's ranks, for limits that all must keep."""
+        return _least(number, self.host_group)
+
+    def least(self, number: int) -> int:
+        """The smallest of the numbers of all ranks, those of other replicas included."""
+        return _least(self.tp_least(number), self.dp_host_group)
+
+    def dp_tell(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Every replica's numbers. Raises RuntimeError if one of them is gone."""
+        if self.dp_host_group is None:
+            return [[*numbers]]
+        own = torch.tensor([*numbers], dtype=torch.int64)
+        everybodys = own.new_empty(self.dp_size, len(own))
+        self.dp_host_group._allgather_base(everybodys.view(-1), own).wait()
+        told: list[list[int]] = everybodys.tolist()
+        return told
+
+
+def _least(number: int, group: ProcessGroup | None) -> int:
+    if group is None:
+        return number
+    least = torch.tensor([number], dtype=torch.int64)
+    options = AllreduceOptions()
+    options.reduceOp = ReduceOp(ReduceOp.MIN)
+    group.allreduce([least], options).wait()
+    return int(least.item())
+
+
+def _in_order(options: Any) -> Any:
+    """Of a collective on the current stream: nothing to wait for, and capturable."""
+    options.asyncOp = False
+    return options
 
 
 def _finish(work: "torch.distributed.Work | None") -> None:

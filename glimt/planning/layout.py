@@ -64,7 +64,8 @@ class Layout:
 
 
 def layouts(config: ModelConfig, cluster: Cluster) -> Iterator[Layout]:
-    """Every layout that uses all GPUs and divides this model evenly."""
+    """Every layout that uses all GPUs and divides this model evenly, but none in which several
+    copies share experts."""
     total = cluster.num_gpus
     for tp in (size for size in range(1, total + 1) if total % size == 0):
         whole_nodes = tp % cluster.gpus_per_node == 0 or cluster.gpus_per_node % tp == 0
@@ -96,4 +97,6 @@ def _divides_vision(config: ModelConfig, tp: int) -> bool:
 
 def _can_spread(config: ModelConfig, layout: Layout) -> bool:
     moe = config.text.moe
-    return moe is not None and layout.tp > 1 and moe.num_experts % layout.tp == 0
+    if moe is None or layout.dp > 1:  # what copies exchange that share experts is not measured yet
+        return False
+    return layout.tp > 1 and moe.num_experts % layout.tp == 0

@@ -55,6 +55,7 @@ class Rank:
     vocabulary: Vocabulary
     device: torch.device
     work: WorkSizes
+    mesh: Mesh
     expert_meter: ExpertMeter | None
 
 
@@ -66,6 +67,7 @@ class Engine:
     executor: Machine | TeamMachine
     info: EngineInfo
     vocabulary: Vocabulary
+    mesh: Mesh
     meter: WorkMeter | None  # of what steps cost this process's device, if that is wanted
     expert_meter: ExpertMeter | None  # of what tokens chose, likewise
     overlap: bool  # plan the next step while one runs; a CPU has nothing to overlap with
@@ -124,6 +126,7 @@ def build_engine(
         executor=rank.executor if team is None else TeamMachine(rank.executor, team),
         info=rank.info,
         vocabulary=rank.vocabulary,
+        mesh=rank.mesh,
         meter=WorkMeter(rank.work) if start.estimates_work else None,
         expert_meter=rank.expert_meter,
         overlap=start.overlap and rank.device.type != "cpu",
@@ -187,6 +190,7 @@ def build_rank(
         vocabulary,
         device,
         work_sizes(model, layout),
+        mesh,
         _expert_meter(executor, mesh, config),
     )
 
@@ -354,7 +358,7 @@ def _fit(
         tokens = steps.max_num_batched_tokens
         peak = peak_step_bytes(model, layout, sizes, tokens, device, recorder(start, device))
         mine = kv_cache_bytes(measure_free(device), device, start.memory_utilization, peak)
-        return model.mesh.tp_least(mine)
+        return model.mesh.least(mine)
 
     memory = memory_sizes(start, steps, longest, layout.page_bytes, free_for_kv)
     return ExecutorSizes(

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from glimt.experts.group import Backend, ExpertGroup
 from glimt.experts.placement import Placement
 from glimt.placement.messages import Placed, PlacerStart
 from glimt.processes.preflight import ClusterSettings, Facts
@@ -74,6 +75,8 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
     tensor_parallel_size: int
     expert_parallel: bool
     expert_placement: Placement | None = None  # None: in order
+    expert_group: ExpertGroup | None = None  # None: no other replica shares them
+    all2all_backend: Backend = "auto"
     encoder_tp_mode: Literal["weights", "data"]
     disable_custom_all_reduce: bool
     num_nodes: int = 1  # machines that the ranks of one replica are spread over
@@ -84,15 +87,12 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="engine_start")
 
 
 class PeerStart(msgspec.Struct, frozen=True, kw_only=True, tag="peer_start"):
-    """From an engine process (or on another machine its node) to one further rank of its replica.
-
-    Where the ranks are on several machines, `meeting_point` is machine 0's address.
-    """
+    """From an engine process (on another machine its node) to one further rank of its replica."""
 
     engine: EngineStart
     rank: int
     inbox: str  # address it binds for plans
-    meeting_point: str  # file at which the ranks find each other, or an address
+    meeting_point: str  # file at which the ranks find each other, or node 0's address
     meeting_port: int = 0  # 0: it is a file
     own_address: str = "127.0.0.1"  # at which other ranks reach this one
     num_far_arenas: int = 0  # on another machine than rank 0: their pixels come with the plans

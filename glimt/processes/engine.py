@@ -16,9 +16,11 @@ import msgspec
 import torch
 
 from glimt.arena import SharedArena
+from glimt.engine.lockstep import Wave
 from glimt.engine.loop import EngineLoop
 from glimt.errors import ReplicaLost, StartupError
 from glimt.log import set_up
+from glimt.parallel.mesh import Mesh
 from glimt.processes.build import build_engine
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
@@ -38,7 +40,7 @@ from glimt.processes.control import (
 from glimt.processes.machine import settle
 from glimt.processes.team import Loss, end_process
 from glimt.transport import Inbox, Outbox
-from glimt.wire import Abort, EngineInbound, Outputs, Submit
+from glimt.wire import Abort, EngineMessage, Outputs, Submit, Wake
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class SocketMailbox:
     """
 
     def __init__(self, start: EngineStart, line: ControlLine[ToChild]) -> None:
-        self._inbox: Inbox[EngineInbound] = Inbox(start.inbox, EngineInbound)
+        self._inbox: Inbox[EngineMessage] = Inbox(start.inbox, EngineMessage)
         self._addresses = start.server_inboxes
         self._outboxes = [Outbox(address) for address in self._addresses]
         self._line = line
@@ -64,7 +66,7 @@ class SocketMailbox:
         """This server died. Called from the control thread."""
         self._gone.add(server)
 
-    def receive(self, timeout_s: float) -> list[EngineInbound]:
+    def receive(self, timeout_s: float) -> list[EngineMessage]:
         """Messages of the servers, and aborts for servers that died."""
         messages = self._inbox.receive(0.0 if self._gone else timeout_s)
         for message in messages:
@@ -95,6 +97,20 @@ class SocketMailbox:
             outputs = msgspec.structs.replace(outputs, engine=self._index)
         if server not in self._gone and not self._outboxes[server].send(outputs):
             log.warning("server %d does not read its outputs; some are lost", server)
+
+
+def make_wave(start: EngineStart, mesh: Mesh) -> Wave | None:
+    """What steps together with the replicas that share experts, if there are any."""
+    group = start.expert_group
+    if group is None:
+        return None
+    others = [Outbox(inbox) for inbox in group.inboxes if inbox != start.inbox]
+
+    def wake(number: int) -> None:
+        for other in others:
+            other.send(Wake(number))
+
+    return Wave(mesh.dp_tell, wake)
 
 
 class Heartbeat:
@@ -147,13 +163,17 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
         machine=engine.executor,
         meter=engine.meter,
         expert_meter=engine.expert_meter,
+        wave=make_wave(start, engine.mesh),
         servers=range(len(start.server_inboxes)),
         overlap=engine.overlap,
         progress=heartbeat.progress,
     )
 
+    stopping = threading.Event()
+
     def on_message(message: object) -> None:
         if isinstance(message, Stop):
+            stopping.set()
             loop.stop()
         elif isinstance(message, ServerGone):
             mailbox.server_gone(message.server)
@@ -165,6 +185,8 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
     try:
         loop.run()
     except ReplicaLost as error:
+        if stopping.is_set():
+            os._exit(0)  # another one that shares experts was faster to stop
         end_process(Loss(str(error)))
     engine.close()
 

@@ -32,7 +32,7 @@ from glimt.placement.orders import wants_ray
 from glimt.placement.placer import Placer
 from glimt.processes.checkpoint_defaults import chat_template, generation_defaults
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
-from glimt.processes.expert_group import expert_placement
+from glimt.processes.expert_group import expert_placement, shares_experts
 from glimt.processes.far_plan import gate_start, uplink_start
 from glimt.processes.folders import remove_stale_folders
 from glimt.processes.media_plan import (
@@ -177,6 +177,7 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
         engine=engine,
         server=server,
         copies=copies_of(settings.parallel).local,
+        shares_experts=shares_experts(settings.parallel, checkpoint),
         gate=gate_start(settings.parallel, engine),
         uplink=uplink_start(settings.parallel, engine),
         num_media_workers=_num_media_workers(settings),
@@ -238,6 +239,7 @@ def _engine_start(
         tensor_parallel_size=parallel.tensor_parallel_size,
         expert_parallel=parallel.enable_expert_parallel,
         expert_placement=expert_placement(parallel, checkpoint),
+        all2all_backend=parallel.all2all_backend,
         encoder_tp_mode=settings.media.mm_encoder_tp_mode,
         disable_custom_all_reduce=parallel.disable_custom_all_reduce,
         num_nodes=parallel.nnodes,

@@ -7,7 +7,7 @@ draw, and then take rank 0's tokens.
 import msgspec
 import numpy as np
 
-from glimt.engine.plan import NewRow, RowWork, StepPlan
+from glimt.engine.plan import Lockstep, NewRow, RowWork, StepPlan
 from glimt.wire import ImageSpan, SamplingParams
 
 
@@ -35,6 +35,8 @@ class PlanMessage(msgspec.Struct, frozen=True, array_like=True, tag="plan"):
     encode: tuple[ImageSpan, ...]
     work: tuple[RowWork, ...]
     waits_for_masks: bool
+    lockstep: Lockstep | None = None
+    is_idle: bool = False
     pixels: tuple[bytes, ...] = ()  # of `encode`, for ranks that do not share memory with rank 0
 
 
@@ -60,6 +62,8 @@ def pack(number: int, plan: StepPlan) -> PlanMessage:
         plan.encode,
         plan.work,
         plan.waits_for_masks,
+        plan.lockstep,
+        plan.is_idle,
     )
 
 
@@ -73,6 +77,8 @@ def unpack(message: PlanMessage) -> StepPlan:
         encode=message.encode,
         work=message.work,
         waits_for_masks=message.waits_for_masks,
+        lockstep=message.lockstep,
+        is_idle=message.is_idle,
     )
 
 

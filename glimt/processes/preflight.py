@@ -19,7 +19,7 @@ _SAMPLE_BYTES = 64 * 1024
 # Of EngineStart: what each machine has for itself.
 _OWN = {
     *("index", "place_here", "inbox", "server_inboxes", "arena_fds", "model_path", "folder"),
-    *("log_level", "log_json", "num_ranks_here", "profiler", "cluster"),
+    *("log_level", "log_json", "num_ranks_here", "profiler", "cluster", "expert_group"),
 }
 _FLAGS = {
     "memory_utilization": "gpu_memory_utilization",

@@ -1,11 +1,12 @@
 """A process's place in its replica, and the mesh that follows from it and the user's wishes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from glimt.models.config import ModelConfig, VisionConfig
-from glimt.parallel.group import Meeting, join
+from glimt.parallel.group import Meeting, join, join_replicas
 from glimt.parallel.mesh import Mesh
 from glimt.processes.control import EngineStart
 
@@ -42,7 +43,31 @@ ALONE = Place()
 
 
 def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: torch.device) -> Mesh:
-    """Meet the other ranks. A dense model has no experts to spread."""
+    """Meet the other ranks, of the replica and of those that share its experts."""
+    mesh = _replica_mesh(start, config, place, device)
+    group = start.expert_group
+    if group is None:
+        return mesh
+    num_replicas = len(group.inboxes)
+    meeting = Meeting(Path(f"{group.meeting_point}-{place.rank}"))
+    joined = join_replicas(meeting, start.place_here, num_replicas, device)
+    return replace(
+        mesh,
+        dp_size=num_replicas,
+        dp_rank=start.place_here,
+        ep_size=num_replicas * place.size,
+        ep_rank=start.place_here * place.size + place.rank,
+        dp_group=joined.device,
+        dp_host_group=joined.host,
+        placement=start.expert_placement,
+        exchange_backend=start.all2all_backend,
+    )
+
+
+def _replica_mesh(
+    start: EngineStart, config: ModelConfig, place: Place, device: torch.device
+) -> Mesh:
+    """The ranks of one replica. A dense model has no experts to spread."""
     if place.meeting is None:
         return Mesh.single()
     spreads = start.expert_parallel and config.text.moe is not None
@@ -76,8 +101,11 @@ def _divides(vision: VisionConfig, size: int) -> bool:
 
 def describe_mesh(mesh: Mesh, start: EngineStart) -> str:
     """What the wishes became, for people."""
+    shared = ""
+    if mesh.dp_size > 1:
+        shared = f", experts shared with {mesh.dp_size - 1} more replicas"
     if mesh.tp_size == 1:
-        return "one"
+        return "one" + shared
     backend = mesh.tp_group.name() if mesh.tp_group is not None else "none"
     tower = "split" if mesh.splits_tower else "whole on each, images dealt out"
     if not mesh.splits_tower and start.encoder_tp_mode == "weights":
@@ -87,4 +115,4 @@ def describe_mesh(mesh: Mesh, start: EngineStart) -> str:
         backend += " and one-kernel sums"
     if mesh.norm_sums is not None:
         backend += ", fused with norms"
-    return f"{mesh.tp_size} over {backend}, {experts}, vision tower {tower}"
+    return f"{mesh.tp_size} over {backend}, {experts}, vision tower {tower}" + shared

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from glimt.experts.group import ExpertGroup
 from glimt.processes.children import Child
 from glimt.processes.control import (
     EngineStart,
@@ -22,6 +23,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineStart
     server: ServerStart
     copies: range = range(1)  # numbers of the replicas of this machine
+    shares_experts: bool = False  # they compute experts for each other, and die together
     gate: GateStart | None = None  # to replicas of other machines
     uplink: UplinkStart | None = None  # to the machine that has HTTP, which this one has not
     num_media_workers: int
@@ -55,6 +57,7 @@ class Starter:
         self._listener = listener
         self._num_servers = plan.server.num_servers if plan.uplink is None else 1
         self._incarnation = 0
+        self._group: ExpertGroup | None = None
 
     def _address(self, name: str) -> str:
         """A socket path that no earlier incarnation has used."""
@@ -64,14 +67,25 @@ class Starter:
     def _server_inboxes(self) -> tuple[str, ...]:
         return tuple(f"ipc://{self._folder}/server-{server}" for server in range(self._num_servers))
 
+    def begin_group(self) -> None:
+        """Before engines that share experts are started, all of them anew."""
+        if not self._plan.shares_experts:
+            return
+        inboxes = tuple(self._address(f"engine-{index}") for index in self._plan.copies)
+        meeting_point = str(self._folder / f"experts.{self._incarnation}")
+        self._group = ExpertGroup(meeting_point=meeting_point, inboxes=inboxes)
+
     def engine(self, index: int) -> Child:
         """The engine of replica `index`."""
         name = f"engine-{index}"
+        place = self._plan.copies.index(index)
+        group = self._group
         start = msgspec.structs.replace(
             self._plan.engine,
             index=index,
-            place_here=self._plan.copies.index(index),
-            inbox=self._address(name),
+            place_here=place,
+            inbox=self._address(name) if group is None else group.inboxes[place],
+            expert_group=group,
             server_inboxes=self._server_inboxes(),
             arena_fds=self._memory.arena_fds,
             folder=str(self._folder),

@@ -120,6 +120,7 @@ class Supervisor:
 
     def _start_engines(self) -> None:
         self._has_engines = True
+        self._starter.begin_group()
         for index in self._plan.copies:
             self._start_engine(index)
 
@@ -269,12 +270,23 @@ class Supervisor:
         if not child.ready and not self._is_started:
             self._finish(1, f"{child.name} could not start; its messages are above")
             return
-        pause_s = self._backoffs.setdefault(child.name, Backoff()).death(time.monotonic())
+        name = child.name
+        if self._plan.shares_experts and isinstance(child.start, EngineStart):
+            self._engine_down(EngineDown(child.start.index, RESTARTING))
+            self._forgetting.is_dead(name)
+            others = [
+                each for each in self._children.values() if isinstance(each.start, EngineStart)
+            ]
+            for other in others:  # they cannot compute without it
+                other.kill()
+            if others:
+                return  # the last to end has all of them started anew
+            name = "the engines"
+        pause_s = self._backoffs.setdefault(name, Backoff()).death(time.monotonic())
         if pause_s is None and isinstance(child.start, EngineStart):
-            others = self._engines_up.keys() - {child.start.index}
-            pause_s = RETRY_S if others else None
+            pause_s = RETRY_S if self._engines_up.keys() - {child.start.index} else None
         if pause_s is None:
-            self._finish(1, f"{child.name} keeps dying; giving up")
+            self._finish(1, f"{name} keeps dying; giving up")
             return
         self._spawn(self._replace(child, pause_s))
 
@@ -285,6 +297,8 @@ class Supervisor:
                 self._engine_down(EngineDown(index, RESTARTING))
                 self._forgetting.is_dead(child.name)
                 restart: Callable[[], None] = lambda: self._start_engine(index)  # noqa: E731
+                if self._plan.shares_experts:
+                    restart = self._start_engines
             case GateStart() as gate:
                 for index in self._plan.all_copies - set(self._plan.copies):
                     self._engine_down(EngineDown(index, RESTARTING))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glimt.engine.plan import RowWork
 from glimt.layers.attention import Step
+from glimt.parallel.exchange import AS_THEY_ARE, Exchange
 from glimt.runner.prompt_logprobs import PromptJudgement, prepare_judgement
 from glimt.runner.rows import ImagePart, RowTable
 from glimt.runner.sampler import DrawInputs, prepare_draws
@@ -110,7 +111,12 @@ def gather_work(rows: RowTable, work: Sequence[RowWork]) -> Gathered:
     )
 
 
-def build_batch(rows: RowTable, work: Sequence[RowWork], gathered: Gathered) -> Batch:
+def build_batch(
+    rows: RowTable,
+    work: Sequence[RowWork],
+    gathered: Gathered,
+    exchange: Exchange = AS_THEY_ARE,
+) -> Batch:
     """The batch of `gathered`, which was made of `work`, on the device."""
     rows.send_pages()
     tensors = to_device(gathered.arrays, rows.device)
@@ -123,6 +129,7 @@ def build_batch(rows: RowTable, work: Sequence[RowWork], gathered: Gathered) -> 
         context_lens_R=tensors["context_lens_R"],
         max_query_len=gathered.max_query_len,
         max_context_len=gathered.max_context_len,
+        exchange=exchange,
     )
     return Batch(
         step=step,

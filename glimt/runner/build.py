@@ -91,5 +91,7 @@ def build_executor(
         return ModelExecutor(model, rows, kv, encoder, device)
     given = (model, rows, kv, sizes.num_pages * sizes.page_size, record)
     prompt_graphs = PROMPT_GRAPHS if prompt_graphs is None else prompt_graphs
-    chunk_graphs = ChunkGraphs(*given) if prompt_graphs else None
+    # Steps with prompts differ between replicas that exchange rows, and a graph exchanges its own.
+    alone = model.mesh.dp_size == 1
+    chunk_graphs = ChunkGraphs(*given) if prompt_graphs and alone else None
     return ModelExecutor(model, rows, kv, encoder, device, DecodeGraphs(*given), chunk_graphs)

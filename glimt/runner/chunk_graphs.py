@@ -55,7 +55,7 @@ class ChunkGraphs:
         self._rows = rows
         self._kv = kv
         self._spare_slot = spare_slot
-        self._replays = Replays(record, model.mesh.tp_size)
+        self._replays = Replays(record, model.mesh.num_ranks)
         self._seen: set[Hashable] = set()
         self._inputs: dict[tuple[int, int], FixedTensors] = {}
         shape = (MAX_TOKENS, model.config.text.hidden_size)

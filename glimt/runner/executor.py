@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from glimt.engine.plan import NewRow, RowWork, StepPlan
+from glimt.engine.plan import Lockstep, NewRow, RowWork, StepPlan
 from glimt.errors import StepFailed
 from glimt.layers.attention import KvCache
 from glimt.models.glm4v import Glm4v
+from glimt.parallel.exchange import AS_THEY_ARE, Exchange, exchange_of
 from glimt.runner.batch import Batch, Gathered, build_batch, gather_work, gathered_draws
 from glimt.runner.chunk_graphs import ChunkGraphs
 from glimt.runner.encoder import ImageEncoder
@@ -87,16 +88,20 @@ class ModelExecutor:
         self._encode(plan)
         work = self._healthy(plan.work)
         failed = {item.row: rows.errors[item.row] for item in plan.work if item.row in rows.errors}
+        exchange = self._exchange(plan.lockstep)
         if not work:
+            if plan.lockstep is not None:
+                self._take_part(plan.lockstep, exchange)
             return LaunchedStep(
                 plan, failed, [], [], None, lambda _: self._return_path.send([]), rows.device
             )
         gathered = gather_work(rows, work)
-        if self._graphs is not None and gathered.is_decoding:
+        may_replay = plan.lockstep is None or plan.lockstep.all_decode
+        if self._graphs is not None and gathered.is_decoding and may_replay:
             step = self._replay(plan, failed, gathered, self._graphs)
             if step is not None:
                 return step
-        batch = build_batch(rows, work, gathered)
+        batch = build_batch(rows, work, gathered, exchange)
         logits_NU, judged = self._forward(batch, gathered)
 
         def start(draws: Sequence[DrawInputs]) -> ReturnedTensors:
@@ -107,11 +112,30 @@ class ModelExecutor:
             plan, failed, batch.sampling_rows, batch.draws, batch.judgement, start, rows.device
         )
 
+    def _exchange(self, lockstep: Lockstep | None) -> Exchange:
+        """How this step's rows reach experts of other replicas. Those that replay graphs exchange
+        the rows of the graph, so all do."""
+        if lockstep is None:
+            return AS_THEY_ARE
+        num_rows = lockstep.max_tokens
+        if lockstep.all_decode and self._graphs is not None:
+            num_rows = self._graphs.size_of(num_rows)
+        mesh = self._model.mesh
+        may_wait = not lockstep.all_decode
+        return exchange_of(mesh.exchange_backend, mesh.dp_size, num_rows, may_wait=may_wait)
+
+    def _take_part(self, lockstep: Lockstep, exchange: Exchange) -> None:
+        if lockstep.all_decode and self._graphs is not None:
+            self._graphs.take_part(exchange.num_rows)
+        else:
+            self._model.take_part(exchange)
+
     def _replay(
         self, plan: StepPlan, failed: dict[int, ErrorInfo], gathered: Gathered, graphs: DecodeGraphs
     ) -> LaunchedStep | None:
         """The step by graphs, if they can."""
-        decoding = graphs.launch(gathered)
+        least_rows = 0 if plan.lockstep is None else plan.lockstep.max_tokens
+        decoding = graphs.launch(gathered, least_rows)
         if decoding is None:
             return None
         draw_now = None if plan.waits_for_masks else decoding.draw

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from glimt.layers.attention import KvCache, Step
 from glimt.models.glm4v import Glm4v
+from glimt.parallel.exchange import Exchange
 from glimt.runner.batch import Gathered
 from glimt.runner.rows import RowTable
 from glimt.runner.sampler import MAX_SCORES_PER_DRAW, DrawInputs
@@ -165,7 +166,7 @@ class DecodeGraphs:
         self._rows = rows
         self._kv = kv
         self._spare_slot = spare_slot
-        self._replays = Replays(record, model.mesh.tp_size)
+        self._replays = Replays(record, model.mesh.num_ranks)
         self._sizes = row_sizes(rows.max_rows)
         self._vocab_size = rows.sampling.vocab_size
         head = model.lm_head.weight
@@ -181,10 +182,22 @@ class DecodeGraphs:
             place = self._places.get(size) or self._make_place(size)  # of rows that do nothing
             self._replays.run((size, context), partial(self._compute_logits, place, context))
 
-    def launch(self, gathered: Gathered) -> DecodingPass | None:
-        """Compute the logits of a step that `is_decoding`; None if it must run without graphs."""
+    def size_of(self, num_rows: int) -> int:
+        """The rows of the graph for so many."""
+        return next(size for size in self._sizes if size >= num_rows)
+
+    def take_part(self, num_rows: int) -> None:
+        """Compute experts for other replicas, whose graphs are for `num_rows`."""
+        exchange = Exchange(num_rows)
+        self._replays.run(("idle", num_rows), partial(self._model.take_part, exchange))
+
+    def launch(self, gathered: Gathered, least_rows: int = 0) -> DecodingPass | None:
+        """Compute the logits of a step that `is_decoding`; None if it must run without graphs.
+
+        Rows are filled up to those of the graph for `least_rows` at least.
+        """
         num_rows = len(gathered.row_N)
-        size = next(size for size in self._sizes if size >= num_rows)
+        size = self.size_of(max(num_rows, least_rows))
         place = self._places.get(size) or self._make_place(size)
         draws = self._draw_arrays(gathered)
         kind = draw_kind(draws, self._vocab_size)

@@ -54,6 +54,20 @@ def test_a_model_without_a_checkpoint_is_timed(tmp_path: Path) -> None:
     assert result["prefill_tokens_per_s"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["fp8", "none"])
+def test_rows_are_exchanged_in_both_ways(tmp_path: Path, quantization: str) -> None:
+    out = tmp_path / "exchange.json"
+    small = ("--model", "tiny", "--device", "cpu", "--gpus", "4", "--rows", "1", "6")
+    told = run(
+        "benchmarks/expert_exchange.py", *small, "--quantization", quantization, "--json", str(out)
+    )
+    lines = json.loads(out.read_text())
+    assert [line["rows"] for line in lines] == [1, 6]
+    assert all(line["gather_us"] > 0 and line["deal_us"] > 0 for line in lines)
+    assert "DEALS_FROM, for 4 replicas" in told
+
+
 def test_a_trace_is_summed_up_by_what_the_gpu_did(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     trace_step, dummy_model = map(importlib.import_module, ("trace_step", "dummy_model"))

@@ -75,10 +75,12 @@ def shard(name: str, weight: Tensor, model: Glm4v, mesh: Mesh) -> Tensor:
         return torch.cat([rows(kind, mesh) for kind in kinds]).flatten(0, 1)
     if ep and name.endswith(("experts.gate_up", "experts.down")) and mesh.placement is not None:
         return weight[[*mesh.placement.layers[int(name.split(".")[1])][mesh.ep_rank]]]
+    if ep and name.endswith(("experts.gate_up", "experts.down")):
+        return weight.chunk(mesh.ep_size)[mesh.ep_rank]
     if name.endswith("experts.gate_up"):
-        return rows(weight, mesh) if ep else gate_up_rows(weight, mesh, 1)
+        return gate_up_rows(weight, mesh, 1)
     if name.endswith("experts.down"):
-        return rows(weight, mesh) if ep else columns(weight, mesh)
+        return columns(weight, mesh)
     if ".gate_up." in name:
         return gate_up_rows(weight, mesh)
     if name.endswith(("attention.o.weight", "down.weight")):

@@ -99,8 +99,8 @@ def machine_of(model: Glm4v) -> Machine:
 class ThreadTeam:
     """One peer in a thread. Messages are encoded and decoded as on the wire."""
 
-    def __init__(self, model: Glm4v) -> None:
-        self._machine = machine_of(model)
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
         self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._num_sent = 0
         self._thread = threading.Thread(target=self._follow)
@@ -134,7 +134,7 @@ def test_no_schedule_over_two_ranks_changes_a_token(
     kind: str, chosen: list[Choice], seed: int, depth: int, experts: bool, splits_tower: bool
 ) -> None:
     expected = [alone(kind, choice) for choice in chosen]
-    team: Any = ThreadTeam(part_of(kind, 1, experts, splits_tower))
+    team: Any = ThreadTeam(machine_of(part_of(kind, 1, experts, splits_tower)))
     try:
         own = machine_of(part_of(kind, 0, experts, splits_tower))
         executor: Any = TeamMachine(own, team)

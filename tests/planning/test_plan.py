@@ -233,7 +233,7 @@ def test_the_report_names_layouts_reasons_and_the_command(
     assert run("plan", "GLM-4.5V-FP8", "--gpu", "h200", "--gpus", "4", "--rate", "20") == 0
     text = capsys.readouterr().out
     for words in (
-        "TP2 x DP2 + EP",
+        "TP4 + EP",
         "1 image of 1,369",
         "-> TP2 x DP2 carries 20 requests/s",
         "glimt serve zai-org/GLM-4.5V-FP8 --tensor-parallel-size 2 --data-parallel-size 2",
@@ -250,7 +250,7 @@ def test_a_narrow_terminal_gets_tables_that_fit(
     assert run("plan", "GLM-4.5V-FP8", "--gpus", "4", "--rate", "20") == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines]
-    assert sum(row.startswith("│ TP2 x DP2 + EP") for row in rows) == 3
+    assert sum(row.startswith("│ TP4 + EP") for row in rows) == 3
     assert all(len(row) <= 80 for row in rows if row.startswith(("┃", "│", "┏")))
     assert not any("…" in row for row in rows)
 

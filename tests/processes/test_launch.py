@@ -156,6 +156,7 @@ def test_a_machine_behind_an_outside_balancer_runs_its_own_copies(checkpoint: Pa
     [
         ({"parallel": ParallelSettings(disable_custom_all_reduce=True)}, "--disable-custom"),
         ({"parallel": ParallelSettings(enable_expert_parallel=True)}, "--enable-expert-parallel"),
+        ({"parallel": ParallelSettings(all2all_backend="alltoall")}, "--all2all-backend"),
         ({"models": ModelSettings(trust_remote_code=True)}, "--trust-remote-code"),
         ({"media": MediaSettings(mm_encoder_tp_mode="data")}, "--mm-encoder-tp-mode"),
     ],
@@ -202,3 +203,19 @@ def test_experts_are_placed_as_the_flags_say(checkpoint: Path, tmp_path: Path) -
     ):
         with pytest.raises(BadSettings, match=complaint):
             placement(**flags)  # type: ignore[arg-type]
+
+
+def test_copies_share_experts_only_if_there_are_experts_and_copies(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    def shares(folder: Path, **flags: Any) -> bool:
+        return plan(folder, parallel=ParallelSettings(**flags)).shares_experts
+
+    both = {"data_parallel_size": 2, "enable_expert_parallel": True}
+    assert shares(checkpoint, **both)
+    assert not shares(checkpoint, data_parallel_size=2)
+    assert not shares(checkpoint, tensor_parallel_size=2, enable_expert_parallel=True)
+    assert not shares(checkpoint, **both, data_parallel_rank=1)
+    assert not shares(make_tiny_checkpoint(tmp_path / "dense", variant="dense"), **both)
+    with pytest.raises(BadSettings, match="8 experts cannot be divided among 3 GPUs"):
+        shares(checkpoint, data_parallel_size=3, enable_expert_parallel=True)
