@@ -77,6 +77,19 @@ def serve(
     return launch.serve(settings, _say)
 
 
+def settings_of(words: Sequence[str]) -> Settings:
+    """What `glimt serve` with these words would do; neither files nor the environment are looked
+    at. Raises BadSettings.
+    """
+    try:
+        _, bound, _ = app.parse_args(["serve", *words], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise BadSettings(str(error)) from None
+    if bound.arguments.get("config") is not None:
+        raise BadSettings("--config: give its options as flags here")
+    return Settings(**{"model": builtin.NAME, **bound.arguments})
+
+
 @app.command
 def quantize(
     src: str,

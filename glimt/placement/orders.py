@@ -132,11 +132,11 @@ def _without_http(settings: Settings, parallel: ParallelSettings) -> Settings:
     experts = parallel.expert_placement
     return replace(
         settings,
-        model=_whole(settings.model),
+        model=whole_path(settings.model),
         parallel=replace(
             parallel,
             api_server_count=1,
-            expert_placement=None if experts is None else _whole(experts),
+            expert_placement=None if experts is None else whole_path(experts),
         ),
         media=replace(settings.media, allowed_local_media_path=None),
         server=replace(
@@ -155,7 +155,7 @@ def _without_http(settings: Settings, parallel: ParallelSettings) -> Settings:
     )
 
 
-def _whole(path: str) -> str:
+def whole_path(path: str) -> str:
     """The same from any folder. What is no file here may be a name in the hub."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 

@@ -28,6 +28,7 @@ from glimt.config import (
 from glimt.config_check import check
 from glimt.copies import copies_of, problems
 from glimt.errors import BadSettings
+from glimt.placement.serve_arguments import arguments_of, resources, server_settings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
@@ -72,6 +73,12 @@ def pods(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from search(document["kind"], document.get("spec", {}))
 
 
+def ray_serve(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a RayService, which are text within it."""
+    found = yaml.safe_load(document.get("spec", {}).get("serveConfigV2", "{}"))
+    return list(found.get("applications", []))
+
+
 def glimt_commands() -> Iterator[tuple[str, list[str]]]:
     """Every command line of Glimt in deploy/, as (where, words after `glimt`)."""
     for file in MANIFESTS:
@@ -82,6 +89,9 @@ def glimt_commands() -> Iterator[tuple[str, list[str]]]:
                         yield f"{file.name} {path}", container["args"]
             if "entrypoint" in document.get("spec", {}):
                 yield f"{file.name} entrypoint", shlex.split(document["spec"]["entrypoint"])[1:]
+            for application in ray_serve(document):
+                words = shlex.split(application["args"]["command"])
+                yield f"{file.name} {application['name']}", ["serve", *words]
     service = yaml.safe_load(COMPOSE.read_text())["services"]["glimt"]
     yield COMPOSE.name, [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in service["command"]]
 
@@ -211,7 +221,7 @@ def refused(settings: Settings) -> tuple[str, ...]:
 
 
 def test_there_are_commands_for_one_gpu_and_for_several_machines() -> None:
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     assert sum("--nnodes" in words for words in COMMANDS.values()) == 2
     assert sum("ray" in words for words in COMMANDS.values()) == 1
 
@@ -219,6 +229,20 @@ def test_there_are_commands_for_one_gpu_and_for_several_machines() -> None:
 def test_what_ray_places_lacks_nothing() -> None:
     (words,) = [words for words in COMMANDS.values() if "ray" in words]
     assert refused(parsed(words)) == ()
+
+
+def test_the_ray_serve_application_is_one_that_can_be_told_so() -> None:
+    (document,) = [each for file in MANIFESTS for each in documents(file) if ray_serve(each)]
+    (application,) = ray_serve(document)
+    module, _, name = application["import_path"].partition(":")
+    source = DEPLOY.parent / f"{module.replace('.', '/')}.py"
+    assert f"\ndef {name}(" in source.read_text()
+    arguments = arguments_of(application["args"])
+    workers = document["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    (container,) = workers["template"]["spec"]["containers"]
+    num_gpus = float(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert resources(server_settings(arguments.command))["num_gpus"] == num_gpus
+    assert arguments.max_replicas == workers["maxReplicas"]
 
 
 def test_probes_ask_routes_that_are_open() -> None:
