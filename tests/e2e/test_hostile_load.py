@@ -32,7 +32,7 @@ def test_answers_under_preemption_are_those_of_an_idle_server(full: Serving) -> 
     bodies = [
         chat_body(
             messages=[{"role": "user", "content": f"story {seed} " + "w " * (20 * seed)}],
-            max_tokens=100,
+            max_tokens=60,
             temperature=0.8,
             top_k=0,
             top_p=1,
@@ -58,7 +58,7 @@ def test_too_many_at_once_are_told_when_to_come_back(full: Serving) -> None:
     canary = Canary(full, WITH_KEY)
 
     def one(_: int) -> Reply:
-        return ask(full, chat_body(max_tokens=60, ignore_eos=True), headers=WITH_KEY)
+        return ask(full, chat_body(max_tokens=30, ignore_eos=True), headers=WITH_KEY)
 
     with ThreadPoolExecutor(120) as threads:
         replies = list(threads.map(one, range(120)))

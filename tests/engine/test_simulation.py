@@ -16,6 +16,10 @@ import pytest
 from tests.support.simulated_world import NO_FAULTS, World
 
 NUM_BATCHES = 10
+# Half of the stories are told by `make test`, all by `make test-all`.
+BATCHES = [
+    pytest.param(batch, marks=pytest.mark.slow if batch % 2 else ()) for batch in range(NUM_BATCHES)
+]
 NUM_STORIES = int(os.environ.get("GLIMT_SIM_STORIES", "1000"))
 
 
@@ -36,7 +40,7 @@ def _quiet_log() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
-@pytest.mark.parametrize("batch", range(NUM_BATCHES))
+@pytest.mark.parametrize("batch", BATCHES)
 def test_every_story_ends_with_every_request_answered_once_and_every_page_free(batch: int) -> None:
     seed = os.environ.get("GLIMT_SIM_SEED")
     if seed is not None:

@@ -69,7 +69,7 @@ def wishes() -> list[SamplingParams]:
         {"temperature": 1.0, "structured_outputs": {"json": {"enum": ["a", 17, None]}}},
         {"temperature": 1.0, "structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}},
     ]
-    return [SamplingParams(seed=seed, max_tokens=40, **params) for seed, params in enumerate(plain)]
+    return [SamplingParams(seed=seed, max_tokens=24, **params) for seed, params in enumerate(plain)]
 
 
 @pytest.fixture(scope="module")

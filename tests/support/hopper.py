@@ -113,20 +113,16 @@ def _inspect(compiled: Any) -> Binary:
     folder = Path(os.environ["TRITON_CACHE_DIR"])
     file = folder / f"{compiled.metadata.hash}.cubin"
     file.write_bytes(compiled.asm["cubin"])
-    usage = _dump("-res-usage", file)
-    registers, stack = (re.search(rf"{name}:(\d+)", usage) for name in ("REG", "STACK"))
+    told = subprocess.run(
+        [_DUMP, "-res-usage", "-sass", file], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    registers, stack = (re.search(rf"{name}:(\d+)", told) for name in ("REG", "STACK"))
     if registers is None or stack is None:
-        raise ValueError(f"cuobjdump does not tell the registers: {usage}")
+        raise ValueError(f"cuobjdump does not tell the registers: {told[:2000]}")
     return Binary(
         compiled.metadata.name,
         int(registers[1]),
         int(stack[1]),
         compiled.metadata.shared,
-        _dump("-sass", file),
+        told,
     )
-
-
-def _dump(what: str, file: Path) -> str:
-    return subprocess.run(
-        [_DUMP, what, file], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
