@@ -12,6 +12,7 @@ from glimt.api.errors import ClientLeft, Dialect, error_response, status_of
 from glimt.api.route import Match, RouteTable
 from glimt.api.tracing import Tracing
 from glimt.errors import Overloaded
+from glimt.frontend.engine_view import COPY_HEADER
 from glimt.http_series import NO_HANDLER
 from glimt.log import log_finish
 from glimt.metrics import Metrics
@@ -29,6 +30,7 @@ class Call:
     label: str | None  # the client's X-Request-Id, only ever echoed and logged
     arrival_s: float
     match: Match | None  # what its path means; None = nothing
+    copy: str | None = None  # X-Data-Parallel-Rank: the copy of the model that shall answer
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +70,8 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         match = self._routes.find(_own_path(scope))
-        call = Call(self._new_id(), _label(scope["headers"]), self._clock(), match)
+        headers = scope["headers"]
+        call = Call(self._new_id(), _label(headers), self._clock(), match, _copy(headers))
         scope["glimt.call"] = call
         status: int | None = None
         num_bytes = 0
@@ -174,6 +177,11 @@ def _dialect(call: Call, scope: Scope) -> Dialect:
 def _label(headers: list[tuple[bytes, bytes]]) -> str | None:
     labels = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
     return checked_label(labels[0]) if len(labels) == 1 else None
+
+
+def _copy(headers: list[tuple[bytes, bytes]]) -> str | None:
+    name = COPY_HEADER.lower().encode()
+    return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
 def checked_label(text: str) -> str | None:

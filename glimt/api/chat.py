@@ -41,8 +41,9 @@ from glimt.api.tools import (
     tools_in_prompt,
     with_tools,
 )
-from glimt.errors import GlimtError, Unsupported
+from glimt.errors import GlimtError, InvalidRequest, Unsupported
 from glimt.frontend.answer import Answer, TextOptions
+from glimt.frontend.engine_view import COPY_HEADER
 from glimt.frontend.prompt import Conversation, Prompt
 from glimt.frontend.reasoning import ReasoningTokens
 from glimt.frontend.thoughts import with_thoughts
@@ -200,6 +201,7 @@ def submit_prompt(
     """Hand a prompt to an engine; takes its leases over. Raises PromptTooLong, Overloaded."""
     n = request.n or 1
     try:
+        copy = _copy_of(call)
         sampling = fitted(
             state,
             request,
@@ -213,7 +215,7 @@ def submit_prompt(
         prompt.release()
         raise
     generation = state.client.generate(
-        prompt, sampling, n=n, priority=request.priority, cache_salt=salt
+        prompt, sampling, n=n, priority=request.priority, cache_salt=salt, copy=copy
     )
     state.metrics.observe_request(
         prompt_tokens=prompt.num_tokens, max_tokens=sampling.max_tokens, n=n
@@ -231,6 +233,16 @@ def submit_prompt(
         arrival_s=call.arrival_s,
         metrics=state.metrics,
     )
+
+
+def _copy_of(call: Call) -> int | None:
+    """The copy of the model that the client asks for. Raises InvalidRequest."""
+    if call.copy is None:
+        return None
+    if not (call.copy.isascii() and call.copy.isdigit() and len(call.copy) < 10):
+        text = f"{COPY_HEADER} must be the number of a copy, 0 or more"
+        raise InvalidRequest(text, param=COPY_HEADER)
+    return int(call.copy)
 
 
 def _log_start(call: Call, request: ChatRequest, prompt: Prompt, sampling: SamplingParams) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from glimt.api.error_table import ERRORS
 from glimt.api.errors import AnthropicErrorAnswer, ErrorAnswer
 from glimt.api.route import Access, ApiRoute, Work
+from glimt.frontend.engine_view import COPY_HEADER
 
 _FAILURES = {"openai": ErrorAnswer, "anthropic": AnthropicErrorAnswer}
 _NO_BRACES = str.maketrans("", "", "{}")
@@ -49,6 +50,11 @@ LABEL = Header(
     _TEXT,
     "The client's name for the request, up to 128 visible ASCII characters, for the log and the "
     "answer",
+)
+COPY = Header(
+    COPY_HEADER,
+    {"type": "integer", "minimum": 0},
+    "The copy of the model that shall answer, by its number; default: the one with the least to do",
 )
 ANSWER_ID = Header("X-Request-Id", _TEXT, "The client's name for the request, or the server's id")
 IGNORED_FIELDS = Header(
@@ -144,6 +150,9 @@ def _parameters(route: ApiRoute) -> Iterator[dict[str, Any]]:
         yield {"name": name, "in": "query", "schema": {"type": "string", "enum": list(values)}}
     label = {"name": LABEL.name, "in": "header", "schema": LABEL.schema}
     yield {**label, "description": LABEL.meaning}
+    if route.work is Work.ANSWER:
+        copy = {"name": COPY.name, "in": "header", "schema": COPY.schema}
+        yield {**copy, "description": COPY.meaning}
 
 
 def _responses(

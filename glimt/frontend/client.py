@@ -7,14 +7,14 @@ is gone.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import msgspec
 
 from glimt.board import Board
 from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
-from glimt.frontend.engine_view import EngineView, OpenSubmit, Send
+from glimt.frontend.engine_view import EngineView, OpenSubmit, Send, wanted
 from glimt.frontend.generation import Generation, error_of
 from glimt.frontend.pace import Pace
 from glimt.frontend.prompt import IntArray, Prompt
@@ -45,8 +45,9 @@ class EngineClient:
     """Sends requests to engines and hands outputs to their readers; one per server process.
 
     `max_waiting` bounds the requests beyond those that the engines run at once, those of the other
-    servers on `board` included. `weighs_caches`: of several engines, one that has much of a prompt
-    cached has less to do for it. Lives on the event loop; not thread-safe.
+    servers on `board` included. `copies` are the engines that there should be; None: those there.
+    `weighs_caches`: of several engines, one that has much of a prompt cached has less to do for it.
+    Lives on the event loop; not thread-safe.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class EngineClient:
         max_waiting: int = 1024,
         weighs_caches: bool = True,
         board: Board | None = None,
+        copies: Collection[int] | None = None,
     ) -> None:
+        self._copies = copies
         self._clock = clock
         self._metrics = metrics
         self._server = server
@@ -304,19 +307,23 @@ class EngineClient:
         n: int = 1,
         priority: int = 0,
         cache_salt: bytes = b"",
+        copy: int | None = None,
     ) -> Generation:
-        """Submit `n` choices to the engine with the least to do; owns the prompt's leases.
+        """Submit `n` choices to engine `copy`, or that with the least to do; owns the prompt's
+        leases.
 
-        Choice i draws with a seed of its own, made from `sampling.seed`. Raises Overloaded or
-        EngineDied; the leases are then given back as always.
+        Choice i draws with a seed of its own, made from `sampling.seed`. Raises Overloaded,
+        EngineDied, InvalidRequest for no such copy; the leases are then given back as always.
         """
         generation = Generation(prompt, n, self._abort)
         try:
             self._admit(n, prompt.num_tokens)
+            copies = self._engines if self._copies is None else self._copies
+            engine = None if copy is None else wanted(self._engines, copies, copy)
         except GlimtError:
             generation.answered(n)
             raise
-        engine, work = self._choose(prompt, cache_salt)
+        engine, work = self._choose(prompt, cache_salt, engine)
         first = Submit(
             request_id=0,
             server=self._server,
@@ -344,10 +351,13 @@ class EngineClient:
             self._opened(submit.request_id, request)
         return generation
 
-    def _choose(self, prompt: Prompt, cache_salt: bytes) -> tuple[EngineView, int]:
+    def _choose(
+        self, prompt: Prompt, cache_salt: bytes, wish: EngineView | None
+    ) -> tuple[EngineView, int]:
         """The engine that will have the least to do, and what this prompt adds to it (tokens)."""
-        engines = [each for each in self._engines.values() if not each.is_leaving]
-        if len(engines) == 1 or not self._weighs_caches:
+        takers = [each for each in self._engines.values() if not each.is_leaving]
+        engines = takers if wish is None else [wish]
+        if len(takers) == 1 or not self._weighs_caches:
             engine = min(engines, key=lambda each: self._board.outstanding_tokens(each.index))
             return engine, prompt.num_tokens
         footprint = Footprint.of(prompt, cache_salt)

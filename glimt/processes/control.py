@@ -17,7 +17,8 @@ import msgspec
 from glimt.experts.group import Backend, ExpertGroup
 from glimt.experts.placement import Placement
 from glimt.placement.messages import Placed, PlacerStart
-from glimt.processes.preflight import ClusterSettings, Facts
+from glimt.processes.far_start import GateStart, UplinkStart
+from glimt.processes.preflight import ClusterSettings
 from glimt.processes.tls import TlsFiles
 from glimt.wire import EngineInfo, ImageSettings, MediaLimits
 
@@ -116,6 +117,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     arena_fd: int
     index_fd: int = -1  # table of the image cache that all servers share; -1: each has its own
     num_servers: int
+    copies: tuple[int, ...] = (0,)  # numbers of all replicas, of other machines as well
     board_fd: int = -1  # counts of all servers; -1: there is one server
     ledger_fd: int = -1  # metrics of all servers; likewise
     socket_fd: int  # listening socket, bound by the parent
@@ -174,37 +176,6 @@ class MediaWorkerStart(msgspec.Struct, frozen=True, kw_only=True, tag="media_wor
     hub: str  # address of the server's hub
     arena_fd: int
     arena: int  # number of that arena
-    log_level: str
-    log_json: bool
-
-
-class GateStart(msgspec.Struct, frozen=True, kw_only=True, tag="gate_start"):
-    """Everything needed by the process that stands for the replicas of other machines."""
-
-    num_copies: int  # replicas of all machines
-    num_here: int  # of this machine; the others are far
-    host: str  # own address, at which other machines reach this one
-    port: int
-    token: str
-    facts: Facts
-    inboxes: str = ""  # what the addresses begin with that it binds, one for each replica
-    server_inboxes: tuple[str, ...] = ()
-    arena_fds: tuple[int, ...] = ()
-    log_level: str
-    log_json: bool
-
-
-class UplinkStart(msgspec.Struct, frozen=True, kw_only=True, tag="uplink_start"):
-    """Everything needed by the process that stands, on a machine without HTTP, for the servers."""
-
-    first_copy: int  # number of this machine's first replica
-    num_here: int
-    host: str  # of the machine that has HTTP
-    port: int
-    token: str
-    facts: Facts
-    inbox: str = ""  # address it binds for Outputs
-    arena_fd: int = -1
     log_level: str
     log_json: bool
 

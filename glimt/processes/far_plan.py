@@ -3,7 +3,8 @@
 from glimt import __version__
 from glimt.config import ParallelSettings
 from glimt.copies import DEFAULT_PORT, copies_of
-from glimt.processes.control import EngineStart, GateStart, UplinkStart
+from glimt.processes.control import EngineStart
+from glimt.processes.far_start import GateStart, UplinkStart
 from glimt.processes.preflight import facts_of
 
 

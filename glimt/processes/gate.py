@@ -36,7 +36,6 @@ from glimt.processes.control import (
     EngineDown,
     EngineLeaving,
     EngineUp,
-    GateStart,
     Ready,
     Refused,
     ServerForgotten,
@@ -59,6 +58,7 @@ from glimt.processes.far_link import (
     ReplicaUp,
     ToReplica,
 )
+from glimt.processes.far_start import GateStart
 from glimt.processes.far_work import FarArena, FarWork
 from glimt.processes.node_link import HANDSHAKE_LIMIT_S, LinkLost, NodeLink, TurnedAway, examine
 from glimt.processes.preflight import differences

@@ -91,6 +91,7 @@ class ServerProcess:
             server=start.index,
             max_waiting=start.max_num_queued_reqs,
             board=self._board,
+            copies=start.copies,
         )
         self._inbox: AsyncInbox[Outputs] = AsyncInbox(start.inbox, Outputs)
         self._fetcher = MediaFetcher(

@@ -9,11 +9,10 @@ from glimt.experts.group import ExpertGroup
 from glimt.processes.children import Child
 from glimt.processes.control import (
     EngineStart,
-    GateStart,
     MediaWorkerStart,
     ServerStart,
-    UplinkStart,
 )
+from glimt.processes.far_start import GateStart, UplinkStart
 from glimt.processes.shared_memory import SharedMemory
 
 
@@ -103,6 +102,7 @@ class Starter:
             self._plan.server,
             index=index,
             inbox=self._server_inboxes()[index],
+            copies=tuple(sorted(self._plan.all_copies)),
             media_hub=f"ipc://{self._folder}/media-{index}",
             arena_fd=memory.arena_of(index).fd,
             index_fd=memory.index_fd,

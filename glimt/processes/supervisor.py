@@ -34,7 +34,6 @@ from glimt.processes.control import (
     EngineLeaving,
     EngineStart,
     EngineUp,
-    GateStart,
     HeadEnded,
     MediaWorkerDown,
     MediaWorkerStart,
@@ -45,8 +44,8 @@ from glimt.processes.control import (
     ServerForgotten,
     ServerStart,
     Stop,
-    UplinkStart,
 )
+from glimt.processes.far_start import GateStart, UplinkStart
 from glimt.processes.folders import make_folder
 from glimt.processes.forgetting import Forgetting
 from glimt.processes.shared_memory import SharedMemory

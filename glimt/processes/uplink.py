@@ -33,7 +33,6 @@ from glimt.processes.control import (
     Refused,
     Stop,
     ToChild,
-    UplinkStart,
     child_line,
 )
 from glimt.processes.far_link import (
@@ -50,6 +49,7 @@ from glimt.processes.far_link import (
     ReplicaUp,
     ToReplica,
 )
+from glimt.processes.far_start import UplinkStart
 from glimt.processes.node_link import LinkLost, NodeLink, TurnedAway, introduce
 from glimt.transport import AsyncInbox, Outbox
 from glimt.wire import PixelRef

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glimt.errors import EngineDied, NumericalError, Overloaded, StepFailed
+from glimt.errors import EngineDied, InvalidRequest, NumericalError, Overloaded, StepFailed
 from glimt.frontend.client import EngineClient
 from glimt.frontend.generation import Generation
 from glimt.frontend.prompt import Prompt
@@ -38,7 +39,7 @@ class Clock:
         return self.now_s
 
 
-def make_client(num_engines: int = 1, **options: int) -> tuple[EngineClient, list[FakeEngine]]:
+def make_client(num_engines: int = 1, **options: Any) -> tuple[EngineClient, list[FakeEngine]]:
     client = EngineClient(clock=Clock(), metrics=Metrics(model_name="m"), **options)
     engines = [FakeEngine(client, lambda submit: range(7, 7 + 100), i) for i in range(num_engines)]
     for engine in engines:
@@ -82,6 +83,19 @@ async def test_an_engine_that_leaves_finishes_what_it_has_and_gets_nothing_new()
         with pytest.raises(EngineDied, match="finish what they have"):
             client.generate(prompt, GREEDY)
     assert lease.num_releases == 1
+
+
+async def test_a_prompt_goes_to_the_copy_that_is_asked_for() -> None:
+    client, engines = make_client(2, copies=range(3))
+    async with Running(*engines):
+        for _ in range(3):
+            await read(client.generate(make_prompt()[0], GREEDY, copy=1))
+        assert [len(engine.submits) for engine in engines] == [0, 3]
+    for copy, error in ((2, EngineDied), (3, InvalidRequest)):
+        prompt, lease = make_prompt()
+        with pytest.raises(error, match=f"copy {copy}"):
+            client.generate(prompt, GREEDY, copy=copy)
+        assert lease.num_releases == 1
 
 
 async def test_the_submit_carries_the_prompt_as_the_wire_has_it() -> None:

@@ -280,6 +280,27 @@ async def test_labels_are_not_echoed_when_switched_off() -> None:
     assert "x-request-id" not in reply.headers
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+async def test_a_client_may_choose_the_copy_of_the_model(path: str) -> None:
+    def asked(copy: bytes) -> list[tuple[bytes, bytes]]:
+        return [*HEADERS, (b"x-data-parallel-rank", copy)]
+
+    body = b'{"model": "tiny", "prompt": "Hi", "max_tokens": 3}'
+    if path != "/v1/completions":
+        body = chat_body(max_tokens=3)
+    serving = Serving()
+    assert (await serving.ask(path=path, body=body, headers=asked(b"0"))).status == 200
+    for copy, why in (
+        (b"1", "X-Data-Parallel-Rank: there is no copy 1 here; this server has 0"),
+        (b"first", "X-Data-Parallel-Rank must be the number"),
+    ):
+        reply = await serving.ask(path=path, body=body, headers=asked(copy))
+        assert reply.status == 400
+        assert why in reply.error["message"]
+        assert reply.error.get("param") in ("X-Data-Parallel-Rank", None)
+    assert serving.client.num_open == 0
+
+
 async def test_browsers_may_call_only_from_allowed_origins() -> None:
     headers = [*HEADERS, (b"origin", b"http://page")]
     reply = await Serving().ask(body=chat_body(), headers=headers)

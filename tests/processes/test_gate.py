@@ -19,7 +19,6 @@ from glimt.processes.control import (
     EngineDown,
     EngineLeaving,
     EngineUp,
-    GateStart,
     Ready,
     ServerForgotten,
     ServerGone,
@@ -41,6 +40,7 @@ from glimt.processes.far_link import (
     ReplicaUp,
     ToReplica,
 )
+from glimt.processes.far_start import GateStart
 from glimt.processes.gate import Gate
 from glimt.processes.node_link import LinkLost, NodeLink, TurnedAway, introduce
 from glimt.processes.preflight import Facts
