@@ -196,7 +196,7 @@ class DataOptions:
     image_dup_ratio: float = 0.0
     """visionarena-like, random-mm: fraction of requests that show an image seen before."""
     cache_bust: bool = False
-    """Make every prompt and image unique, so that no cache of the server hits."""
+    """Make every prompt and image unique, in each run anew, so that no cache of the server hits."""
 
 
 @dataclass(frozen=True, kw_only=True)

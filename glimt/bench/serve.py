@@ -102,7 +102,9 @@ class _Command:
             run.summary.client.doubts for run in self._runs if run.log.start.request_rate == found
         ):
             self._say("note: at that rate the client did not keep up; see NOT TRUSTWORTHY above")
-        self._tell(f"Highest rate that keeps the objectives: {found:.3g} requests/s")
+        is_bound = found == search.search_high
+        more = ", where the search ends; try a higher --search-high" if is_bound else ""
+        self._tell(f"Highest rate that keeps the objectives: {found:.3g} requests/s{more}")
         return status
 
     def _early(self, rate: float) -> "EarlyStop | None":

@@ -249,6 +249,12 @@ def _wishes(options: Options) -> Iterator[str]:
 def _notes(options: Options) -> Iterator[str]:
     if options.sampling.temperature is None and not options.figures.vllm_compat:
         yield "temperature is left to the server; --temperature 0 makes answers comparable"
+    search = options.search
+    if (search.sweep or search.find_max_rate) and not options.data.cache_bust:
+        yield (
+            "all runs send the same prompts, which the server's caches know from the second on; "
+            "with --cache-bust they are new in each"
+        )
     if options.output.plot_timeline or options.output.plot_dataset_stats:
         yield "the plots of --plot-timeline and --plot-dataset-stats are part of the HTML report"
     if options.target.trust_remote_code:

@@ -23,8 +23,9 @@ from glimt.bench.data.visionarena_like import (
     text_lengths,
     visionarena_like_prompts,
 )
-from glimt.bench.load.bodies import BodyStore
-from glimt.bench.options import DataOptions
+from glimt.bench.load.bodies import BodyMaker, BodyStore
+from glimt.bench.load.prepare import prepare
+from glimt.bench.options import DataOptions, SamplingOptions, TargetOptions
 from glimt.errors import BadSettings
 from glimt.tiny.tokenizer import make_tokenizer
 
@@ -184,6 +185,21 @@ def test_cache_busting_changes_text_and_pixels_and_keeps_the_size() -> None:
     assert other.turns[0].text.startswith("[a] ")
     with pytest.raises(BadSettings, match="by address"):
         busted(Prompt(turns=(Turn(parts=("x", Image("http://a/b.jpg")), output_tokens=1),)), "a")
+
+
+def test_busted_prompts_are_new_in_each_run_and_known_by_what_they_were_made_of() -> None:
+    """So that no cache helps the same command later, and the two runs can still be paired."""
+    options = DataOptions(random_input_len=5, cache_bust=True)
+    runs = [list(prompts(options, None, 3, seed=0)) for _ in range(2)]
+    texts = [prompt.turns[0].text for run in runs for prompt in run]
+    assert len(set(texts)) == 6
+    maker = BodyMaker(TargetOptions(), SamplingOptions(), "m", ignore_eos=True)
+    plain = prompts(replace(options, cache_bust=False), None, 3, seed=0)
+    digests = {
+        prepare(made, maker, "openai", SamplingOptions(), 0, lambda _: None).digest
+        for made in (*runs, plain)
+    }
+    assert len(digests) == 1
 
 
 def test_sharegpt_takes_first_turns_of_a_fitting_length(tokens: Tokens, tmp_path: Path) -> None:

@@ -323,7 +323,10 @@ def test_a_sweep_and_a_search_run_through(options: Options, tmp_path: Path) -> N
     easy = replace(options.figures, goodput=["e2el:60000"])
     found = replace(options, search=search, figures=easy)
     assert run_all(found, lambda _: None, told.append) == 0
-    assert told[-1] == "Highest rate that keeps the objectives: 400 requests/s"
+    assert told[-1] == (
+        "Highest rate that keeps the objectives: 400 requests/s, where the search ends; try a "
+        "higher --search-high"
+    )
     hard = replace(found, figures=replace(options.figures, goodput=["ttft:1"]))
     assert run_all(hard, lambda _: None, told.append) == 1
     assert told[-1].startswith("Not even 200")

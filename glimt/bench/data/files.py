@@ -207,7 +207,9 @@ def _path(options: DataOptions) -> Path:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BadSettings(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise BadSettings(f"{path} cannot be read as JSON: {error}") from None
 
 
@@ -220,7 +222,9 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is not a JSON object")
                 rows.append(row)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BadSettings(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise BadSettings(f"{path} cannot be read as JSON lines: {error}") from None
     return rows
 

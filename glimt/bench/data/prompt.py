@@ -38,7 +38,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation's turns; `at_s` is when it starts, for traces."""
+    """A conversation's turns; `at_s` is when it starts, for traces; `unmarked` is what it was
+    before --cache-bust changed it."""
 
     turns: tuple[Turn, ...]
     at_s: float | None = None
+    unmarked: "Prompt | None" = None

@@ -6,6 +6,7 @@ Too small a dataset is filled up with rows drawn again; single prompts become co
 
 import dataclasses
 import random
+import secrets
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -42,9 +43,10 @@ def prompts(
     else:
         made = filled(source, num_prompts, seed, no_oversample=options.no_oversample)
     thinking = np.random.default_rng((seed, 4))
+    run = secrets.token_hex(4)  # no seed: a server may remember the same command of an hour ago
     for index, prompt in enumerate(made):
         prompt = _paused(prompt, options.think_time, thinking)
-        yield busted(prompt, f"{seed:x}-{index:x}") if options.cache_bust else prompt
+        yield busted(prompt, f"{run}-{index:x}") if options.cache_bust else prompt
 
 
 def dataset(name: DatasetName) -> Dataset:
@@ -132,4 +134,4 @@ def busted(prompt: Prompt, mark: str) -> Prompt:
     if len(parts) > 1 and isinstance(parts[1], str):
         parts[:2] = [f"{parts[0]} {parts[1]}"]
     turn = dataclasses.replace(first, parts=tuple(parts), text_tokens=None)
-    return dataclasses.replace(prompt, turns=(turn, *prompt.turns[1:]))
+    return dataclasses.replace(prompt, turns=(turn, *prompt.turns[1:]), unmarked=prompt)

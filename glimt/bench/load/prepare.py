@@ -42,7 +42,7 @@ def prepare(
         check_turn(backend, first, is_conversation=len(prompt.turns) > 1)
         model = models(number)
         body = maker.make(first, [], model)
-        _digest(prompt, digest)
+        _digest(prompt.unmarked or prompt, digest)
         job = _job(prompt, number, index, workload.store.add(body), model)
         workload.jobs.append(job)
         index += len(prompt.turns)
