@@ -45,17 +45,17 @@ def noop_server() -> Iterator[str]:
         process.stdout.close()
 
 
-def ceiling(wishes: CeilingOptions, say: Say, tell: Say) -> int:
+def ceiling(wishes: CeilingOptions, tell: Say) -> int:
     """Measure and print. Raises BadSettings."""
     with noop_server() as url:
         options = _options(url, wishes)
-        short = _best(options, wishes, say)
+        short = _best(options, wishes)
         long = replace(
             options,
             load=replace(options.load, num_prompts=wishes.streams),
             data=replace(options.data, random_output_len=wishes.tokens),
         )
-        streamed = _best(long, wishes, say)
+        streamed = _best(long, wishes)
     median_us = short.metrics["ttft"].median * 1e6
     tell(f"{short.request_throughput:,.0f} requests/s of one token, {wishes.streams} at a time")
     tell(f"    processor time: {short.client.cpu:.0%} of a core, TTFT {median_us:,.0f} us (median)")
@@ -85,9 +85,9 @@ def _options(url: str, wishes: CeilingOptions) -> Options:
     )
 
 
-def _best(options: Options, wishes: CeilingOptions, say: Say) -> Summary:
+def _best(options: Options, wishes: CeilingOptions) -> Summary:
     """The fastest of several runs."""
-    bench = Bench(options, say)
+    bench = Bench(options, lambda _: None)  # of each run's prompts there is nothing to say
     runs = [summarise(bench.run(options, repeat), Question()) for repeat in range(wishes.repeats)]
     if failed := sum(run.failed for run in runs):
         raise BadSettings(f"{failed} requests to the no-op server failed: {runs[0].errors}")

@@ -133,7 +133,7 @@ def ceiling(
     """Measure this client against a server that costs nothing: how much load can it measure?"""
     from glimt.bench.ceiling import ceiling as measure
 
-    return measure(wishes, _say, print)
+    return measure(wishes, print)
 
 
 for _name, _help in (

@@ -96,6 +96,6 @@ def test_starts_are_taken_apart_by_phase(model: str) -> None:
 def test_the_ceiling_is_measured_against_a_server_that_costs_nothing() -> None:
     told: list[str] = []
     wishes = CeilingOptions(requests=200, streams=8, tokens=50, repeats=1)
-    assert ceiling(wishes, lambda _: None, told.append) == 0
+    assert ceiling(wishes, told.append) == 0
     assert "requests/s of one token, 8 at a time" in told[0]
     assert "chunks/s over 8 streams" in told[2]

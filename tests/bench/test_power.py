@@ -1,8 +1,11 @@
 """Power of GPUs through the driver's library, played by a small one made with the C compiler."""
 
 import ctypes
+import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import pytest
 
 from glimt.bench.load import power
 from glimt.errors import BadSettings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # The seven functions with their real signatures (NVML API reference): two GPUs, the second without
 # an energy counter if COUNTERS is 0, and not telling its power or use if POWER or USE is 0.
@@ -45,7 +50,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def make(**given: int) -> None:
+    def make(**given: int) -> Path:
         wanted = {"init": 0, "gpus": 2, "counters": 1, "power": 1, "use": 1} | given
         source, library = tmp_path / "nvml.c", tmp_path / "nvml.so"
         source.write_text(LIBRARY)
@@ -53,6 +58,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         command = [compiler, "-shared", "-fPIC", *defines, str(source), "-o", str(library)]
         subprocess.run(command, check=True)
         monkeypatch.setattr(power, "_LIBRARY", str(library))
+        return library
 
     return make
 
@@ -121,3 +127,22 @@ def test_a_machine_without_the_driver_is_told_so(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BadSettings, match="does not have"):
         power.Gpus()
     assert ctypes.sizeof(power._Utilisation) == 8
+
+
+@pytest.mark.slow
+def test_the_energy_of_tokens_of_a_model_is_told_by_requests_at_once(
+    driver: Any, tmp_path: Path
+) -> None:
+    """`benchmarks/energy.py` on a CPU, with the small driver in the place of the real one."""
+    driver().rename(tmp_path / "libnvidia-ml.so.1")
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "float32", "--quantization", "none"]
+    small += ["--max-model-len", "512", "--prompt", "20", "--tokens", "10", "--requests", "1", "3"]
+    out = tmp_path / "energy.json"
+    command = [sys.executable, "benchmarks/energy.py", *small, "--json", str(out)]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["requests"] for row in rows] == [1, 3]
+    assert all(row["step_ms"] > 0 for row in rows)
+    assert "| 3 | " in done.stdout
