@@ -56,6 +56,11 @@ class ModelExecutor:
         self._chunk_graphs = chunk_graphs
         self._return_path = ReturnPath(device)
 
+    @property
+    def replays_prompts(self) -> bool:
+        """Graphs are made of steps with prompts too."""
+        return self._chunk_graphs is not None
+
     @torch.inference_mode()
     def record_graphs(self) -> None:
         """Record the graphs that most steps will want, if there are any; takes seconds."""

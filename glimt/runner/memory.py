@@ -11,6 +11,7 @@ from glimt.errors import NotEnoughMemory
 from glimt.models.glm4v import Glm4v
 from glimt.runner.build import ExecutorSizes, build_executor
 from glimt.runner.chunk_graphs import MAX_TOKENS
+from glimt.runner.executor import ModelExecutor
 from glimt.runner.graphs import Record
 from glimt.runner.kv_cache import KvLayout
 from glimt.wire import ImageSpan, PixelRef, SamplingParams
@@ -138,6 +139,21 @@ def _graph_bytes(
     record: Record,
 ) -> int:
     """What graphs of the largest steps keep; those of smaller ones share it: one runs at a time."""
+    executor = record_largest_graphs(model, layout, sizes, device, record)
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    del executor  # it held the graphs until here
+    return kept
+
+
+def record_largest_graphs(
+    model: Glm4v, layout: KvLayout, sizes: ExecutorSizes, device: torch.device, record: Record
+) -> ModelExecutor:
+    """Carry out the largest steps that graphs are made of, so that `record` is given their work.
+
+    The executor that is returned holds the graphs. Raises what the steps raise.
+    """
     length = min(MAX_TOKENS - 8, sizes.max_model_len)  # and a few of padding
     num_pages = -(-length // sizes.page_size)
     executor = build_executor(
@@ -148,13 +164,12 @@ def _graph_bytes(
     rows = tuple(_text_row(row, 1, sampling, (0,)) for row in all_rows)
     work = tuple(RowWork(row, 0, 1, samples=True) for row in all_rows)
     executor.launch(StepPlan(step=0, new_rows=rows, work=work)).result()
-    prompt = _text_row(0, length, sampling, tuple(range(num_pages)))
-    chunk = (RowWork(0, 0, length),)
-    executor.launch(StepPlan(1, tuple(all_rows), new_rows=(prompt,), work=chunk)).result()
-    executor.launch(StepPlan(2, work=chunk)).result()  # the second of its size is recorded
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if executor.replays_prompts:
+        prompt = _text_row(0, length, sampling, tuple(range(num_pages)))
+        chunk = (RowWork(0, 0, length),)
+        executor.launch(StepPlan(1, tuple(all_rows), new_rows=(prompt,), work=chunk)).result()
+        executor.launch(StepPlan(2, work=chunk)).result()  # the second of its size is recorded
+    return executor
 
 
 def _text_row(row: int, length: int, sampling: SamplingParams, page_ids: tuple[int, ...]) -> NewRow:

@@ -1,9 +1,12 @@
 """Sizes of the KV cache and of what is free."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from glimt.errors import NotEnoughMemory
+from glimt.runner import build
 from glimt.runner.build import ExecutorSizes, kv_layout
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.memory import (
@@ -12,8 +15,10 @@ from glimt.runner.memory import (
     kv_cache_bytes,
     measure_free,
     peak_step_bytes,
+    record_largest_graphs,
     run_largest_step,
 )
+from tests.runner.test_graphs import Recorder
 from tests.support.tiny_model import CPU, tiny_model
 
 GIB = 2**30
@@ -68,3 +73,27 @@ def test_the_largest_step_runs_within_any_limits(seqs: int, tokens: int, length:
     )
     run_largest_step(model, layout, sizes, tokens, CPU)
     assert peak_step_bytes(model, layout, sizes, tokens, CPU) == 0
+
+
+@pytest.mark.parametrize("prompt_graphs", [False, True])
+def test_the_largest_graphs_are_those_that_are_made(
+    prompt_graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits and draw of decode steps; prompts are computed only where graphs are made of them."""
+    monkeypatch.setattr(build, "PROMPT_GRAPHS", prompt_graphs)
+    model, recorder = tiny_model("glm4v_moe"), Recorder()
+    sizes = ExecutorSizes(
+        num_pages=1, page_size=4, max_num_seqs=3, max_model_len=120, max_patches=20
+    )
+    layout = kv_layout(model, 4, torch.float32, "auto")
+    lengths: list[int] = []
+    decode = model.decode
+
+    def counted(x_TD: torch.Tensor, *rest: Any) -> torch.Tensor:
+        lengths.append(len(x_TD))
+        return decode(x_TD, *rest)
+
+    monkeypatch.setattr(model, "decode", counted)
+    record_largest_graphs(model, layout, sizes, CPU, recorder)
+    assert recorder.recorded == 2 + prompt_graphs
+    assert (max(lengths) > 3) == prompt_graphs
