@@ -1,49 +1,32 @@
-"""Weights of an exported model, as the trainer has them: `training.export` read backwards."""
+"""Weights of an exported model, as the trainer has them: read as the server reads them."""
 
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from glimt.errors import BadSettings
+from glimt.errors import BadCheckpoint, BadSettings
 from glimt.models.config import ModelConfig
-from glimt.models.names import Parameter, Source, parameters
+from glimt.models.glm4v import Glm4v
+from glimt.models.weight_plan import inspect
+from glimt.models.weights import load
+from glimt.parallel.mesh import Mesh
 from training.weights import State
+
+_CURE = "Name a folder that training exported with the same --preset and --tokenizer"
 
 
 def read_exported(folder: Path, config: ModelConfig) -> State:
     """Float32 parameters and router biases by name, from a folder in the hub's format.
 
-    Raises BadSettings if tensors are missing or of other shapes than this network's.
+    Raises BadSettings if tensors are missing, of other shapes than this network's, or FP8.
     """
-    stored: State = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        stored.update(load_file(file))
-    wanted = [source for parameter in parameters(config) for source in parameter.sources]
-    wrong = [
-        source.name
-        for source in wanted
-        if source.name not in stored or tuple(stored[source.name].shape) != source.shape
-    ]
-    if wrong:
-        raise BadSettings(
-            f"{folder} does not hold this network: {len(wrong)} tensors are missing or of another "
-            f"shape ({', '.join(sorted(set(wrong))[:3])} …). Name a folder that training exported "
-            "with the same --preset and --tokenizer"
-        )
-    return {parameter.name: _whole(parameter, stored) for parameter in parameters(config)}
-
-
-def _whole(parameter: Parameter, stored: State) -> Tensor:
-    whole = torch.empty(parameter.shape)
-    for source in parameter.sources:
-        part = whole if source.expert is None else whole[source.expert]
-        rows = part[source.start : source.start + source.num_rows]
-        rows.copy_(_as_held(stored[source.name].float(), source).reshape(rows.shape))
-    return whole
-
-
-def _as_held(tensor: Tensor, source: Source) -> Tensor:
-    """A stored tensor in the layout of the parameter; see `Source.layout`."""
-    return tensor.permute(0, 2, 3, 1) if source.layout == "block" else tensor
+    try:
+        plan = inspect(folder, config)
+    except BadCheckpoint as error:
+        raise BadSettings(f"{folder} does not hold this network: {error}. {_CURE}") from error
+    if plan.fp8:
+        raise BadSettings(f"{folder} has FP8 weights, which have lost too much. {_CURE}")
+    with torch.device("meta"):
+        model = Glm4v(config, Mesh.single())
+    load(model, plan, torch.device("cpu"), torch.float32, progress=False)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}

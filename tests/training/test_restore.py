@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from glimt.errors import BadSettings
+from glimt.tiny.checkpoint import make_tiny_checkpoint
+from tests.support.checkpoints import config_of
 from training.export import TOKENIZER
 from training.restore import read_exported
 from training.shape import make_shape, read_tokenizer
@@ -35,3 +37,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     config = make_shape("small", read_tokenizer(TOKENIZER)).config
     with pytest.raises(BadSettings, match="does not hold this network"):
         read_exported(tmp_path, config)
+
+
+def test_weights_that_were_rounded_to_fp8_are_refused(tmp_path: Path) -> None:
+    folder = make_tiny_checkpoint(tmp_path / "fp8", fp8=True)
+    with pytest.raises(BadSettings, match="FP8"):
+        read_exported(folder, config_of(folder))
