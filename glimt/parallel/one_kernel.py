@@ -28,6 +28,7 @@ class OneKernelSum:
     """Buffers of one group of ranks, by type."""
 
     group_name: str
+    group: Any  # torch finds it by its name for only as long as somebody holds it
     buffers: dict[torch.dtype, Tensor]
 
     def sum(self, partial: Tensor) -> Tensor | None:
@@ -51,8 +52,8 @@ def make_one_kernel_sum(
     done (GPUs that do not reach each other's memory), or is wrong; the log says why.
     """
     try:
-        buffers = _share_buffers(name, backend, store, rank, size, device)
-        made = OneKernelSum(name, buffers)
+        group = _name_group(name, backend, store, rank, size, device)
+        made = OneKernelSum(name, group, _share_buffers(name, device))
         _prove(made, backend, device, rank, size)
     except Exception as error:
         log.warning("sums in one kernel cannot be used, NCCL does them all: %s", error)
@@ -60,17 +61,23 @@ def make_one_kernel_sum(
     return made
 
 
-def _share_buffers(
+def _name_group(
     name: str, backend: Any, store: Any, rank: int, size: int, device: torch.device
-) -> dict[torch.dtype, Tensor]:
-    """Memory that all ranks can read. A collective operation."""
+) -> Any:
+    """A group that torch knows by its name and may share memory."""
     internal: Any = torch._C._distributed_c10d
     group = dist.ProcessGroup(store, rank, size)
     group._register_backend(device, dist.ProcessGroup.BackendType.NCCL, backend)
     group._set_group_name(name)
     internal._register_process_group(name, group)
+    internal._SymmetricMemory.set_group_info(name, rank, size, store)
+    return group
+
+
+def _share_buffers(name: str, device: torch.device) -> dict[torch.dtype, Tensor]:
+    """Memory that all ranks can read. A collective operation."""
+    internal: Any = torch._C._distributed_c10d
     memory = internal._SymmetricMemory
-    memory.set_group_info(name, rank, size, store)
     buffers = {}
     for dtype in (torch.bfloat16, torch.float32):
         length = MAX_BYTES // dtype.itemsize
