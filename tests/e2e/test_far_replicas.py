@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from glimt import LLM, SamplingParams
 from tests.e2e.test_failures import LONG, answers, post, status_of
@@ -88,3 +89,32 @@ def test_the_node_ends_with_the_head_and_leaves_nothing(pair: Pair) -> None:
     assert pair.node.process.wait(20) == 0
     _, alive = psutil.wait_procs(processes[1:], timeout=10)
     assert not alive
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.slow),
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu2,
+                pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+            ],
+        ),
+    ],
+)
+def test_a_near_and_a_far_copy_give_the_same_answers(
+    checkpoint: Path, tmp_path: Path, device: str
+) -> None:
+    """On GPUs each has one of its own, as on two machines."""
+    flags = ["--device", device, "--dtype", "float32", "-dp", "2", "-dpl", "1"]
+    flags += ["--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", str(free_port())]
+    far_gpu, near_gpu = (["env", f"CUDA_VISIBLE_DEVICES={gpu}"] for gpu in (1, 0))
+    node = HeadlessNode(checkpoint, *flags, "-dpr", "1", log=tmp_path / "node", within=far_gpu)
+    near = [*flags, "--master-token", TOKEN]
+    with Serving(checkpoint, *near, log=tmp_path / "head", within=near_gpu) as head:
+        for question in QUESTIONS:
+            assert text_of(head, question, copy=0) == text_of(head, question, copy=1)
+    assert node.process.wait(20) == 0

@@ -32,9 +32,13 @@ def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield serving
 
 
-def text_of(serving: Serving, question: Any) -> str:
+def text_of(serving: Serving, question: Any, copy: int | None = None) -> str:
+    """The answer, of the copy that is asked for."""
     body = {**FIXED, "messages": [{"role": "user", "content": question}]}
-    with urllib.request.urlopen(post(serving, body), timeout=60) as response:
+    request = post(serving, body)
+    if copy is not None:
+        request.add_header("X-Data-Parallel-Rank", str(copy))
+    with urllib.request.urlopen(request, timeout=60) as response:
         return str(json.load(response)["choices"][0]["message"]["content"])
 
 
