@@ -8,7 +8,7 @@ prompt_graphs=1    the layers of prompts are replayed
 
 from typing import Any
 
-from glimt.kernels import attention, choice
+from glimt.kernels import attention, choice, draws
 from glimt.runner import build
 
 Switches = dict[str, int | str]
@@ -20,6 +20,7 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "decode_at_once": (attention, "DECODES_AT_ONCE"),
     "measure_rows": (attention, "MEASURES"),
+    "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
 }
 _SHIPPED = {

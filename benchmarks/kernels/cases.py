@@ -384,10 +384,18 @@ def _draw_cases(shape: Shape, rows: int, inputs: Inputs) -> Iterator[Case]:
         add_noise_(scores, seed, seed, torch.ones_like(seed, dtype=torch.bool))
         return scores.max(dim=1).values
 
+    def few(x: Tensor, seed: Tensor) -> Tensor:
+        scores = x.clone()
+        k, share = torch.full_like(seed, 50), torch.full(seed.shape, 0.9, device=seed.device)
+        mask_top_k_top_p_(scores, k, share, 64)
+        add_noise_(scores, seed, seed, torch.ones_like(seed, dtype=torch.bool))
+        return scores.max(dim=1).values
+
     draws = (
         ("greedy", greedy, greedy),
         ("random", random, random_as_defined),
         ("top_p", nucleus, nucleus),
+        ("top_k 50, top_p", few, few),
     )
     for name, draw, define in draws:
         yield Case(

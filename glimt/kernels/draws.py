@@ -10,9 +10,13 @@ from glimt.kernels import sampling
 try:
     if torch.version.cuda is None:
         raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_cut, triton_noise, triton_support
+    from glimt.kernels import triton_cut, triton_noise, triton_support, triton_top
 except ImportError:
-    triton_cut = triton_noise = triton_support = None  # type: ignore[assignment]
+    triton_cut = triton_noise = triton_support = triton_top = None  # type: ignore[assignment]
+
+# Whether a kernel finds the few highest scores of a row as well. Off until a GPU has shown that it
+# is right and faster (`--switch few_by_kernel=1` of the benchmarks).
+FEW_BY_KERNEL = False
 
 
 def add_noise_(
@@ -25,7 +29,12 @@ def add_noise_(
 
 def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidates: int) -> Tensor:
     """See `sampling.least_kept`."""
-    chosen: Any = triton_cut if _has_twin(scores_NV) else sampling
+    chosen: Any = sampling
+    if _has_twin(scores_NV):
+        chosen = triton_cut
+        if num_candidates <= triton_top.MAX_CANDIDATES:
+            # A search reads all scores sixteen times; torch selects few of them in five.
+            chosen = triton_top if FEW_BY_KERNEL else sampling
     least_N: Tensor = chosen.least_kept(scores_NV, top_k_N, top_p_N, num_candidates)
     return least_N
 

@@ -36,7 +36,7 @@ def _score(key):
 
 
 @triton.jit
-def _weight(score, highest):
+def weight_of(score, highest):
     """A probability, not normalised, as an integer."""
     return (tl.exp(score - highest) * _LIKELIEST).to(tl.int64)
 
@@ -74,7 +74,7 @@ def _wanted_weight(sums_ptr, top_p, low, excess, highest):
     """What the weights of the kept must add up to; the first pass has summed up all of them."""
     total = tl.load(sums_ptr)
     if excess > 0:  # those that tie with the k-th are kept, but k of them count
-        total -= excess * _weight(_score(low), highest)
+        total -= excess * weight_of(_score(low), highest)
     wanted = tl.ceil(total.to(tl.float64) * top_p.to(tl.float64)).to(tl.int64)
     return tl.maximum(wanted, 1)
 
@@ -114,7 +114,7 @@ def pass_kernel(
             highest = tl.load(highest_ptr + row)
             least, excess = _top_k_cut(counts_ptr, top_k, vocab_size)
             wanted = _wanted_weight(sums_ptr, top_p, least, excess, highest)
-            value = tl.where(inside & (key >= least), _weight(score, highest), 0)
+            value = tl.where(inside & (key >= least), weight_of(score, highest), 0)
         else:
             wanted = top_k
             value = inside.to(tl.int64)

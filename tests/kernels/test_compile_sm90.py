@@ -28,6 +28,7 @@ from glimt.kernels import (  # noqa: E402
     triton_rows,
     triton_segments,
     triton_support,
+    triton_top,
 )
 from glimt.kernels.pending import ExpertRows, LinearParts  # noqa: E402
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
@@ -284,6 +285,15 @@ def test_cuts_read_scores_in_wide_loads() -> None:
     for binary in binaries(lambda: triton_cut.least_kept(scores, numbers, shares, 151552)):
         assert binary.stack_bytes == 0
         assert binary.count("LDG.E.128") > 0 or binary.name == "cut_kernel"
+
+
+@pytest.mark.slow
+def test_cuts_of_few_candidates_stay_in_registers() -> None:
+    numbers, shares = meta(4, dtype=torch.int64), meta(4, dtype=torch.float32)
+    scores = meta(4, 151552, dtype=torch.float32)
+    for binary in binaries(lambda: triton_top.least_kept(scores, numbers, shares, 64)):
+        assert binary.stack_bytes == 0
+        assert binary.count("LDG.E.128") > 0
 
 
 @pytest.mark.slow

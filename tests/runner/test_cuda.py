@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from glimt.engine.plan import RowWork, StepPlan
-from glimt.kernels import attention, sampling
-from glimt.kernels.draws import add_noise_, mask_top_k_top_p_
+from glimt.kernels import attention, draws, sampling
+from glimt.kernels.draws import add_noise_, least_kept, mask_top_k_top_p_
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
 from glimt.models.glm4v import Glm4v
@@ -292,6 +292,25 @@ def test_cuts_on_a_gpu_are_those_that_sorting_finds(gpu: torch.device, num_rows:
     kept = (found > sampling.NEVER).sum(1), (scores >= least[:, None]).sum(1)
     # sums in float32 and in integers may differ at the edge of p
     assert ((kept[0] - kept[1]).abs() <= 1 + kept[1] // 1000).all()
+
+
+@pytest.mark.parametrize("num_rows", [1, 6])
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_cuts_of_few_candidates_on_a_gpu_are_those_that_sorting_finds(
+    gpu: torch.device, num_rows: int, by_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draws, "FEW_BY_KERNEL", by_kernel)
+    generator = torch.Generator().manual_seed(num_rows)
+    scores = (torch.randn(num_rows, 151552, generator=generator) * 3).to(gpu)
+    top_k = torch.tensor([50, 1, 2, 151552, 64, 20][:num_rows], device=gpu)
+    top_p = torch.tensor([0.9, 1.0, 0.6, 1.0, 0.01, 1.0][:num_rows], device=gpu)
+    found = least_kept(scores, top_k, top_p, 64)
+    kept = [
+        (scores >= least[:, None]).sum(1)
+        for least in (found, sampling.least_kept(scores, top_k, top_p, 151552))
+    ]
+    # sums in float32 and in integers may differ at the edge of p
+    assert ((kept[0] - kept[1]).abs() <= (top_p < 1.0)).all()
 
 
 @pytest.mark.parametrize("num_layers", [None, 2], ids=["tiny", "full size, two layers"])

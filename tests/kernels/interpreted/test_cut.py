@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from glimt.kernels import sampling, triton_cut
+from glimt.kernels import sampling, triton_cut, triton_top
 
 
 def cuts(
@@ -48,3 +48,28 @@ def test_zeros_of_both_signs_and_huge_scores_have_their_places() -> None:
     scores = torch.tensor([[0.0, -0.0, -3e38, 3e38, 1e-40, -1e-40]])
     found, defined = cuts(scores, [3], [1.0])
     assert torch.equal(found, defined)
+
+
+def check_few(scores: Tensor, top_k: list[int], top_p: list[float], block: int = 128) -> None:
+    """Rows whose k is small are cut where the definition cuts them, and where the search does."""
+    ks, ps = torch.tensor(top_k), torch.tensor(top_p)
+    found = triton_top.least_kept(scores, ks, ps, 64, block=block)
+    assert torch.equal(found, sampling.least_kept(scores, ks, ps, scores.shape[1]))
+
+
+def test_cuts_of_few_candidates_are_those_that_sorting_finds() -> None:
+    scores = torch.randn(7, 300, generator=torch.Generator().manual_seed(4)) * 3
+    scores[2, ::2] = -math.inf
+    scores[3] = scores[3].bfloat16().float().round()  # many tie
+    check_few(scores, [300, 1, 7, 20, 64, 2, 64], [1.0, 1.0, 1.0, 0.8, 0.9, 0.6, 0.01])
+
+
+def test_few_candidates_that_tie_are_kept_together() -> None:
+    scores = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0, -1.0]]).repeat(4, 1)
+    check_few(scores, [2, 3, 4, 2], [0.9, 0.6, 0.2, 1.0])
+
+
+def test_the_highest_may_all_be_in_one_block_or_in_each() -> None:
+    scores = torch.linspace(-9, 9, 512).repeat(2, 1)
+    scores[1] = scores[1].view(4, 128).t().flatten()
+    check_few(scores, [50, 50], [0.97, 0.97])
