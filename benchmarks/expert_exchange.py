@@ -73,6 +73,7 @@ class Rank:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.device = torch.device("cpu")
+        torch.set_num_threads(1)  # of one rank among several on the same cores
         if options.device == "cuda":
             self.device = torch.device("cuda", options.rank)
             torch.cuda.set_device(self.device)

@@ -3,6 +3,7 @@
     python benchmarks/full_size.py [--out build/full-size]        GLM-4.5V-FP8, an H200
     python benchmarks/full_size.py --part engine                  steps, prompts, first token, start
     python benchmarks/full_size.py --part serve --rates 1 5 10    what users of a server see
+    python benchmarks/full_size.py --part serve --serve-flags "-dp 2 -ep" --out build/dp2-ep
 
 Runs `dummy_model.py` with a BF16 and with an e4m3 KV cache, then `glimt serve` under
 `glimt bench serve` with the look-alike of VisionArena at each rate. Writes each part's JSON and
@@ -11,6 +12,7 @@ figures.md. `--model tiny --device cpu` shows whether it runs.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +54,7 @@ def serve(options: argparse.Namespace) -> list[dict[str, Any]]:
         "--max-model-len",
         "8K" if options.model != "tiny" else "4K",
     ]
+    flags += shlex.split(options.serve_flags)
     if options.model != "tiny":
         flags += ["--quantization", "fp8"]
     if options.layers:
@@ -113,6 +116,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--part", choices=["all", "engine", "serve"], default="all")
     parser.add_argument("--rates", type=float, nargs="*", default=[1, 5, 10, 15, 20])
+    parser.add_argument("--serve-flags", default="", help="more flags of the server")
     parser.add_argument("--seconds", type=float, default=30, help="of load at each rate")
     parser.add_argument("--out", type=Path, default=Path("build/full-size"))
     options = parser.parse_args()

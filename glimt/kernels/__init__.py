@@ -19,6 +19,8 @@ imports operations from here and never knows which of the two it gets.
     grouped_experts   weighted sum of a token's experts
     fp8_grouped_experts   the same with FP8 weights
     fp8_moe           the same, plus an FP8 expert that every token has
+    pack_rows         rows, and which experts they go to, as bytes of a message
+    unpack_rows       what a message holds
     write_kv          store keys and values of new tokens in their pages
     turn_and_write_kv rope of queries and keys, and write_kv, at once
     paged_attention   causal attention of new tokens over the pages of their rows
@@ -46,10 +48,12 @@ from glimt.kernels.choice import (
     silu_mul_quantize,
 )
 from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
+from glimt.kernels.messages import pack_rows, unpack_rows
 from glimt.kernels.pending import Delta, settled
 from glimt.kernels.reference import MeasuredRows, QuantizedRows, layer_norm, linear, rope_angles
 from glimt.kernels.reference_attention import write_kv
 from glimt.kernels.reference_experts import Fp8Mlp
+from glimt.kernels.reference_messages import RowForm
 from glimt.kernels.reference_vision import normalize_pixels, resample_positions, vision_angles
 
 __all__ = [
@@ -74,6 +78,9 @@ __all__ = [
     "grouped_experts",
     "fp8_grouped_experts",
     "fp8_moe",
+    "RowForm",
+    "pack_rows",
+    "unpack_rows",
     "write_kv",
     "turn_and_write_kv",
     "paged_attention",

@@ -13,36 +13,17 @@ Letters: T own tokens, N rows of a message, D width, K experts of a token, B byt
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from glimt import kernels
-from glimt.kernels import QuantizedRows
-from glimt.layers.linear import FP8
+from glimt.kernels import QuantizedRows, RowForm
 from glimt.parallel.exchange import Exchange
 from glimt.parallel.mesh import Mesh
 
 Rows = Tensor | QuantizedRows
 Compute = Callable[[Rows, Tensor, Tensor], Tensor]  # rows, weights, places of experts -> [N, D]
-
-_ALIGNMENT = 16  # bytes; where kernels may begin to read
-
-
-class Form(NamedTuple):
-    """What a message's rows are made of."""
-
-    width: int
-    dtype: torch.dtype  # of the activations
-    per_token: int
-    is_fp8: bool
-
-    @property
-    def num_bytes(self) -> int:
-        """Of a row."""
-        numbers = self.width + 4 if self.is_fp8 else self.width * self.dtype.itemsize
-        return -(-(numbers + 8 * self.per_token) // _ALIGNMENT) * _ALIGNMENT
 
 
 def shared_experts(
@@ -56,28 +37,31 @@ def shared_experts(
     *,
     is_fp8: bool,
 ) -> Tensor:
-    """[T, D]: this rank's column's part of each token's sum over its experts, wherever they are.
+    """[T, D]: this rank's part of each token's sum over its experts, wherever they are.
 
     `compute` gives [N, D] of rows for the experts of this rank, and zeros for all others.
-    A collective operation of all replicas. T may be 0.
+    `is_fp8`: it wants quantised rows. A collective operation of all replicas. T may be 0.
     """
+    num_tokens = len(places_TK)
     x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
-    form = Form(x_TD.shape[1], x_TD.dtype, weights_TK.shape[1], is_fp8)
-    packed_TB = pack(x, weights_TK, places_TK, form)
+    values_TD, scale_T1 = _numbers(x, is_fp8=is_fp8)
+    form = RowForm(x_TD.shape[1], values_TD.dtype, places_TK.shape[1])
+    num_rows = num_tokens if exchange.deals else (exchange.num_rows or num_tokens)
+    message = kernels.pack_rows(values_TD, scale_T1, weights_TK, places_TK, num_rows)
     if exchange.deals:
-        return _deal(mesh, num_places, compute, packed_TB, places_TK, form)
-    num_rows = exchange.num_rows or len(packed_TB)
-    rows = unpack(mesh.dp_gather(filled(packed_TB, num_rows)), form)
-    return mesh.dp_scatter_sum(compute(*rows))[: len(packed_TB)]
+        return _deal(mesh, num_places, compute, message, places_TK, form, x_TD.dtype)
+    rows = _taken_apart(mesh.dp_gather(message), form, x_TD.dtype)
+    return mesh.dp_scatter_sum(compute(*rows))[:num_tokens]
 
 
 def _deal(
     mesh: Mesh,
     num_places: int,
     compute: Compute,
-    packed_TB: Tensor,
+    message_TB: Tensor,
     places_TK: Tensor,
-    form: Form,
+    form: RowForm,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Each row to the replicas whose rank of this column has one of its experts, once."""
     replica_W = torch.arange(mesh.dp_size, device=places_TK.device)
@@ -87,57 +71,29 @@ def _deal(
     ones = [1] * mesh.dp_size
     given, taken = torch.stack([given_W, mesh.dp_deal(given_W, ones, ones)]).tolist()
     replica_N, token_N = needs_WT.nonzero(as_tuple=True)
-    rows = unpack(mesh.dp_deal(packed_TB[token_N], given, taken), form)
+    rows = _taken_apart(mesh.dp_deal(message_TB[token_N], given, taken), form, dtype)
     back_ND = mesh.dp_deal(compute(*rows), taken, given)
-    parts_WTD = back_ND.new_zeros(mesh.dp_size, *packed_TB.shape[:1], form.width)
+    parts_WTD = back_ND.new_zeros(mesh.dp_size, len(places_TK), form.width)
     parts_WTD[replica_N, token_N] = back_ND
-    return parts_WTD.float().sum(0).to(form.dtype)
+    return parts_WTD.float().sum(0).to(dtype)
 
 
-def pack(x: Rows, weights_TK: Tensor, places_TK: Tensor, form: Form) -> Tensor:
-    """uint8 [T, B]. Places are counted from 1, so that a row of zeros has no expert."""
-    if form.is_fp8:
-        rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *kernels.quantize_rows(x))
-        parts = [rows.q_TI, rows.scale_T1]
-    else:
-        parts = [x.x_TI if isinstance(x, QuantizedRows) else x]
-    parts += [weights_TK, (places_TK + 1).int()]
-    parts_TB = [part.contiguous().view(torch.uint8) for part in parts]
-    missing = form.num_bytes - sum(part.shape[1] for part in parts_TB)
-    if missing:
-        parts_TB.append(parts_TB[0].new_zeros(len(weights_TK), missing))
-    return torch.cat(parts_TB, 1)
+def _numbers(x: Rows, *, is_fp8: bool) -> tuple[Tensor, Tensor | None]:
+    """What travels of rows, and their scales."""
+    if not is_fp8:
+        return (x.x_TI if isinstance(x, QuantizedRows) else x), None
+    if isinstance(x, QuantizedRows):
+        return x.q_TI, x.scale_T1
+    return kernels.quantize_rows(x)
 
 
-def unpack(rows_NB: Tensor, form: Form) -> tuple[Rows, Tensor, Tensor]:
-    """(rows, weights float32 [N, K], places int64 [N, K]); the place of no expert is -1."""
-    width, per_token = form.width, form.per_token
-    if form.is_fp8:
-        q_ND, scale_N1, rest_NB = _cut(rows_NB, FP8, width, torch.float32, 1)
-        # Only the type and the shape of what was quantised are looked at any more.
-        x: Rows = QuantizedRows(q_ND.new_empty(q_ND.shape, dtype=form.dtype), q_ND, scale_N1)
-        weights_NK, places_NK, _ = _cut(rest_NB, torch.float32, per_token, torch.int32, per_token)
-        return x, weights_NK, places_NK.long() - 1
-    num_bytes = width * form.dtype.itemsize
-    x = rows_NB[:, :num_bytes].contiguous().view(form.dtype)
-    rest_NB = rows_NB[:, num_bytes:]
-    weights_NK, places_NK, _ = _cut(rest_NB, torch.float32, per_token, torch.int32, per_token)
-    return x, weights_NK, places_NK.long() - 1
-
-
-def _cut(
-    rows_NB: Tensor, first: torch.dtype, num_first: int, second: torch.dtype, num_second: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """So many numbers of one type, then of another, and the bytes behind them."""
-    middle = num_first * first.itemsize
-    end = middle + num_second * second.itemsize
-    one = rows_NB[:, :middle].contiguous().view(first)
-    return one, rows_NB[:, middle:end].contiguous().view(second), rows_NB[:, end:]
-
-
-def filled(rows_TB: Tensor, num_rows: int) -> Tensor:
-    """With rows of zeros, up to `num_rows`."""
-    missing = num_rows - len(rows_TB)
-    if not missing:
-        return rows_TB
-    return torch.cat([rows_TB, rows_TB.new_zeros(missing, rows_TB.shape[1])])
+def _taken_apart(
+    message_NB: Tensor, form: RowForm, dtype: torch.dtype
+) -> tuple[Rows, Tensor, Tensor]:
+    """(rows, weights float32 [N, K], places int64 [N, K]) of a message."""
+    values_ND, scale_N1, weights_NK, places_NK = kernels.unpack_rows(message_NB, form)
+    if scale_N1 is None:
+        return values_ND, weights_NK, places_NK
+    # Of what was quantised, only the type and the shape are looked at any more.
+    x_ND = values_ND.new_empty(values_ND.shape, dtype=dtype)
+    return QuantizedRows(x_ND, values_ND, scale_N1), weights_NK, places_NK

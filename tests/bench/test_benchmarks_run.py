@@ -55,17 +55,14 @@ def test_a_model_without_a_checkpoint_is_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["fp8", "none"])
-def test_rows_are_exchanged_in_both_ways(tmp_path: Path, quantization: str) -> None:
+def test_rows_are_exchanged_in_both_ways(tmp_path: Path) -> None:
     out = tmp_path / "exchange.json"
-    small = ("--model", "tiny", "--device", "cpu", "--gpus", "4", "--rows", "1", "6")
-    told = run(
-        "benchmarks/expert_exchange.py", *small, "--quantization", quantization, "--json", str(out)
-    )
+    small = ("--model", "tiny", "--device", "cpu", "--rows", "1", "6")
+    told = run("benchmarks/expert_exchange.py", *small, "--json", str(out))
     lines = json.loads(out.read_text())
     assert [line["rows"] for line in lines] == [1, 6]
     assert all(line["gather_us"] > 0 and line["deal_us"] > 0 for line in lines)
-    assert "DEALS_FROM, for 4 replicas" in told
+    assert "DEALS_FROM, for 2 replicas" in told
 
 
 def test_a_trace_is_summed_up_by_what_the_gpu_did(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from glimt.kernels import (  # noqa: E402
     triton_decoding,
     triton_experts,
     triton_linear,
+    triton_messages,
     triton_noise,
     triton_peer_rows,
     triton_rope,
@@ -33,6 +34,7 @@ from glimt.kernels import (  # noqa: E402
 from glimt.kernels.pending import ExpertRows, LinearParts  # noqa: E402
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
 from glimt.kernels.reference_experts import Fp8Mlp  # noqa: E402
+from glimt.kernels.reference_messages import RowForm  # noqa: E402
 from tests.support.hopper import Binary, binaries, caught_launches, compile_launch  # noqa: E402
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels are interpreted")
@@ -327,3 +329,17 @@ def test_paged_attention_launches_what_the_step_needs() -> None:
     assert num_launches(2, 1) == 1  # so short a context is not split
     assert num_launches(20, 10) == 1  # each row has ten tokens
     assert num_launches(20, 19) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, also(torch.bfloat16)])
+def test_messages_are_copied_in_wide_words(dtype: torch.dtype) -> None:
+    form = RowForm(4096, dtype, 8)
+    weights, places = meta(ROWS, 8, dtype=torch.float32), meta(ROWS, 8, dtype=torch.int64)
+    scale = meta(ROWS, 1, dtype=torch.float32) if form.has_scale else None
+    values, message = meta(ROWS, 4096, dtype=dtype), meta(ROWS, form.num_bytes, dtype=torch.uint8)
+    (pack,) = binaries(lambda: triton_messages.pack_rows(values, scale, weights, places, ROWS))
+    (unpack,) = binaries(lambda: triton_messages.unpack_rows(message, form))
+    for binary in (pack, unpack):
+        assert binary.stack_bytes == 0
+        assert binary.count("LDG.E.128") >= 2
+        assert binary.count("STG.E.128") >= 2

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from glimt import kernels
-from glimt.kernels import Fp8Mlp, QuantizedRows, choice, reference, reference_experts
+from glimt.kernels import (
+    Fp8Mlp,
+    QuantizedRows,
+    choice,
+    reference,
+    reference_experts,
+    reference_messages,
+)
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -280,3 +287,23 @@ def test_measured_rows_are_quantised_on_the_way_in(num_tokens: int) -> None:
     measured = kernels.MeasuredRows(x, x.view(num_tokens, 96, 128).float().abs().amax(-1))
     got = kernels.fp8_linear(measured, weight, scale)
     assert torch.equal(got, kernels.fp8_linear(x, weight, scale))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 300])
+@pytest.mark.parametrize("is_fp8", [True, False])
+def test_messages_of_rows_are_those_defined(num_tokens: int, is_fp8: bool) -> None:
+    x = randn(num_tokens, 4096)
+    values, scale = kernels.quantize_rows(x) if is_fp8 else (x, None)
+    weights = torch.rand(num_tokens, 8, device="cuda")
+    places = torch.randint(0, 128, (num_tokens, 8), device="cuda")
+    given, num_rows = (values, scale, weights, places), num_tokens + 5
+    message = kernels.pack_rows(*given, num_rows)
+    assert torch.equal(message, reference_messages.pack_rows(*given, num_rows))
+    form = kernels.RowForm(4096, values.dtype, 8)
+    ours = kernels.unpack_rows(message, form)
+    for one, other in zip(ours, reference_messages.unpack_rows(message, form), strict=True):
+        if other is None:
+            assert one is None
+        else:
+            assert one is not None
+            assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed import HashStore
 
 from glimt import kernels
-from glimt.kernels import Fp8Mlp, QuantizedRows, reference
-from glimt.layers.dispatch import Form, filled, pack, shared_experts, unpack
+from glimt.kernels import Fp8Mlp, QuantizedRows
+from glimt.layers.dispatch import shared_experts
 from glimt.models.quantize import quantize_rows, row_scales
 from glimt.parallel.exchange import DEALS_FROM, Exchange, exchange_of
 from glimt.parallel.group import gloo
@@ -127,32 +127,6 @@ def test_every_way_gives_what_one_replica_with_all_experts_gives(
         weights, experts = routed(len(x_TD), mesh.dp_rank)
         expected = experts_of(Mesh.single(), is_fp8)(x_TD, weights, experts)
         torch.testing.assert_close(results[place], expected, atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quantised_rows_arrive_to_the_bit(dtype: torch.dtype) -> None:
-    x_TD = random(5, WIDTH, seed=3).to(dtype)
-    weights, experts = routed(5, 3)
-    form = Form(WIDTH, dtype, PER_TOKEN, is_fp8=True)
-    x, arrived_weights, places = unpack(filled(pack(x_TD, weights, experts, form), 8), form)
-    assert isinstance(x, QuantizedRows)
-    q_TD, scale_T1 = reference.quantize_rows(x_TD)
-    assert torch.equal(x.q_TI[:5].view(torch.uint8), q_TD.view(torch.uint8))
-    assert torch.equal(x.scale_T1[:5], scale_T1)
-    assert x.x_TI.dtype == dtype
-    assert torch.equal(arrived_weights[:5], weights)
-    assert torch.equal(places[:5], experts)
-    assert (places[5:] == -1).all()
-    assert form.num_bytes % 16 == 0
-    assert form.num_bytes < WIDTH * 2 + 8 * PER_TOKEN + 16, "half of what bfloat16 takes"
-
-
-def test_plain_rows_arrive_to_the_bit() -> None:
-    x_TD = random(3, WIDTH, seed=3).bfloat16()
-    form = Form(WIDTH, torch.bfloat16, PER_TOKEN, is_fp8=False)
-    x, _, _ = unpack(pack(x_TD, *routed(3, 3), form), form)
-    assert isinstance(x, Tensor)
-    assert torch.equal(x, x_TD)
 
 
 def test_replicas_tell_each_other_numbers_and_the_least_holds_for_all() -> None:
