@@ -33,7 +33,7 @@ def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidat
     if _has_twin(scores_NV):
         chosen = triton_cut
         if num_candidates <= triton_top.MAX_CANDIDATES:
-            # A search reads all scores sixteen times; torch selects few of them in five.
+            # Torch selects a few scores in fewer passes than a search takes.
             chosen = triton_top if FEW_BY_KERNEL else sampling
     least_N: Tensor = chosen.least_kept(scores_NV, top_k_N, top_p_N, num_candidates)
     return least_N

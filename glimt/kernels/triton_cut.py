@@ -51,6 +51,8 @@ def _search(sums_ptr, wanted, num_passes):
     for number in tl.static_range(_PASSES):
         if number < num_passes:
             sum_S = tl.load(sums_ptr + number * _PIVOTS + pivot_S)
+            if number > 0:  # the lowest pivot is the bound of before; passes do not sum there again
+                sum_S = tl.where(pivot_S == 0, reached, sum_S)
             chosen = tl.max(tl.where(sum_S >= wanted, pivot_S, 0), 0)
             reached = tl.sum(tl.where(pivot_S == chosen, sum_S, 0), 0)
             low += chosen.to(tl.int64) * width
@@ -119,12 +121,14 @@ def pass_kernel(
             wanted = top_k
             value = inside.to(tl.int64)
         low, width, _ = _search(sums_ptr, wanted, number)
-        pivot_S = tl.arange(0, _PIVOTS)
-        sum_S = tl.zeros([_PIVOTS], tl.int64)
-        for pivot in tl.static_range(_PIVOTS):
-            above = tl.sum(tl.where(key >= low + pivot * width, value, 0), 0)
-            sum_S = tl.where(pivot_S == pivot, above, sum_S)
-        tl.atomic_add(sums_ptr + number * _PIVOTS + pivot_S, sum_S)
+        # Once the bound is near the cut, few blocks have scores above the next pivot.
+        if (number == 0) | (tl.max(key, 0) >= low + width):
+            pivot_S = tl.arange(0, _PIVOTS)
+            sum_S = tl.zeros([_PIVOTS], tl.int64)
+            for pivot in tl.static_range(_PIVOTS):
+                above = tl.sum(tl.where(key >= low + pivot * width, value, 0), 0)
+                sum_S = tl.where(pivot_S == pivot, above, sum_S)
+            tl.atomic_add(sums_ptr + number * _PIVOTS + pivot_S, sum_S)
 
 
 @triton.jit
