@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from glimt.config import Settings
 from glimt.errors import BadSettings, StartupError
 from glimt.placement import ray_cluster
-from glimt.placement.layout import Group, Resource, groups_of
+from glimt.placement.layout import Group, Resource, Wish, groups_of
 from glimt.placement.messages import Placed, PlacerStart
 from glimt.placement.orders import (
     Head,
@@ -43,6 +43,8 @@ from glimt.processes.control import (
     child_line,
 )
 
+JOIN_LIMIT_S = 15.0  # for machines that are started together with this program
+LOOK_S = 0.5
 SHUTDOWN_LIMIT_S = 8.0
 RETRY_S = 60.0  # for a place that keeps ending
 ENDING_S = 10.0  # in which this process ends as well, if the server has been stopped
@@ -56,20 +58,16 @@ class Places:
     def __init__(self, start: PlacerStart) -> None:
         """Wait until Ray has found room for all. Raises BadSettings."""
         settings = decode(start.settings)
-        wants_cpu = settings.cache.device == "cpu"
         parallel = settings.parallel
         num_ranks = parallel.tensor_parallel_size * parallel.data_parallel_size
-        self.where = ray_cluster.connect(num_ranks if wants_cpu else 0)
-        resource: Resource = "CPU" if wants_cpu else "GPU"
-        if settings.cache.device == "auto":
-            resource = "GPU" if ray_cluster.has_gpus() else "CPU"
+        self._connection = ray_cluster.connect(num_ranks if settings.cache.device == "cpu" else 0)
+        deadline_s = time.monotonic() + (0.0 if self._connection.is_own else JOIN_LIMIT_S)
+        resource = _resource(settings, deadline_s)
         cache = replace(settings.cache, device="cuda" if resource == "GPU" else "cpu")
         self._settings = replace(settings, cache=cache)
         self.refusals: queue.Queue[str] = queue.Queue()
         self._head = _head(self._settings)
-        wish = wish_of(settings, resource)
-        machines = ray_cluster.machines(resource)
-        self._groups = groups_of(wish, machines, ray_cluster.here())
+        self._groups = _groups_of(wish_of(settings, resource), deadline_s)
         self._reserved = [ray_cluster.reserve(group) for group in self._groups]
         for reserved, group in zip(self._reserved, self._groups, strict=True):
             ray_cluster.wait_for(reserved, group, resource, _say)
@@ -87,7 +85,7 @@ class Places:
         return Placed(
             settings=encode(settings),
             gpus=",".join(gpus for _, gpus in held if gpus),
-            what=f"{self.where}: {self._described()}",
+            what=f"{self._connection.where}: {self._described()}",
         )
 
     def _described(self) -> str:
@@ -157,6 +155,34 @@ class Places:
         finally:
             if seat is not None:
                 ray.kill(seat)
+
+
+def _resource(settings: Settings, deadline_s: float) -> Resource:
+    """What ranks run on; where that is open, on GPUs if Ray gets to know of any."""
+    if settings.cache.device != "auto":
+        return "CPU" if settings.cache.device == "cpu" else "GPU"
+    while not ray_cluster.has_gpus():
+        if time.monotonic() > deadline_s:
+            _say("Ray knows of no GPUs: ranks run on CPUs")
+            return "CPU"
+        time.sleep(LOOK_S)
+    return "GPU"
+
+
+def _groups_of(wish: Wish, deadline_s: float) -> tuple[Group, ...]:
+    """Where all copies go. Raises BadSettings if the cluster stays too small for them."""
+    is_known = False
+    while True:
+        machines = ray_cluster.machines(wish.resource)
+        try:
+            return groups_of(wish, machines, ray_cluster.here())
+        except BadSettings as error:
+            if time.monotonic() > deadline_s:
+                raise
+            if not is_known:
+                _say(f"{error}. Looking whether machines still join")
+                is_known = True
+        time.sleep(LOOK_S)
 
 
 def _head(settings: Settings) -> Head:

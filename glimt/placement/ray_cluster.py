@@ -5,7 +5,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -23,11 +23,18 @@ _QUIET = {"log_to_driver": False, "logging_level": "error", "namespace": "glimt"
 _NODE_ID = "ray.io/node-id"
 
 
-def connect(num_cpus: int) -> str:
+class Connection(NamedTuple):
+    """With which cluster, for people; and whether it was started for this program alone."""
+
+    where: str
+    is_own: bool
+
+
+def connect(num_cpus: int) -> Connection:
     """Join the cluster of RAY_ADDRESS, or the one of this machine; where there is none, start one
     that ends with this process, for `num_cpus` CPU ranks or as many as there are cores.
 
-    What it did, for people. Raises BadSettings.
+    Raises BadSettings.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith("ray://"):
@@ -41,7 +48,8 @@ def connect(num_cpus: int) -> str:
         if address != "local":
             try:
                 ray.init(address=address or "auto", **_QUIET)
-                return f"in the Ray cluster at {ray.get_runtime_context().gcs_address}"
+                where = f"in the Ray cluster at {ray.get_runtime_context().gcs_address}"
+                return Connection(where, is_own=False)
             except ConnectionError:
                 if address:
                     raise
@@ -49,7 +57,7 @@ def connect(num_cpus: int) -> str:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         cores = max(num_cpus, os.cpu_count() or 1)
         ray.init(address="local", include_dashboard=False, num_cpus=cores, **_QUIET)
-        return "in a Ray cluster of this machine alone, started for it"
+        return Connection("in a Ray cluster of this machine alone, started for it", is_own=True)
     except AuthenticationError:
         raise BadSettings(
             "the Ray cluster asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glimt.config import ParallelSettings, Settings
+from glimt.placement.placer import Placer
 from tests.e2e.test_failures import LONG, answers, post
 from tests.e2e.test_nodes import FLAGS, said
 from tests.e2e.test_replicas import LONG_ENOUGH, QUESTIONS, text_of, tokens_of_engines
@@ -80,6 +82,19 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(
     checkpoint: Path, address: str, said: str
 ) -> None:
     assert said in refused(checkpoint, *BY_RAY, address=address)
+
+
+def test_ranks_here_compute_on_the_gpus_that_ray_has_given(
+    machines: TwoMachines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "not set")
+    said: list[str] = []
+    parallel = ParallelSettings(distributed_executor_backend="ray")
+    with Placer(Settings(model=str(checkpoint), parallel=parallel), said.append) as placer:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+        assert placer.settings.cache.device == "cuda"
+        assert placer.settings.parallel == ParallelSettings()
+    assert "1 of 1 copies on this machine" in said[0]
 
 
 def test_two_machines_give_the_tokens_of_one_process(

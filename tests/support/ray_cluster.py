@@ -11,8 +11,8 @@ import pytest
 cluster_utils = pytest.importorskip(
     "ray.cluster_utils", reason="Ray is not installed: pip install -e '.[ray]', or make test-all"
 )
-# One rank on each.
-_MACHINE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
+# One rank on each; the GPUs exist for Ray only.
+_MACHINE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 * 2**20}
 
 
 class TwoMachines:
@@ -50,9 +50,9 @@ def two_machines() -> Iterator[TwoMachines]:
 
 
 def placed(module: str) -> list[psutil.Process]:
-    """Processes that run glimt.<module> somewhere below an actor of Ray's."""
+    """Processes that run glimt.<module> somewhere below an actor of this test's cluster."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
             if f"glimt.{module}" in process.cmdline() and any(
                 parent.name().startswith("ray::") for parent in process.parents()

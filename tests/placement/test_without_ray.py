@@ -1,0 +1,25 @@
+"""What is said where Ray is not installed."""
+
+import importlib
+import importlib.util
+
+import pytest
+
+from glimt.config import ParallelSettings, Settings
+from glimt.errors import BadSettings
+from glimt.processes.launch import serve
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is not None, reason="Ray is installed"
+)
+
+
+def test_the_flags_are_refused_with_the_cure() -> None:
+    parallel = ParallelSettings(tensor_parallel_size=2, distributed_executor_backend="ray")
+    with pytest.raises(BadSettings, match=r"pip install 'glimt\[ray\]'"):
+        serve(Settings(model="somewhere", parallel=parallel), print)
+
+
+def test_the_ray_serve_application_names_the_cure() -> None:
+    with pytest.raises(ImportError, match=r"pip install 'glimt\[ray\]'"):
+        importlib.import_module("glimt.placement.serve_app")
