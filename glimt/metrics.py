@@ -141,6 +141,13 @@ class Metrics:
             "vllm:iteration_tokens_total", "Tokens per step", _STEP_TOKENS
         )
 
+        self._replicas = Gauge(
+            "glimt:replica_up",
+            "1 if the replica takes requests, 0 if it is missing",
+            self._who.keys(),
+            registry=self.registry,
+        )
+
     def _make_times(self) -> None:
         make = self._histogram
         self.time_to_first_token = make(
@@ -245,13 +252,23 @@ class Metrics:
         family = kind(name, text, (*self._who, label), registry=self.registry, **options)
         return {value: family.labels(**self._who, **{label: value}) for value in values}
 
+    def expect_engines(self, indexes: Iterable[int]) -> None:
+        """These engines there should be."""
+        for index in indexes:
+            self._note_replica(index, is_up=False)
+
     def add_engine(self, index: int, info: EngineInfo) -> None:
         """Engine `index` begins a new incarnation."""
         self._engines.add(index, info)
+        self._note_replica(index, is_up=True)
 
     def remove_engine(self, index: int) -> None:
         """Engine `index` is gone; its counters stay."""
         self._engines.remove(index)
+        self._note_replica(index, is_up=False)
+
+    def _note_replica(self, index: int, *, is_up: bool) -> None:
+        self._replicas.labels(**{**self._who, "engine": str(index)}).set(is_up)
 
     def add_up(
         self, ledger: Ledger, num_preparing_elsewhere: Callable[[], int], *, shares_media: bool

@@ -62,6 +62,7 @@ class EngineClient:
         copies: Collection[int] | None = None,
     ) -> None:
         self._copies = copies
+        metrics.expect_engines(copies or ())
         self._clock = clock
         self._metrics = metrics
         self._server = server

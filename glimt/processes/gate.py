@@ -222,7 +222,7 @@ class Gate:
         far = range(start.num_here, start.num_copies)
         if not copies or copies[0] not in far or copies[-1] not in far:
             return (
-                f"{name}: the head wants replicas {_span(far)} from other machines (there: "
+                f"{name}: the head wants replicas {_span(far)} of {start.num_copies} from others ("
                 "--data-parallel-start-rank, --data-parallel-size-local)"
             )
         for other in self._machines:

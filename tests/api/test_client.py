@@ -98,6 +98,22 @@ async def test_a_prompt_goes_to_the_copy_that_is_asked_for() -> None:
         assert lease.num_releases == 1
 
 
+async def test_a_replica_that_is_missing_is_seen_in_the_metrics() -> None:
+    metrics = Metrics(model_name="m")
+    client = EngineClient(clock=Clock(), metrics=metrics, copies=(0, 1))
+
+    def up() -> list[str]:
+        lines = metrics.render().decode().splitlines()
+        return [line[-3:] for line in lines if line.startswith("glimt:replica_up{")]
+
+    assert up() == ["0.0", "0.0"]
+    engine = FakeEngine(client, lambda submit: range(9), 1)
+    engine.start()
+    assert up() == ["0.0", "1.0"]
+    client.remove_engine(1, "lost")
+    assert up() == ["0.0", "0.0"]
+
+
 async def test_the_submit_carries_the_prompt_as_the_wire_has_it() -> None:
     client, (engine,) = make_client()
     positions = np.arange(15, dtype=np.int32).reshape(5, 3).T  # not contiguous

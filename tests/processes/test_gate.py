@@ -173,7 +173,7 @@ async def test_a_machine_that_agrees_is_let_in_and_its_replicas_are_told(head: H
     [
         ({"facts": msgspec.structs.replace(FACTS, settings={})}, "--dtype: missing there, half on"),
         ({"facts": msgspec.structs.replace(FACTS, versions={"Glimt": "2"})}, "Glimt: 2 there, 1 "),
-        ({"first": 0}, "the head wants replicas 1 to 3 from other machines"),
+        ({"first": 0}, "the head wants replicas 1 to 3 of 4 from others"),
         ({"first": 3, "count": 2}, "--data-parallel-size-local"),
         ({"count": 0}, "the head wants replicas 1 to 3"),
     ],
