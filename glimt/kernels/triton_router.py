@@ -6,6 +6,8 @@ this is the definition's float32 up to the order of the sum. Of equal scores the
 Letters: T tokens, K experts of a token, D width, E experts, S parts of the sum.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -22,10 +24,25 @@ from glimt.kernels.triton_support import (
 )
 
 MAX_EXPERTS = 1024
-_BLOCK_E = 16
-_BLOCK_D = 256
 _MAX_PARTS = 16
 _PROGRAMS = 128  # about one for each processor
+
+
+class _Tile(NamedTuple):
+    """Experts, tokens and inputs of a step of a program."""
+
+    block_e: int
+    block_t: int
+    block_d: int
+    stages: int
+
+
+def _tile(num_tokens: int, num_experts: int) -> _Tile:
+    """Few tokens: many programs with a few experts each, which read the matrix once. Many: all
+    experts in one program if they fit, so that tokens are read once."""
+    if num_tokens <= 64:
+        return _Tile(16, max(16, power_of_two(num_tokens)), 256, 3)
+    return _Tile(max(16, min(128, power_of_two(num_experts))), 64, 64, 4)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -130,9 +147,10 @@ def route(
     experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
     if not num_tokens:
         return weights_TK, experts_TK
-    block_t = min(64, max(16, power_of_two(num_tokens)))
-    tiles = (tiles_of(num_experts, _BLOCK_E), tiles_of(num_tokens, block_t))
-    parts = _num_parts(tiles[0] * tiles[1], num_inputs)
+    tile = _tile(num_tokens, num_experts)
+    tiles = (tiles_of(num_experts, tile.block_e), tiles_of(num_tokens, tile.block_t))
+    parts = _num_parts(tiles[0] * tiles[1], num_inputs, tile.block_d)
+    part_bytes = x_TD.itemsize * tile.block_d
     logits_STE = bias_E.new_empty(parts, num_tokens, num_experts)
     launch(
         logits_kernel,
@@ -143,13 +161,13 @@ def route(
         num_tokens,
         num_inputs,
         num_experts,
-        block_t,
-        _BLOCK_E,
-        _BLOCK_D,
+        tile.block_t,
+        tile.block_e,
+        tile.block_d,
         parts,
-        ahead(x_TD.itemsize * _BLOCK_D if num_inputs % (_BLOCK_D * parts) == 0 else 0),
+        ahead(part_bytes if num_inputs % (tile.block_d * parts) == 0 else 0),
         warps=4,
-        stages=3,
+        stages=tile.stages,
     )
     launch(
         select_kernel,
@@ -171,9 +189,9 @@ def route(
     return weights_TK, experts_TK
 
 
-def _num_parts(tiles: int, num_inputs: int) -> int:
+def _num_parts(tiles: int, num_inputs: int, block_d: int) -> int:
     """So many parts that every processor has one, each of at least one step."""
     parts = 1
-    while parts < _MAX_PARTS and tiles * parts < _PROGRAMS and num_inputs > _BLOCK_D * parts:
+    while parts < _MAX_PARTS and tiles * parts < _PROGRAMS and num_inputs > block_d * parts:
         parts *= 2
     return parts

@@ -216,6 +216,18 @@ def test_the_router_reads_its_matrix_in_wide_loads() -> None:
     assert select.count("BAR.SYNC") == 0  # one warp needs no barrier
 
 
+def test_the_router_of_many_tokens_uses_warpgroups() -> None:
+    rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
+    bias = meta(128, dtype=torch.float32)
+    with caught_launches() as launches:
+        triton_router.route(meta(2048, 4096), meta(128, 4096), bias, **rule)
+    logits = compile_launch(launches[0])
+    assert logits.stack_bytes == 0
+    assert logits.count("HGMMA") > 0
+    assert logits.count("LDGSTS.E.BYPASS.128") > 0
+    assert logits.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
+
+
 def test_rows_are_normed_and_quantised_in_wide_loads() -> None:
     x, weight = meta(ROWS, 4096), meta(4096)
     for call in (
