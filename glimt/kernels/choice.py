@@ -63,9 +63,10 @@ def silu_mul(gate_up_TF: Tensor) -> Tensor:
     return _of_rows(gate_up_TF).silu_mul(gate_up_TF)  # type: ignore[no-any-return]
 
 
-def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
+def silu_mul_quantize(gate_up_TF: Tensor, *, keeps: bool = True) -> QuantizedRows:
     """See `reference.silu_mul_quantize`."""
-    return _of_rows(gate_up_TF).silu_mul_quantize(gate_up_TF)  # type: ignore[no-any-return]
+    rows: QuantizedRows = _of_rows(gate_up_TF).silu_mul_quantize(gate_up_TF, keeps=keeps)
+    return rows
 
 
 def fp8_linear(

@@ -69,7 +69,7 @@ def _fp8_grouped(
         out_dtype=rows.x_TI.dtype,
         use_fast_accum=True,
     )
-    _, q_MI, scale_M1 = silu_mul_quantize(gate_up)
+    _, q_MI, scale_M1 = silu_mul_quantize(gate_up, keeps=False)
     y_MD = torch._scaled_grouped_mm(
         q_MI,
         routed.down.transpose(1, 2),
@@ -97,7 +97,8 @@ def fp8_moe(
     if few_TD is not None:
         return few_TD
     gate_up_TF = settled(fp8_linear(rows, shared.gate_up, shared.gate_up_scale))
-    shared_TD = settled(fp8_linear(silu_mul_quantize(gate_up_TF), shared.down, shared.down_scale))
+    inner = silu_mul_quantize(gate_up_TF, keeps=False)
+    shared_TD = settled(fp8_linear(inner, shared.down, shared.down_scale))
     if not rows.x_TI.is_cuda or rows.x_TI.dtype != torch.bfloat16:
         return fp8_grouped_experts(rows, weights_TK, experts_TK, *routed) + shared_TD
     return _fp8_grouped(rows, weights_TK, experts_TK, routed, shared_TD)

@@ -84,8 +84,8 @@ def silu_mul(gate_up_TF: Tensor) -> Tensor:
     return functional.silu(gate_TF) * up_TF
 
 
-def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
-    """`silu_mul`, also quantised."""
+def silu_mul_quantize(gate_up_TF: Tensor, *, keeps: bool = True) -> QuantizedRows:
+    """`silu_mul`, also quantised. Without `keeps` nobody will read x_TI, but for shape and type."""
     return QuantizedRows.of(silu_mul(gate_up_TF))
 
 

@@ -144,6 +144,7 @@ def silu_mul_kernel(
     scale_ptr,
     width: tl.constexpr,
     block: tl.constexpr,
+    keeps: tl.constexpr,
     quantizes: tl.constexpr,
 ):
     """See `reference.silu_mul_quantize`, or without quantising `reference.silu_mul`."""
@@ -156,7 +157,8 @@ def silu_mul_kernel(
     up = tl.load(start + width, mask=inside, other=0.0).to(tl.float32)
     silu = to_bf16(gate / (1.0 + tl.exp(-gate))).to(tl.float32)
     out = to_bf16(silu * up)
-    tl.store(out_ptr + row * width + column, out, mask=inside)
+    if keeps:
+        tl.store(out_ptr + row * width + column, out, mask=inside)
     if quantizes:
         _store_quantized(out.to(tl.float32), q_ptr, scale_ptr, column, width)
 
@@ -246,12 +248,12 @@ def add_rms_norm_quantize(
 
 def silu_mul(gate_up_TF: Tensor) -> Tensor:
     """See `reference.silu_mul`."""
-    return _silu_mul(gate_up_TF, quantizes=False).x_TI
+    return _silu_mul(gate_up_TF, keeps=True, quantizes=False).x_TI
 
 
-def silu_mul_quantize(gate_up_TF: Tensor) -> QuantizedRows:
-    """See `reference.silu_mul_quantize`."""
-    return _silu_mul(gate_up_TF, quantizes=True)
+def silu_mul_quantize(gate_up_TF: Tensor, *, keeps: bool = True) -> QuantizedRows:
+    """See `reference.silu_mul_quantize`; without `keeps` x_TI is memory that nobody wrote."""
+    return _silu_mul(gate_up_TF, keeps=keeps, quantizes=True)
 
 
 def _norm(
@@ -299,7 +301,7 @@ def _terms(x_TD: Tensor, delta_TD: Delta | None) -> tuple[tuple[Tensor, ...], tu
     return (delta_TD, x_TD, x_TD), (_PLAIN.value, 0, 0)
 
 
-def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:
+def _silu_mul(gate_up_TF: Tensor, *, keeps: bool, quantizes: bool) -> QuantizedRows:
     num_tokens, width = gate_up_TF.shape[0], gate_up_TF.shape[1] // 2
     out_TI = gate_up_TF.new_empty(num_tokens, width)
     q_TI, scale_T1 = quantized_like(out_TI) if quantizes else (out_TI, out_TI)
@@ -314,6 +316,7 @@ def _silu_mul(gate_up_TF: Tensor, *, quantizes: bool) -> QuantizedRows:
             scale_T1,
             width,
             block,
+            keeps,
             quantizes,
             warps=warps,
         )

@@ -74,7 +74,10 @@ class Mlp(nn.Module):
     def forward(self, x_TD: Tensor | QuantizedRows) -> Tensor:
         """[T, D] -> [T, D]."""
         gate_up_TF = self.gate_up(x_TD)
-        quantizes = self.down.weight_scale is not None
-        activate = kernels.silu_mul_quantize if quantizes else kernels.silu_mul
-        y_TD: Tensor = self.down(activate(gate_up_TF))
+        inner: Tensor | QuantizedRows
+        if self.down.weight_scale is not None:
+            inner = kernels.silu_mul_quantize(gate_up_TF, keeps=False)
+        else:
+            inner = kernels.silu_mul(gate_up_TF)
+        y_TD: Tensor = self.down(inner)
         return y_TD

@@ -67,6 +67,10 @@ def test_activations_are_those_defined_and_are_quantised(num_tokens: int) -> Non
     rows = triton_rows.silu_mul_quantize(gate_up)
     same(rows.x_TI, reference.silu_mul(gate_up))
     assert torch.equal(rows.q_TI.float(), reference.quantize_rows(rows.x_TI)[0].float())
+    alone = triton_rows.silu_mul_quantize(gate_up, keeps=False)
+    assert torch.equal(alone.q_TI.float(), rows.q_TI.float())
+    assert torch.equal(alone.scale_T1, rows.scale_T1)
+    assert alone.x_TI.isnan().all()  # as the poisoned memory was: nobody wrote it
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 40])
