@@ -15,7 +15,8 @@ import msgspec
 from glimt.board import Board
 from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
 from glimt.frontend.engine_view import EngineView, OpenSubmit, Send, wanted
-from glimt.frontend.generation import Generation, error_of
+from glimt.frontend.generation import Generation
+from glimt.frontend.open_orders import OpenOrders
 from glimt.frontend.pace import Pace
 from glimt.frontend.prompt import IntArray, Prompt
 from glimt.frontend.routing import Footprint, Memory
@@ -25,8 +26,6 @@ from glimt.wire import (
     EngineInfo,
     EngineStats,
     ErrorInfo,
-    Order,
-    OrderDone,
     Output,
     Outputs,
     ResetCaches,
@@ -74,7 +73,7 @@ class EngineClient:
         self._board = board
         self._engines: dict[int, EngineView] = {}
         self._open: dict[int, OpenSubmit] = {}
-        self._orders: dict[int, tuple[EngineView, asyncio.Future[OrderDone]]] = {}
+        self._orders = OpenOrders(server)
         self._last_id = 0
         self._num_preparing = 0
         self._idle = asyncio.Event()
@@ -105,9 +104,7 @@ class EngineClient:
         for request_id, request in list(self._open.items()):
             if request.engine is engine:
                 self._take(engine, Output(request_id, (), "error", error=error))
-        for order_id, (ordered, _) in list(self._orders.items()):
-            if ordered is engine:
-                self._settle(OrderDone(order_id, "", error))
+        self._orders.lose(engine, error)
 
     def spare_engine(self, index: int) -> None:
         """Engine `index` finishes what it has, and gets nothing new."""
@@ -126,7 +123,7 @@ class EngineClient:
         for output in outputs.outputs:
             self._take(engine, output)
         for done in outputs.orders:
-            self._settle(done)
+            self._orders.settle(done)
 
     def _take(self, engine: EngineView, output: Output) -> None:
         request = self._open.get(output.request_id)
@@ -231,26 +228,7 @@ class EngineClient:
         Raises EngineDied, and what the first engine that failed has raised.
         """
         self.info  # noqa: B018 (raises without an engine)
-        futures: list[asyncio.Future[OrderDone]] = []
-        for engine in self._engines.values():
-            self._last_id += 1
-            future = asyncio.get_running_loop().create_future()
-            futures.append(future)
-            self._orders[self._last_id] = engine, future
-            order = Order(server=self._server, order_id=self._last_id, kind=kind, level=level)
-            if not engine.send(order):
-                error = ErrorInfo(EngineDied.code, "the engine takes no orders now")
-                self._settle(OrderDone(self._last_id, "", error))
-        answers = await asyncio.gather(*futures)
-        for answer in answers:
-            if answer.error is not None:
-                raise error_of(answer.error)
-        return tuple(answer.detail for answer in answers)
-
-    def _settle(self, done: OrderDone) -> None:
-        _, future = self._orders.pop(done.order_id, (None, None))
-        if future is not None and not future.done():  # whoever waited may be gone
-            future.set_result(done)
+        return await self._orders.give(self._engines.values(), kind, level=level)
 
     def _note_idle(self) -> None:
         self._board.note_requests(len(self._open), self._num_preparing)

@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import dataclasses
 import logging
-import random
 import socket
 import sys
 import time
@@ -22,9 +21,7 @@ import uvloop
 
 from glimt import __version__
 from glimt.api.app import create_app
-from glimt.api.params import SamplingDefaults
 from glimt.api.state import ApiState, HttpLimits, Lifecycle
-from glimt.api.tools import ToolSettings
 from glimt.arena import SharedArena
 from glimt.board import Board
 from glimt.checkpoint import checkpoint_file
@@ -34,9 +31,7 @@ from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
 from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.media_pool import Frames, MediaPool
-from glimt.frontend.render import Renderer
 from glimt.frontend.shared_pool import SharedPool
-from glimt.frontend.template import ChatTemplate, check_operators_kwargs
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.vocabulary import Vocabulary
@@ -60,6 +55,7 @@ from glimt.processes.control import (
     ToChild,
     child_line,
 )
+from glimt.processes.server_state import make_state
 from glimt.processes.tls import REFRESH_INTERVAL_S, TlsContext
 from glimt.traces import TraceExporter
 from glimt.transport import AsyncHub, AsyncInbox, Outbox
@@ -144,60 +140,16 @@ class ServerProcess:
             )
 
     def _make_state(self) -> ApiState:
-        start, tokenizer = self._start, self._tokenizer
-        template = ChatTemplate(start.chat_template)
-        check_operators_kwargs(start.chat_template_kwargs, template)
-        return ApiState(
-            served_names=start.served_model_names,
-            model_name=start.model_path,
-            version=__version__,
+        return make_state(
+            self._start,
             client=self._client,
-            renderer=Renderer(
-                tokenizer,
-                template,
-                start.image,
-                start.max_model_len,
-                start.content_format,
-            ),
             media=self._media,
-            tokenizer=tokenizer,
+            tokenizer=self._tokenizer,
             grammars=self._grammars,
             metrics=self._metrics,
             lifecycle=self._lifecycle,
-            defaults=SamplingDefaults.from_generation_config(start.generation_defaults),
-            template_kwargs=start.chat_template_kwargs,
-            clock=time.monotonic,
-            wall_clock=time.time,
-            random=random.SystemRandom(),
-            seeds=_seeds(start),
-            started_at=int(time.time()),
-            forget_pixels=self._media.forget_unleased,
-            tell_others=lambda kind, reason: self._line.send(Notice(kind, reason)),
-            api_keys=start.api_keys,
-            admin_keys=start.admin_keys,
             tracer=self._traces,
-            log_access=start.log_access,
-            quiet_paths=frozenset(start.quiet_paths),
-            response_role=start.response_role,
-            first_token_timeout_s=start.first_token_timeout_s,
-            max_images=start.max_images,
-            max_videos=start.max_videos,
-            parse_reasoning=start.reasoning_parser is not None,
-            boxes=start.box_tokens,
-            reasoning_content=start.reasoning_content,
-            tools=self._tools(tokenizer),
-            priority_policy=start.priority_policy,
-            prompt_tokens_details=start.prompt_tokens_details,
-            force_include_usage=start.force_include_usage,
-            request_id_headers=start.request_id_headers,
-            log_requests=start.log_requests,
-            strict_fields=start.strict_fields,
-            trust_request_template=start.trust_request_template,
-            media_settings={"image": start.image, "video": start.video},
-            allowed_origins=start.cors.origins,
-            allowed_methods=start.cors.methods,
-            allowed_headers=start.cors.headers,
-            allow_credentials=start.cors.credentials,
+            tell_others=lambda kind, reason: self._line.send(Notice(kind, reason)),
         )
 
     def _make_http(self) -> uvicorn.Server:
@@ -217,18 +169,6 @@ class ServerProcess:
             timeout_graceful_shutdown=5,
         )
         return uvicorn.Server(config)
-
-    def _tools(self, tokenizer: Tokenizer) -> ToolSettings:
-        start = self._start
-        tools = ToolSettings.of(
-            tokenizer,
-            start.tool_call_parser,
-            auto=start.auto_tool_choice,
-            hide_when_none=start.hide_uncallable_tools,
-        )
-        if tools.parser is not None and tools.tokens is None:
-            log.warning("the checkpoint has no tokens for tool calls: requests with tools get 400")
-        return tools
 
     async def run(self) -> None:
         """Serve until drained or stopped."""
@@ -333,13 +273,6 @@ class ServerProcess:
             self._client.end_all("the server is shutting down")
             await asyncio.sleep(0.1)  # the events must get out
         self._http.should_exit = True
-
-
-def _seeds(start: ServerStart) -> random.Random:
-    """Of requests that bring none; with --seed, a sequence of each server's own."""
-    if start.seed is None:
-        return random.SystemRandom()
-    return random.Random(f"{start.seed} {start.index}" if start.index else start.seed)
 
 
 def _pixel_pool(start: ServerStart) -> PixelPool[Frames]:

@@ -29,7 +29,7 @@ WALL_CLOCK_FILES = {
     "glimt/api/app.py",
     "glimt/log.py",
     "glimt/frontend/template.py",
-    "glimt/processes/server.py",
+    "glimt/processes/server_state.py",
 }
 
 
