@@ -123,6 +123,7 @@ class RunEnd(msgspec.Struct, kw_only=True, tag="end", tag_field="event"):
 
     end_ns: int
     notes: list[str] = []
+    is_interrupted: bool = False  # by the user: the figures are those of a part of the run
 
 
 Event = RunStart | RequestEvent | HealthEvent | ServerEvent | PowerEvent | RunEnd

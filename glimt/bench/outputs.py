@@ -81,20 +81,21 @@ def write(
     """What several runs give together, and all files that are wanted. Raises BadSettings.
 
     `varied` is rate or concurrency if the runs are those of a sweep; `before` is what they are to
-    be compared with.
+    be compared with. A run that was interrupted is in none of the tables, if there are others.
     """
-    pairs = [(run.log, run.summary) for run in runs]
+    whole = [run for run in runs if not run.log.end.is_interrupted]
+    pairs = [(run.log, run.summary) for run in whole]
     pages: list[Data] = []
-    if varied is not None:
+    if varied is not None and pairs:
         tell(text_table(sweep_table(pairs, varied)) + "\n")
         pages.append(sweep_page(pairs, varied))
-    elif len(runs) > 1:
-        num_doubtful = sum(not run.summary.client.is_trusted for run in runs)
-        repeats = repeats_table(intervals([run.summary for run in runs]), num_doubtful)
+    elif len(whole) > 1:
+        num_doubtful = sum(not run.summary.client.is_trusted for run in whole)
+        repeats = repeats_table(intervals([run.summary for run in whole]), num_doubtful)
         tell(text_table(repeats) + "\n")
         pages.append(repeats_page(repeats))
     if before:
-        logs = [run.log for run in runs]
+        logs = [run.log for run in whole or runs]
         pages.append(compare.compare_runs(before, logs, settings.question(options), tell))
     _write_files(options, runs, pages, say)
 

@@ -125,7 +125,11 @@ class Bench:
             health=observed.health,
             server=observed.server,
             power=observed.power,
-            end=RunEnd(end_ns=observed.end_ns, notes=observed.notes),
+            end=RunEnd(
+                end_ns=observed.end_ns,
+                notes=observed.notes,
+                is_interrupted=observed.is_interrupted,
+            ),
         )
 
 

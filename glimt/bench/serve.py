@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+INTERRUPTED = 130  # the exit status of what was ended by Ctrl-C: 128 + SIGINT
+
 
 def run_all(options: Options, say: Say, tell: Say) -> int:
     """Run what is asked for; tables go to `tell`, everything else to `say`.
 
-    Returns 0; 1 if no request succeeded, or if the search found no rate. Raises BadSettings.
+    Returns 0; 1 if no request succeeded, or if the search found no rate; 130 if the user ended it
+    before its end. Raises BadSettings.
     """
     notes = settings.check(options)
     if len(files := options.output.compare or []) == 2:
@@ -47,6 +50,10 @@ def run_all(options: Options, say: Say, tell: Say) -> int:
     return command.finish()
 
 
+class _InterruptedSearch(Exception):
+    """What was found so far is no result."""
+
+
 class _Command:
     """The runs of one command, as they are made."""
 
@@ -67,7 +74,12 @@ class _Command:
     def run(self, options: Options) -> None:
         """All repeats of one load."""
         for repeat in range(options.load.repeats):
-            self._run(options, repeat)
+            if not self._is_interrupted:
+                self._run(options, repeat)
+
+    @property
+    def _is_interrupted(self) -> bool:
+        return bool(self._runs) and self._runs[-1].log.end.is_interrupted
 
     def _run(self, options: Options, repeat: int, early: "EarlyStop | None" = None) -> "Run":
         """One run, shown when it is done; `early` may end it."""
@@ -90,10 +102,15 @@ class _Command:
                 keeps(self._run(options, repeat, self._early(rate)).summary, self._objectives)
                 for repeat in range(options.load.repeats)
             )
+            if self._is_interrupted:
+                raise _InterruptedSearch
             self._say(f"{rate:.3g} requests/s: objectives {'kept' if kept else 'missed'}")
             return kept
 
-        found = highest(search.search_low, search.search_high, search.search_precision, does)
+        try:
+            found = highest(search.search_low, search.search_high, search.search_precision, does)
+        except _InterruptedSearch:
+            return self.finish(varied="rate")
         status = self.finish(varied="rate")
         if found is None:
             self._tell(f"Not even {search.search_low:g} requests/s keep the objectives.")
@@ -124,4 +141,6 @@ class _Command:
         outputs.write(
             self._options, self._runs, self._say, self._tell, varied=varied, before=self._before
         )
+        if self._is_interrupted:
+            return INTERRUPTED
         return 0 if any(run.summary.completed for run in self._runs) else 1

@@ -226,13 +226,22 @@ def test_keys_in_headers_stay_out_of_what_is_written() -> None:
     assert plain(options) == {"header": ["X-Key=***"]}
 
 
-def test_ctrl_c_ends_a_run_and_shows_what_there_is() -> None:
+@pytest.mark.parametrize(
+    "several",
+    [
+        [],
+        ["--sweep", "rate=20,30"],
+        ["--find-max-rate", "--slo-preset", "chat", "--search-low", "20"],
+    ],
+    ids=lambda several: several[0] if several else "one",
+)
+def test_ctrl_c_ends_a_command_and_shows_what_there_is(several: list[str]) -> None:
     server = MockServer("--ttft-ms", "5", "--gap-ms", "1")
     try:
         command = [sys.executable, "-m", "glimt", "bench", "serve", "--backend", "openai-chat"]
         command += ["--endpoint", "/v1/chat/completions", "--base-url", server.url]
         command += ["--skip-tokenizer-init", "--random-input-len", "5", "--random-output-len", "3"]
-        command += ["--request-rate", "20", "--num-prompts", "1000"]
+        command += ["--request-rate", "20", "--num-prompts", "1000", *several]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -240,8 +249,9 @@ def test_ctrl_c_ends_a_run_and_shows_what_there_is() -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-        assert process.returncode == 0, err
-        assert "Serving Benchmark Result" in out
+        assert process.returncode == 130, err
+        assert out.count("Serving Benchmark Result") == 1
+        assert "objectives:" not in out
         assert "interrupted" in err
     finally:
         server.stop()

@@ -42,6 +42,7 @@ class Observed:
     power: list[PowerEvent] = field(default_factory=list)
     end_ns: int = 0
     notes: list[str] = field(default_factory=list)
+    is_interrupted: bool = False
 
 
 class Session:
@@ -147,6 +148,7 @@ class Session:
             self._foreign = fleet.results()
 
     def _note_interrupted(self) -> None:
+        self._observed.is_interrupted = True
         self._observed.notes.append("interrupted: the figures are those of a part of the run")
         task = asyncio.current_task()
         if task is not None:

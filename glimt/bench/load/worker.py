@@ -104,7 +104,10 @@ async def work(task: Task) -> None:
         worker=task.number,
     )
     _say("ready")
-    zero_ns = int(await orders.readline())
+    word = await orders.readline()
+    if not word:
+        return  # interrupted before it began: nobody is there to give it
+    zero_ns = int(word)
     health: list[HealthEvent] = []
     watchers = [
         asyncio.create_task(watch_health(health.append, lambda: runner.counters.in_flight)),
