@@ -133,6 +133,9 @@ class EngineLoop:
         try:
             while not self._is_stopping:
                 self.turn()
+        except ReplicaLost:
+            self._behind = None  # it waits for ranks that will not come
+            raise
         finally:
             self._end()
 

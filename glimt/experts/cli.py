@@ -56,6 +56,7 @@ def place(
     *,
     gpus: int,
     redundant: int = 0,
+    check: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative="")] = None,
     out: Annotated[Path, Parameter(alias="-o")],
 ) -> int:
     """Place experts on GPUs by the loads in the files LOADS, so that the fullest has least to do.
@@ -71,6 +72,8 @@ def place(
         GPUs that experts are spread over: --tensor-parallel-size times --data-parallel-size.
     redundant
         Places of each layer, over all GPUs, for further copies of the experts chosen most.
+    check
+        Files with other loads, to judge the placement by what it was not made of.
     out
         File to write (JSON).
     """
@@ -82,7 +85,10 @@ def place(
             "linear": by_strategy("linear", [*load.layers], load.num_experts, gpus),
             "round_robin": by_strategy("round_robin", [*load.layers], load.num_experts, gpus),
         }
-    print(compare({**compared, str(out): placement}, load))
+    judged = load if check is None else added(read_load(file) for file in check)
+    if judged.layers.keys() != load.layers.keys() or judged.num_experts != load.num_experts:
+        raise BadSettings("--check: these loads are of another model")
+    print(compare({**compared, str(out): placement}, judged))
     _write(out, placement)
     return 0
 

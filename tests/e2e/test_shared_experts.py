@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,23 @@ def test_all_requests_get_the_answers_of_one_engine(shared: Serving, serving: Se
     assert [text_of(shared, question) for question in QUESTIONS] == expected
     # Whoever had nothing to do took part for the other.
     shared.wait_for(lambda: idle_steps(shared) > 10)
+
+
+def test_answers_under_a_grammar_wait_for_their_masks(shared: Serving) -> None:
+    body = {**SHORT, "max_tokens": 12, "structured_outputs": {"regex": "[0-9]{3}-[a-f]{2}"}}
+
+    def ask(found: list[str]) -> None:
+        with urllib.request.urlopen(post(shared, body), timeout=60) as response:
+            found.append(json.load(response)["choices"][0]["message"]["content"])
+
+    found: list[str] = []
+    threads = [threading.Thread(target=ask, args=(found,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(re.fullmatch("[0-9]{3}-[a-f]{2}", text) for text in found)
 
 
 def test_experts_placed_by_what_was_counted_change_no_answer(

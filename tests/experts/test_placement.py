@@ -135,6 +135,14 @@ def test_the_command_places_the_sum_of_several_loads(
     assert read_placement(out) == place_by_load(skewed(16), 4)
     linear, _, packed = capsys.readouterr().out.splitlines()[1:]
     assert float(linear.split()[1]) > float(packed.split()[1])
+    other = tmp_path / "other.json"
+    other.write_bytes(msgspec.json.encode(skewed(16, alpha=0.0)))
+    words = ["place", str(files[0]), "--gpus", "4", "-o", str(out)]
+    assert command(*words, "--check", str(other)) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[1:] == ["1.000", "1.000"]
+    other.write_bytes(msgspec.json.encode(skewed(16, num_layers=2)))
+    with pytest.raises(BadSettings, match="another model"):
+        command(*words, "--check", str(other))
     with pytest.raises(BadSettings, match="2 more redundant ones would do"):
         command("place", str(files[0]), "--gpus", "3", "-o", str(out))
     with pytest.raises(BadSettings, match="is no expert load"):

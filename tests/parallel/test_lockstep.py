@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.lockstep import Wave
 from glimt.engine.loop import EngineLoop
-from glimt.engine.plan import Lockstep, RowWork, StepPlan
+from glimt.engine.plan import Lockstep, RowWork, StepPlan, StepResult, TokenMasks
 from glimt.engine.scheduler import Scheduler
 from glimt.errors import EngineAsleep, ReplicaLost
 from glimt.experts.group import Backend
@@ -278,3 +278,35 @@ def test_the_loss_of_another_replica_is_the_loss_of_this_one() -> None:
 
     with pytest.raises(ReplicaLost):
         Wave(gone, lambda number: None).turn(StepPlan(1, work=(RowWork(0, 0, 1),)), is_awake=True)
+
+
+def test_a_failed_step_gives_the_group_up_without_waiting_for_the_step_behind_it() -> None:
+    """That one waits for the others, and they for the one that failed."""
+    asked: list[int] = []
+
+    class Step:
+        def __init__(self, plan: StepPlan) -> None:
+            self.plan = plan
+
+        def draw(self, masks: TokenMasks) -> None: ...
+
+        def result(self) -> StepResult:
+            asked.append(self.plan.step)
+            raise ValueError("the device is out of order")
+
+    class Broken:
+        def launch(self, plan: StepPlan) -> Step:
+            return Step(plan)
+
+    class Silent(Mail):
+        def send(self, server: int, outputs: Outputs) -> None:
+            self.num_ended += len(outputs.outputs)
+
+    mail = Silent()
+    wave = Wave(lambda numbers: [[*numbers], [1, 1, 1]], lambda number: None)
+    loop = EngineLoop(Scheduler(LIMITS), Broken(), mail, wave=wave)
+    mail.post(ask(("tt", 0, 0)).submit(0))
+    with pytest.raises(ReplicaLost):
+        loop.run()
+    assert len(asked) == 1
+    assert mail.num_ended == 1
