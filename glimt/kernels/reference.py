@@ -8,6 +8,7 @@ AMD EPYC with AVX2), else within rounding (measured on Intel Xeon with AVX-512, 
 Letters: T tokens, D width, I inputs, O outputs, N heads, H head dim, J rotary pairs.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -97,20 +98,23 @@ def rope_angles(
     Pairs follow the temporal, height and width axis in contiguous runs of `sections`.
     """
     inverse_J = inverse_frequencies(theta, rotary_dim, positions_3T.device)
-    angles_TJ = torch.cat(
-        [
-            position_T.float()[:, None] * part
-            for position_T, part in zip(
-                positions_3T, torch.split(inverse_J, list(sections)), strict=True
-            )
-        ],
-        dim=-1,
-    )
+    position_TJ = positions_3T.t().index_select(1, _axes(sections, positions_3T.device))
+    angles_TJ = position_TJ * inverse_J  # in float32
     return angles_TJ.cos(), angles_TJ.sin()
 
 
+@functools.cache  # graphs go on reading what is here
+@torch.inference_mode(False)  # trainings use them as well
+def _axes(sections: tuple[int, int, int], device: torch.device) -> Tensor:
+    """The axis of each pair, int64 [J]. Made once: each small operation of a step takes time."""
+    axes = [axis for axis, count in enumerate(sections) for _ in range(count)]
+    return torch.tensor(axes, dtype=torch.int64, device=device)
+
+
+@functools.cache  # graphs go on reading what is here
+@torch.inference_mode(False)
 def inverse_frequencies(theta: float, rotary_dim: int, device: torch.device) -> Tensor:
-    """theta^(-2j / rotary_dim) for j = 0 … rotary_dim / 2 - 1, float32."""
+    """theta^(-2j / rotary_dim) for j = 0 … rotary_dim / 2 - 1, float32. Nobody may change them."""
     even = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device)
     return 1.0 / theta ** (even / rotary_dim)
 

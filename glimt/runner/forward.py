@@ -21,7 +21,7 @@ def hidden_states(
 
 def embedded(model: Glm4v, batch: Batch, tokens_RL: Tensor, encoder: ImageEncoder) -> Tensor:
     """[T, D]: the embeddings of the batch's tokens and images."""
-    x_TD = model.embed(tokens_RL.view(-1)[batch.token_place_T].long())
+    x_TD = model.embed(tokens_RL.view(-1)[batch.token_place_T])
     if batch.image_index_I is not None:
         images_ID = [
             encoder.part(part.span.content_hash, part.low, part.high) for part in batch.image_parts

@@ -271,7 +271,7 @@ class DecodeGraphs:
             max_query_len=1,
             max_context_len=max_context_len,
         )
-        x_BD = self._model.embed(rows.tokens_RL.view(-1)[tensors["token_place_T"]].long())
+        x_BD = self._model.embed(rows.tokens_RL.view(-1)[tensors["token_place_T"]])
         hidden_BD = self._model.decode(x_BD, step, self._kv)
         place.logits_BU.copy_(self._model.logits_share(hidden_BD))
 
