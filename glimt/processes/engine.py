@@ -45,6 +45,7 @@ from glimt.wire import Abort, EngineMessage, Outputs, Submit, Wake
 log = logging.getLogger(__name__)
 
 ALIVE_INTERVAL_S = 1.0
+CULPRIT_LIMIT_S = 1.0
 
 
 class SocketMailbox:
@@ -187,6 +188,8 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
     except ReplicaLost as error:
         if stopping.is_set():
             os._exit(0)  # another one that shares experts was faster to stop
+        # Where a rank has died, who watches it ends this process sooner, and says which and how.
+        time.sleep(CULPRIT_LIMIT_S)
         end_process(Loss(str(error)))
     engine.close()
 
