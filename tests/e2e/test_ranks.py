@@ -138,7 +138,7 @@ def test_the_death_of_the_supervisor_ends_even_stopped_ranks(
 
 def test_sigterm_leaves_neither_ranks_nor_files(pair: Serving) -> None:
     children, folders = pair.children(), folders_of(pair)
-    assert len([child for child in children if "peer" in " ".join(child.cmdline())]) == 1
+    assert len(pair.children_running("peer")) == 1
     assert pair.stop(60) == 0
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive

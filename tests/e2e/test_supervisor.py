@@ -7,13 +7,13 @@ import socket
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
 from glimt.checkpoint import read_checkpoint
 from glimt.config import MediaSettings, ParallelSettings, Settings
 from glimt.processes.launch import make_plan
 from glimt.processes.supervisor import Supervisor
+from tests.support.processes import processes_running
 
 
 async def until(lines: list[str], text: str, seconds: float = 60.0) -> None:
@@ -34,11 +34,7 @@ async def test_an_engine_that_stands_still_is_ended_and_replaced(checkpoint: Pat
     lines: list[str] = []
     running = asyncio.create_task(Supervisor(plan, listener, lines.append).run())
     await until(lines, "ready after")
-    engine = next(
-        child
-        for child in psutil.Process().children()
-        if "glimt.processes.engine" in child.cmdline()
-    )
+    [engine] = processes_running("processes.engine")
     engine.suspend()
     await until(lines, "engine-0 made no progress")
     await until(lines, "engine-0 is back")
@@ -61,11 +57,7 @@ async def test_a_server_that_stands_still_is_ended_and_the_other_stays(checkpoin
     lines: list[str] = []
     running = asyncio.create_task(Supervisor(plan, listener, lines.append).run())
     await until(lines, "ready after")
-    first, second = (
-        child
-        for child in psutil.Process().children()
-        if "glimt.processes.server" in child.cmdline()
-    )
+    first, second = processes_running("processes.server")
     first.suspend()
     await until(lines, "server-0 gave no sign of life")
     await until(lines, "server-0 is back")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pybase64
 import pytest
 from PIL import Image
@@ -13,6 +12,7 @@ from PIL import Image
 from glimt import LLM, SamplingParams
 from glimt.errors import BadSettings, EngineDied
 from glimt.tiny.checkpoint import make_tiny_checkpoint
+from tests.support.processes import processes_running
 
 SPLITS: dict[str, tuple[str, dict[str, Any]]] = {
     "moe, every matrix split": ("moe", {}),
@@ -173,11 +173,7 @@ def test_sizes_that_cannot_be_split_are_refused_by_name(checkpoints: dict[str, P
 
 def test_a_lost_peer_ends_the_callers_wait(checkpoints: dict[str, Path]) -> None:
     with LLM(checkpoints["moe"], tensor_parallel_size=2, **TIGHT) as llm:
-        [peer] = [
-            child
-            for child in psutil.Process().children(recursive=True)
-            if "glimt.processes.peer" in child.cmdline()
-        ]
+        [peer] = processes_running("processes.peer")
         peer.kill()
         with pytest.raises(EngineDied):
             llm.chat([{"role": "user", "content": "Hi."}], use_tqdm=False)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.processes import processes_running
+
 TOKEN = "a token of sixteen or more"
 
 
@@ -48,9 +50,8 @@ class HeadlessNode:
 
     def child(self, module: str) -> psutil.Process:
         """The first child process that runs glimt.processes.<module>."""
-        for process in self.all():
-            if f"glimt.processes.{module}" in process.cmdline():
-                return process
+        for process in processes_running(f"processes.{module}", self.all()):
+            return process
         raise AssertionError(f"there is no {module}; log:\n{self.log.read_text()}")
 
     def end(self) -> None:

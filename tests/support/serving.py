@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+
+from tests.support.processes import processes_running
 
 READY = re.compile(r"ready after [\d.]+ s: (http://[^/]+|unix:\S+)/v1  serving (\S+)")
 
@@ -52,22 +54,17 @@ class Serving:
 
     def child(self, module: str) -> psutil.Process:
         """The first child process that runs glimt.processes.<module>."""
-        for process in self._running(module):
+        for process in self.children_running(module):
             return process
         raise AssertionError(f"there is no {module}")
 
     def child_of(self, module: str) -> psutil.Process:
         """The child process that runs glimt.<module>."""
-        return next(each for each in self.children() if f"glimt.{module}" in each.cmdline())
+        return next(processes_running(module, self.children()))
 
     def children_running(self, module: str) -> list[psutil.Process]:
         """All processes of the server that run glimt.processes.<module>."""
-        return list(self._running(module))
-
-    def _running(self, module: str) -> Iterator[psutil.Process]:
-        for process in self.children():
-            if f"glimt.processes.{module}" in process.cmdline():
-                yield process
+        return list(processes_running(f"processes.{module}", self.children()))
 
     def children(self) -> list[psutil.Process]:
         """All processes of the server but the supervisor."""
