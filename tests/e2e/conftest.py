@@ -8,7 +8,7 @@ import pytest
 from tests.support.serving import Serving
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(serving: Serving) -> Iterator[Any]:
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:

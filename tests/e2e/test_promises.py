@@ -47,6 +47,12 @@ def serving(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield serving
 
 
+@pytest.fixture(scope="module")
+def client(serving: Serving) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
 def ask(client: Any, content: Any, **fields: Any) -> Any:
     ours = {"ignore_eos": True, **fields.pop("ours", {})}
     fields = {"max_tokens": 8, "temperature": 0, **fields}
