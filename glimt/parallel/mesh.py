@@ -220,8 +220,10 @@ def _least(number: int, group: ProcessGroup | None) -> int:
 
 
 def _in_order(options: Any) -> Any:
-    """Of a collective on the current stream: nothing to wait for, and capturable."""
-    options.asyncOp = False
+    """Of a collective on the current stream: nothing to wait for, and capturable. Where a torch
+    knows no such option, the stream waits for what `_finish` is given."""
+    if hasattr(options, "asyncOp"):
+        options.asyncOp = False
     return options
 
 
