@@ -38,7 +38,7 @@ from benchmarks.agreement.wire import Witness
 from benchmarks.run_all import machine
 from glimt.builtin.model import NAME, model_folder
 
-_SCRIPTED_SHARE = 0.3  # of the time: its answers hardly vary, so that few pairs say enough
+_SCRIPTED_SHARE = 0.35  # of the time: its answers hardly vary, so that few pairs say enough
 _WARM = 2  # requests of a run that does not count
 _LEAST_PAIRS = 2
 BEGIN = "<!-- agreement: made by python -m benchmarks.agreement -->"
@@ -54,7 +54,7 @@ class Clients:
         self._wire = wire
 
     def warm(self, target: servers.Target, loads: Sequence[Load]) -> None:
-        """A few requests of every load by each client."""
+        """Some requests of every load by each client."""
         for load in loads:
             for client in self._sides.values():
                 target.forget()
@@ -116,18 +116,20 @@ def on_cores(which: slice) -> list[str]:
     return ["env", f"OMP_NUM_THREADS={max(1, len(cores) // 2)}", "taskset", "-c", names]
 
 
-def version_of(python: Path) -> str:
-    """vLLM's, as its Python knows it."""
+def circumstances(python: Path) -> str:
+    """vLLM's version, the machine, and what else ran on it before."""
     ask = "import importlib.metadata as m; print(m.version('vllm'))"
-    return subprocess.check_output([python, "-c", ask], text=True).strip()
+    version = subprocess.check_output([python, "-c", ask], text=True).strip()
+    return f"vLLM {version}; {machine()}; load average before: {os.getloadavg()[0]:.1f}."
 
 
 @contextlib.contextmanager
-def arena(tokenizer: Path) -> Iterator[Path]:
-    """A folder with VisionArena's look-alike in the columns of the original."""
+def arena(tokenizer: Path, count: int) -> Iterator[Path]:
+    """A folder with `count` rows of VisionArena's look-alike in the columns of the original."""
     script = Path(__file__).resolve().parents[1] / "make_parquet.py"
     with tempfile.TemporaryDirectory() as folder:
         make = [sys.executable, str(script), "--out", folder, "--tokenizer", str(tokenizer)]
+        make += ["--num-prompts", str(count)]
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         yield Path(folder)
 
@@ -141,7 +143,7 @@ def run(options: argparse.Namespace) -> list[tuple[str, list[verdict.Verdict]]]:
     end_s = began_s + 60 * options.minutes
     found = []
     with (
-        arena(folder) as pictures,
+        arena(folder, round(20 * max(options.seconds))) as pictures,
         vllm(options.vllm, asking, options.out / "vllm.log") as theirs,
     ):
         clients = Clients({"vllm": theirs, "glimt": glimt(asking)}, folder, wire=options.wire)
@@ -160,9 +162,9 @@ def run(options: argparse.Namespace) -> list[tuple[str, list[verdict.Verdict]]]:
     return found
 
 
-def report(found: Sequence[tuple[str, list[verdict.Verdict]]], version: str) -> tuple[str, bool]:
-    """(Markdown of everything, whether all agrees)."""
-    text, every = [f"vLLM {version}. {machine()}."], []
+def report(found: Sequence[tuple[str, list[verdict.Verdict]]], head: str) -> tuple[str, bool]:
+    """(Markdown of everything under `head`, whether all agrees)."""
+    text, every = [head], []
     for name, verdicts in found:
         text += [f"Against {name}:", verdict.means_table(verdicts)]
         if verdicts[0].on_wire():
@@ -193,7 +195,7 @@ def main() -> int:
     )
     parser.add_argument("--serve", type=Path, help="a checkpoint in place of the built-in model")
     parser.add_argument(
-        "--seconds", type=float, nargs=2, default=(2.5, 5.0), help="of a run, on either server"
+        "--seconds", type=float, nargs=2, default=(1.5, 5.0), help="of a run, on either server"
     )
     parser.add_argument(
         "--rates", type=float, nargs=2, default=(0.6, 0.8), help="pictures, texts a second"
@@ -202,8 +204,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/agreement"))
     parser.add_argument("--record", type=Path, help="a document to put the tables into")
     options = parser.parse_args()
+    head = circumstances(options.vllm)
     found = run(options)
-    text, does_agree = report(found, version_of(options.vllm))
+    text, does_agree = report(found, head)
     runs = {
         server: {each.name: {"vllm": each.vllm, "glimt": each.glimt} for each in verdicts}
         for server, verdicts in found

@@ -111,6 +111,17 @@ def test_a_client_agrees_with_itself_in_what_it_counts(tmp_path: Path) -> None:
         assert wire_table([found]).count("\n") == 2
 
 
+def test_a_report_has_each_server_under_what_was_measured_where() -> None:
+    far = verdict_of([100, 101], [110, 111])
+    text, does_agree = agreement.report(
+        [("one", [verdict_of([9, 9], [9, 9])]), ("two", [far])], "H"
+    )
+    assert not does_agree
+    assert text.startswith("H\n\nAgainst one:\n\n| load |")
+    assert text.count("| a load | 2 | 7 + 128 |") == 2
+    assert "* DISAGREES: a load: TTFT" in text
+
+
 def test_tables_go_between_the_marks_of_a_document(tmp_path: Path) -> None:
     file = tmp_path / "a.md"
     begin, end = agreement.BEGIN, agreement.END
