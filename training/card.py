@@ -89,10 +89,10 @@ def _training(log: dict[str, list[Json]]) -> Iterator[str]:
     yield ""
     yield (
         "From nothing, by `python -m training.train`, on drawn scenes with conversations about "
-        f"them and no other data. Its last run took {last['elapsed_s'] / 60:.1f} minutes on one "
+        f"them and no other data. The run took {last['elapsed_s'] / 60:.1f} minutes on one "
         f"GPU: {last['step']:,} steps, {samples / 1e6:.1f} million samples, last loss "
-        f"{last['loss']:.3f} nats per token. All runs, with commands, hardware, seeds and curves, "
-        "are told in `training/record`."
+        f"{last['loss']:.3f} nats per token. Command, hardware, seed and curves are in "
+        "`training/record`."
     )
 
 
