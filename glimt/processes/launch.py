@@ -56,27 +56,36 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     """Run `glimt serve`; the exit status. Raises StartupError."""
     settings = with_defaults(settings)
     say(f"glimt {__version__}: {settings.model}")
+    check(settings)
+    remove_stale_folders()
+    parallel = settings.parallel
+    if wants_ray(parallel):
+        with bind(settings) as listener, Placer(settings, say) as placer:
+            return _answer(placer.settings, listener, say)
+    if parallel.node_rank or copies_of(parallel).role == "node":
+        return _compute(settings, say)
+    with bind(settings) as listener:
+        return _answer(settings, listener, say)
+
+
+def _answer(settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> int:
+    """Serve HTTP on this machine."""
     for note in check(settings):
         say(f"  note: {note}")
-    remove_stale_folders()
-    if wants_ray(settings.parallel):
-        with Placer(settings, say) as placer:
-            check(placer.settings)
-            return _serve(placer.settings, say)
-    return _serve(settings, say)
+    plan = resolve(settings, say)
+    for line in (*describe(settings), f"resolved: {resolved(plan)}"):
+        say(f"  {line}")
+    return asyncio.run(_supervise(plan, listener, say))
 
 
-def _serve(settings: Settings, say: Callable[[str], None]) -> int:
-    """What is for this machine to do."""
+def _compute(settings: Settings, say: Callable[[str], None]) -> int:
+    """Work for a machine that has HTTP."""
+    for note in check(settings):
+        say(f"  note: {note}")
+    plan = resolve(settings, say)
     if settings.parallel.node_rank:
-        return serve_node(resolve(settings, say).engine, settings.parallel.node_rank, say)
-    if copies_of(settings.parallel).role == "node":
-        return asyncio.run(_supervise(resolve(settings, say), None, say))
-    with bind(settings) as listener:
-        plan = resolve(settings, say)
-        for line in (*describe(settings), f"resolved: {resolved(plan)}"):
-            say(f"  {line}")
-        return asyncio.run(_supervise(plan, listener, say))
+        return serve_node(plan.engine, settings.parallel.node_rank, say)
+    return asyncio.run(_supervise(plan, None, say))
 
 
 def resolve(settings: Settings, say: Callable[[str], None]) -> Plan:
