@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 from tests.support.serving import Serving
@@ -18,7 +18,13 @@ from tests.support.serving import Serving
 torch.set_num_threads(1)
 torch.manual_seed(0)
 # Timing must not decide a test, and CI must not find on Tuesdays what it missed on Mondays.
-settings.register_profile("glimt", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "glimt",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    max_examples=50,
+)
 settings.load_profile("glimt")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

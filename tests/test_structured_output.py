@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glimt import LLM, SamplingParams
@@ -38,7 +38,7 @@ def answers(llm: LLM, wishes: list[dict[str, Any]], **sampling: Any) -> list[tup
     return [(each.outputs[0].text, each.outputs[0].finish_reason) for each in outputs]
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 @given(schemas=st.lists(SCHEMAS, min_size=4, max_size=12))
 def test_answers_under_random_schemas_are_instances_of_them(
     llm: LLM, schemas: list[dict[str, Any]]
@@ -56,7 +56,7 @@ def test_answers_under_random_schemas_are_instances_of_them(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(schemas=st.lists(SCHEMAS, min_size=4, max_size=16))
 def test_answers_under_many_random_schemas_are_instances_of_them(
     llm: LLM, schemas: list[dict[str, Any]]

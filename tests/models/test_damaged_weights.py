@@ -273,7 +273,7 @@ def test_an_absurd_header_length_is_refused(folder: Path, length: int) -> None:
     assert "is cut off" in refusal(folder).message
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_damage_in_a_header_is_refused_or_harmless_but_never_a_crash(
     folder: Path, original: Path, data: st.DataObject

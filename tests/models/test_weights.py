@@ -132,7 +132,10 @@ def test_what_transformers_saves_is_read_alike(
 # ---------------------------------------------------------------------------- every layout
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data())
 def test_the_layout_of_the_files_changes_nothing(
     moe_fp8: Path, tmp_path: Path, data: st.DataObject

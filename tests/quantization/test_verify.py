@@ -51,7 +51,10 @@ def test_the_report_holds_each_modules_error_worst_first(
     assert text.index(report["modules"][0]["module"]) < text.index(report["modules"][9]["module"])
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data())
 def test_a_flipped_byte_anywhere_in_the_weights_is_found(
     source: Path, target: Path, data: st.DataObject
