@@ -45,10 +45,11 @@ class Engine:
 
     decode_efficiency: float
     prefill_efficiency: float
-    prompt_step_s: float
     tower_efficiency: float
+    prompt_layer_s: float
     launch_s: float
     launches_per_layer: float
+    layer_s: float
     reserve_bytes: float
     image_host_s: float
     request_host_s: float

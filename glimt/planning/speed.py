@@ -1,6 +1,7 @@
 """The roofline: how long a decode step, a prompt and an image take under a layout.
 
-    step     (weights read + context x KV per token) / bandwidth + all-reduces (+ launches)
+    step     (weights read + context x KV per token) / bandwidth + all-reduces (+ launches and more
+             in each layer)
     prompt   products at their rates; routed experts at the slower of products and reading
     image    the vision tower's products and attention, in 16 bits
 
@@ -57,8 +58,9 @@ class Speed:
         reading_s = self.step_bytes(batch, context) / self.gpu.bandwidth
         if self.floor:
             return reading_s + self._step_links_s(batch)
-        launches_s = self.config.text.num_layers * engine.launches_per_layer * engine.launch_s
-        return reading_s / engine.decode_efficiency + launches_s + self._step_links_s(batch)
+        beside_s = engine.launches_per_layer * engine.launch_s + engine.layer_s
+        layers_s = self.config.text.num_layers * beside_s
+        return reading_s / engine.decode_efficiency + layers_s + self._step_links_s(batch)
 
     def _step_links_s(self, batch: float) -> float:
         """Two sums over all GPUs of a copy in each layer, whether experts are split or spread."""
@@ -92,11 +94,12 @@ class Speed:
         attention = 4 * self._query_width() * self.config.text.num_layers / self.layout.tp
         pairs = together * (tokens * before + tokens * tokens / 2)
         attention_s = attention * pairs / self.gpu.attention
-        seconds = products_s + attention_s
-        if not self.floor:
-            engine = self.constants.engine
-            seconds = seconds / engine.prefill_efficiency + engine.prompt_step_s
-        return seconds + self._chunk_links_s(together * tokens)
+        seconds, links_s = products_s + attention_s, self._chunk_links_s(together * tokens)
+        if self.floor:
+            return seconds + links_s
+        engine = self.constants.engine
+        least_s = self.config.text.num_layers * engine.prompt_layer_s
+        return max(seconds / engine.prefill_efficiency + links_s, least_s)
 
     def _products_s(self, tokens: float) -> float:
         """Of one chunk: dense products by their rate, experts by rate or reading, the head once."""
@@ -140,10 +143,11 @@ class Speed:
         """
         if num_tokens <= 0 or num_images <= 0:
             return 0.0
-        one_s = self._tower_s(num_tokens)
-        if self.layout.vision_data:
-            return -(-num_images // self.layout.tp) * one_s
-        return num_images * one_s
+        each = -(-num_images // self.layout.tp) if self.layout.vision_data else num_images
+        seconds = each * self._tower_s(num_tokens)
+        if self.floor:
+            return seconds
+        return max(seconds, self.config.vision.depth * self.constants.engine.prompt_layer_s)
 
     def _tower_s(self, num_tokens: float) -> float:
         vision, split = self.config.vision, self.layout.vision_split

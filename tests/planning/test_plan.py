@@ -235,9 +235,10 @@ def test_the_report_names_layouts_reasons_and_the_command(
     for words in (
         "TP4 + EP",
         "1 image of 1,369",
-        "-> TP2 x DP2 carries 20 requests/s",
-        "glimt serve zai-org/GLM-4.5V-FP8 --tensor-parallel-size 2 --data-parallel-size 2",
-        "measured: Glimt 0.1",
+        "-> DP4 carries 20 requests/s",
+        "glimt serve zai-org/GLM-4.5V-FP8 --data-parallel-size 4",
+        "TP1 on h200: a step took 5.2 ms at 1 (estimate 5.2)",
+        "TP2 on h200: a step took 4.48 ms at 1 (estimate 4.2)",
     ):
         assert words in text
 
