@@ -23,9 +23,12 @@ def on_ranks(
 ) -> list[Result]:
     """work(mesh) on `size` ranks at once."""
     store = HashStore()
+    # Kept until all are done: a group that goes closes connections that others may still make.
+    groups: list[ProcessGroupGloo] = []
 
     def run(rank: int) -> Result:
         group = ProcessGroupGloo(store, rank, size, timedelta(seconds=30))
+        groups.append(group)
         ep_size, ep_rank = (size, rank) if experts else (1, 0)
         mesh = Mesh(size, rank, ep_size=ep_size, ep_rank=ep_rank, tp_group=group)
         return work(replace(mesh, placement=placement))
