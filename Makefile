@@ -27,7 +27,7 @@ demo: $(STAMP) ## ask a model about fresh pictures, with the truth beside
 	@$(BIN)/python tools/demo.py --folder $(DEMO)
 
 test: $(STAMP) ## the CPU test suite (under five minutes on two cores)
-	@$(BIN)/python -m pytest -n auto --dist loadscope -m 'not slow and not gpu and not gpu2'
+	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder -m 'not slow and not gpu and not gpu2'
 
 $(RAY): pyproject.toml constraints.txt | $(STAMP)
 	@echo "Ray, for its slow tests (half a gigabyte)"
@@ -36,7 +36,7 @@ $(RAY): pyproject.toml constraints.txt | $(STAMP)
 	@touch $@
 
 test-all: $(STAMP) $(RAY) ## also the slow tests
-	@$(BIN)/python -m pytest -n auto --dist loadscope -m 'not gpu and not gpu2'
+	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder -m 'not gpu and not gpu2'
 
 lint: $(STAMP) ## format, lint, types, import contracts, docs
 	$(BIN)/ruff format --check .
