@@ -4,7 +4,6 @@ again when it ends. What is started prints comes back with its machine's name.
 Ray ends all that this process has placed with it, and it ends with its parent.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -34,13 +33,13 @@ from glimt.placement.orders import (
     of_this_machine,
     wish_of,
 )
+from glimt.processes import child
 from glimt.processes.children import Backoff, exit_text
 from glimt.processes.control import (
     ControlLine,
     Refused,
     Stop,
     ToChild,
-    child_line,
 )
 
 JOIN_LIMIT_S = 15.0  # for machines that are started together with this program
@@ -270,12 +269,7 @@ def _follow(line: ControlLine[ToChild]) -> None:
 
 def main() -> None:
     """Entry point of `python -m glimt.placement.driver`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control-fd", type=int, required=True)
-    line = child_line(parser.parse_args().control_fd)
-    start = line.receive()
-    if not isinstance(start, PlacerStart):
-        sys.exit(1)
+    start, line = child.begin(PlacerStart, __doc__)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     threading.Thread(target=_follow, args=(line,), name="control-line", daemon=True).start()
     try:

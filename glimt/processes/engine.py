@@ -4,7 +4,6 @@ The loop runs in the main thread. A second thread reads the control line, a thir
 second how the loop is getting on, so that a hanging device does not look like a healthy server.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ from glimt.engine.loop import EngineLoop
 from glimt.errors import ReplicaLost, StartupError
 from glimt.log import set_up
 from glimt.parallel.mesh import Mesh
+from glimt.processes import child
 from glimt.processes.build import build_engine
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
@@ -34,7 +34,6 @@ from glimt.processes.control import (
     ServerGone,
     Stop,
     ToChild,
-    child_line,
     watch,
 )
 from glimt.processes.machine import settle
@@ -215,12 +214,7 @@ def process_age_s() -> float:
 def main() -> None:
     """Entry point of `python -m glimt.processes.engine`."""
     end_with_parent()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control-fd", type=int, required=True)
-    line = child_line(parser.parse_args().control_fd)
-    start = line.receive()
-    if not isinstance(start, EngineStart):
-        sys.exit(1)
+    start, line = child.begin(EngineStart, __doc__)
     set_up(
         start.log_level,
         as_json=start.log_json,

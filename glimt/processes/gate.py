@@ -11,7 +11,6 @@ token and have the same versions, checkpoint and settings, at any time and in an
 lost takes its replicas' requests along, and may come again.
 """
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -27,6 +26,7 @@ import uvloop
 from glimt.arena import SharedArena
 from glimt.errors import StartupError
 from glimt.log import set_up
+from glimt.processes import child
 from glimt.processes.announcing import waiting_for
 from glimt.processes.children import end_with_parent
 from glimt.processes.cluster import REMIND_S, listen
@@ -42,7 +42,6 @@ from glimt.processes.control import (
     ServerGone,
     Stop,
     ToChild,
-    child_line,
 )
 from glimt.processes.far_link import (
     BEAT_S,
@@ -354,12 +353,7 @@ def _span(copies: range) -> str:
 def main() -> None:
     """Entry point of `python -m glimt.processes.gate`."""
     end_with_parent()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control-fd", type=int, required=True)
-    line = child_line(parser.parse_args().control_fd)
-    start = line.receive()
-    if not isinstance(start, GateStart):
-        sys.exit(1)
+    start, line = child.begin(GateStart, __doc__)
     set_up(start.log_level, as_json=start.log_json, name="gate")
 
     async def serve() -> None:

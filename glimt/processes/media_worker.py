@@ -1,8 +1,6 @@
 """Main of a media worker process: decodes and resizes for one server, in a tight corset."""
 
-import argparse
 import os
-import sys
 import warnings
 
 import torch
@@ -11,13 +9,13 @@ from glimt.arena import SharedArena
 from glimt.log import set_up
 from glimt.media.confine import confine
 from glimt.media.worker import MediaWorker
+from glimt.processes import child
 from glimt.processes.control import (
     ControlLine,
     MediaWorkerStart,
     Ready,
     Stop,
     ToChild,
-    child_line,
     watch,
 )
 from glimt.transport import Spoke
@@ -43,12 +41,7 @@ def _on_message(message: object) -> None:
 
 def main() -> None:
     """Entry point of `python -m glimt.processes.media_worker`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control-fd", type=int, required=True)
-    line = child_line(parser.parse_args().control_fd)
-    start = line.receive()
-    if not isinstance(start, MediaWorkerStart):
-        sys.exit(1)
+    start, line = child.begin(MediaWorkerStart, __doc__)
     set_up(start.log_level, as_json=start.log_json, name=f"media-{start.number}")
     run(start, line)
 

@@ -4,10 +4,8 @@ It decides nothing and knows no requests, only plans. It builds the same parts a
 in the same order, because each of them computes together with the other ranks.
 """
 
-import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from glimt.engine.plan import TokenMasks
 from glimt.errors import StartupError
 from glimt.log import set_up
 from glimt.parallel.group import Meeting
+from glimt.processes import child
 from glimt.processes.build import build_rank
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
@@ -28,7 +27,6 @@ from glimt.processes.control import (
     Refused,
     Stop,
     ToChild,
-    child_line,
     watch,
 )
 from glimt.processes.engine import Heartbeat, use_spare_cores
@@ -142,12 +140,7 @@ def _on_message(message: object) -> None:
 def main() -> None:
     """Entry point of `python -m glimt.processes.peer`."""
     end_with_parent()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control-fd", type=int, required=True)
-    line = child_line(parser.parse_args().control_fd)
-    start = line.receive()
-    if not isinstance(start, PeerStart):
-        sys.exit(1)
+    start, line = child.begin(PeerStart, __doc__)
     engine = start.engine
     set_up(engine.log_level, as_json=engine.log_json, name=f"peer-{engine.index}.{start.rank}")
     use_spare_cores(engine.num_ranks_here)

@@ -4,7 +4,6 @@ Torch-free. Everything happens on one event loop; what would hold it up (hashing
 reading a file) happens in threads, what is heavy (decoding) in the media workers.
 """
 
-import argparse
 import asyncio
 import dataclasses
 import logging
@@ -38,6 +37,7 @@ from glimt.grammar.vocabulary import Vocabulary
 from glimt.log import set_up
 from glimt.metric_sum import Ledger
 from glimt.metrics import Metrics
+from glimt.processes import child
 from glimt.processes.connection import KEEP_ALIVE_S, Connection
 from glimt.processes.control import (
     Alive,
@@ -53,7 +53,6 @@ from glimt.processes.control import (
     ServerStart,
     Stop,
     ToChild,
-    child_line,
 )
 from glimt.processes.server_state import make_state
 from glimt.processes.tls import REFRESH_INTERVAL_S, TlsContext
@@ -303,12 +302,7 @@ def _limits(start: ServerStart, media_memory_bytes: int) -> dict[str, float]:
 
 def main() -> None:
     """Entry point of `python -m glimt.processes.server`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control-fd", type=int, required=True)
-    line = child_line(parser.parse_args().control_fd)
-    start = line.receive()
-    if not isinstance(start, ServerStart):
-        sys.exit(1)
+    start, line = child.begin(ServerStart, __doc__)
     set_up(
         start.log_level,
         as_json=start.log_json,

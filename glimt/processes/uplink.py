@@ -6,7 +6,6 @@ sends them requests. It looks for the head, is let in or turned away, and then o
 doing, as after the death of any server, the supervisor starts another, and weights stay loaded.
 """
 
-import argparse
 import asyncio
 import logging
 import socket
@@ -21,6 +20,7 @@ import uvloop
 from glimt.arena import SharedArena
 from glimt.errors import StartupError
 from glimt.log import set_up
+from glimt.processes import child
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
     Alive,
@@ -33,7 +33,6 @@ from glimt.processes.control import (
     Refused,
     Stop,
     ToChild,
-    child_line,
 )
 from glimt.processes.far_link import (
     BEAT_S,
@@ -233,12 +232,7 @@ class Uplink:
 def main() -> None:
     """Entry point of `python -m glimt.processes.uplink`."""
     end_with_parent()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control-fd", type=int, required=True)
-    line = child_line(parser.parse_args().control_fd)
-    start = line.receive()
-    if not isinstance(start, UplinkStart):
-        sys.exit(1)
+    start, line = child.begin(UplinkStart, __doc__)
     set_up(start.log_level, as_json=start.log_json, name="uplink")
 
     async def carry() -> None:
