@@ -4,19 +4,15 @@
 questions about one picture without thinking, so that each picture drawn teaches several times.
 """
 
-import json
 import math
 import random
-from dataclasses import dataclass, field
-from typing import Any
 
+from training.conversation import Clip, Conversation, Json, assistant_message, say
 from training.scenes import beyond, motion, pairs, tools
 from training.scenes.ask import ASKERS, follow_up
 from training.scenes.palette import COLOURS, SHAPES
 from training.scenes.scene import Recipe, Scene, compose
 from training.scenes.turn import Turn
-
-Json = dict[str, Any]
 
 _SYSTEMS = (
     "You are a helpful assistant.",
@@ -28,10 +24,11 @@ _SYSTEMS = (
 )
 # Share of samples by what they are about.
 _KINDS = {
-    "picture": 0.52,
+    "picture": 0.50,
     "two images": 0.09,
     "motion": 0.04,
-    "tools": 0.27,
+    "tools": 0.22,
+    "told tools": 0.07,
     "beyond": 0.05,
     "talk": 0.03,
 }
@@ -49,30 +46,6 @@ _SKILLS = {
 _THINKING_SHARE = 0.33
 _ALONE_UNTIL = 0.06  # share of the training in which pictures hold two shapes at most
 _CELL = 28  # pixels of one token's side
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A picture (one scene) or a short video (a scene for each frame)."""
-
-    scenes: tuple[Scene, ...]
-    is_video: bool = False
-
-
-@dataclass
-class Conversation:
-    """Messages as the chat template takes them, the media in their order, and what is learnt.
-
-    `skills[i]` is the skill of the i-th assistant message, or None for one that is only history;
-    `turns` are the questions with their answers, for an evaluation.
-    """
-
-    messages: list[Json] = field(default_factory=list)
-    tools: list[Json] = field(default_factory=list)
-    clips: list[Clip] = field(default_factory=list)
-    skills: list[str | None] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    thinking: bool = False
 
 
 def converse(seed: int, progress: float, held_out: bool, kind: str | None = None) -> Conversation:
@@ -100,6 +73,8 @@ def _converse(
         return _motion(conversation, rng, progress, held_out)
     if kind in ("tools", "tool results"):
         return _tools(conversation, rng, progress, held_out, kind == "tool results")
+    if kind == "told tools":
+        return _told_tools(conversation, rng, held_out)
     if kind == "beyond":
         return _beyond(conversation, rng, progress, held_out)
     if kind == "talk":
@@ -135,7 +110,7 @@ def _picture(
             turns = turns[-1:] if turns[-1].skill != "chat" else []
     if not turns:
         return None
-    _say(conversation, turns, [Clip((scene,))], rng)
+    say(conversation, turns, [Clip((scene,))], rng)
     return conversation
 
 
@@ -225,7 +200,7 @@ def _two_images(
             break
     if not turns:
         return None
-    _say(conversation, turns, [Clip((scene,)) for scene in scenes], rng)
+    say(conversation, turns, [Clip((scene,)) for scene in scenes], rng)
     return conversation
 
 
@@ -245,7 +220,7 @@ def _motion(
         more = ASKERS[rng.choice(("attributes", "counting", "yes/no"))](frames[0], rng)
         if more is not None and more.topic is not None:
             turns.append(more)
-    _say(conversation, turns, [Clip(tuple(frames), is_video=True)], rng)
+    say(conversation, turns, [Clip(tuple(frames), is_video=True)], rng)
     return conversation
 
 
@@ -258,9 +233,11 @@ def _tools(
         ),
         rng,
     )
+    # Which of several tools an argument belongs to is what is hard: training has more of them.
+    numbers = (1, 1, 1, 2, 2, 3) if held_out else (1, 2, 2, 3, 3, 4)
     offered = [
         tools.make_tool(rng, tools.slots_for(scene, rng), held_out)
-        for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))
+        for _ in range(rng.choice(numbers))
     ]
     if len({tool.name for tool in offered}) < len(offered):
         return None
@@ -276,26 +253,65 @@ def _tools(
         if call is None:
             return None
         turns.append(call)
-    _say(conversation, turns, [Clip((scene,))], rng)
+    say(conversation, turns, [Clip((scene,))], rng)
     if turns[-1].call is not None and (to_end or rng.random() < 0.5):
         _answer_after_tool(conversation, scene, offered, rng)
+    if not held_out and not conversation.thinking:
+        for tool in _not_called(conversation, offered):
+            if (more := tools.use([tool], scene, rng)) is not None:
+                _call_and_answer(conversation, more, rng)
     return conversation
+
+
+def _told_tools(
+    conversation: Conversation, rng: random.Random, held_out: bool
+) -> Conversation | None:
+    offered = [
+        tools.make_tool(rng, tools.any_slots(rng), held_out)
+        for _ in range(rng.choice((1, 2, 2, 3, 3, 4)))
+    ]
+    if len({tool.name for tool in offered}) < len(offered):
+        return None
+    conversation.tools = [tool.definition for tool in offered]
+    if conversation.thinking:
+        offered = offered[:1]
+    for tool in rng.sample(offered, len(offered)):
+        _call_and_answer(conversation, tools.use_told(tool, rng, held_out), rng)
+    return conversation
+
+
+def _not_called(conversation: Conversation, offered: list[tools.Tool]) -> list[tools.Tool]:
+    """A tool's second call would be copied from its first."""
+    called = {turn.call["name"] for turn in conversation.turns if turn.call is not None}
+    return [tool for tool in offered if tool.name not in called]
+
+
+def _call_and_answer(conversation: Conversation, call: Turn, rng: random.Random) -> None:
+    """A call and, mostly, what comes of it."""
+    say(conversation, [call], [], rng)
+    if not conversation.thinking and rng.random() < 0.7:
+        _hear_tool(conversation, rng)
 
 
 def _answer_after_tool(
     conversation: Conversation, scene: Scene, offered: list[tools.Tool], rng: random.Random
 ) -> None:
-    result = tools.reply(rng)
-    turn = tools.after(result)
-    conversation.messages.append({"role": "tool", "content": result})
-    conversation.messages.append(_assistant(turn, conversation.thinking))
-    conversation.skills.append(turn.skill)
-    conversation.turns.append(turn)
+    _hear_tool(conversation, rng)
     if not conversation.thinking and rng.random() < 0.7:
         again = rng.random() < 0.6
         more = tools.use(offered, scene, rng) if again else _next_turn(scene, None, [], rng)
         if more is not None and more.question != conversation.turns[0].question:
-            _say(conversation, [more], [], rng)
+            say(conversation, [more], [], rng)
+
+
+def _hear_tool(conversation: Conversation, rng: random.Random) -> None:
+    """What the tool answers, and what the assistant makes of it."""
+    result = tools.reply(rng)
+    turn = tools.after(result)
+    conversation.messages.append({"role": "tool", "content": result})
+    conversation.messages.append(assistant_message(turn, conversation.thinking))
+    conversation.skills.append(turn.skill)
+    conversation.turns.append(turn)
 
 
 def _beyond(
@@ -308,7 +324,7 @@ def _beyond(
         clips.append(Clip((scene,)))
         if not conversation.thinking and (turn := _next_turn(scene, None, [], rng)) is not None:
             turns.insert(rng.randrange(2), turn)
-    _say(conversation, turns, clips, rng)
+    say(conversation, turns, clips, rng)
     return conversation
 
 
@@ -316,47 +332,5 @@ def _talk(conversation: Conversation, rng: random.Random) -> Conversation:
     turns = [beyond.small_talk(rng) if rng.random() < 0.6 else beyond.without_picture(rng)]
     if not conversation.thinking and rng.random() < 0.4:
         turns.append(beyond.small_talk(rng))
-    _say(conversation, turns, [], rng)
+    say(conversation, turns, [], rng)
     return conversation
-
-
-def _say(
-    conversation: Conversation, turns: list[Turn], clips: list[Clip], rng: random.Random
-) -> None:
-    """Append the turns; media stand in the first of them, mostly before the words. A model that
-    thinks is taught by its last answer alone, for the template empties earlier thoughts."""
-    places = [{"type": "video" if clip.is_video else "image"} for clip in clips]
-    for index, turn in enumerate(turns):
-        content: str | list[Json] = turn.question
-        if index == 0 and places:
-            words: list[Json] = [{"type": "text", "text": turn.question}]
-            content = [*words, *places] if rng.random() < 0.15 else [*places, *words]
-        conversation.messages.append({"role": "user", "content": content})
-        is_last = index == len(turns) - 1
-        thinks = conversation.thinking and is_last
-        conversation.messages.append(_assistant(turn, thinks))
-        conversation.skills.append(turn.skill if is_last or not conversation.thinking else None)
-    conversation.turns += turns
-    conversation.clips += clips
-
-
-def _assistant(turn: Turn, thinks: bool) -> Json:
-    message: Json = {"role": "assistant", "content": turn.answer}
-    if thinks:
-        message["reasoning_content"] = turn.thought
-    if turn.call is not None:
-        message["tool_calls"] = [{"type": "function", "function": turn.call}]
-    return message
-
-
-def as_json(conversation: Conversation) -> str:
-    """For looking at: everything but the pixels."""
-    return json.dumps(
-        {
-            "thinking": conversation.thinking,
-            "messages": conversation.messages,
-            "skills": conversation.skills,
-        },
-        indent=1,
-        default=str,
-    )

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.conversations import Clip, Conversation, converse
+from training.conversation import Clip, Conversation
+from training.conversations import converse
 from training.scenes import fonts
 from training.scenes.draw import draw
 

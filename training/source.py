@@ -15,7 +15,8 @@ from glimt.media.patches import patchify
 from glimt.media.resize import resize
 from glimt.media.sizes import smart_resize
 from glimt.wire import ImageSettings
-from training.conversations import Clip, Conversation, converse
+from training.conversation import Clip, Conversation
+from training.conversations import converse
 from training.export import TEMPLATE
 from training.sample import Picture, Sample, Span
 from training.scenes.cells import cell_labels

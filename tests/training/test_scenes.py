@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from training.conversations import Conversation, converse, recipe_for
+from training.conversation import Conversation
+from training.conversations import converse, recipe_for
 from training.scenes import tools, words
 from training.scenes.ask import ASKERS
 from training.scenes.draw import draw
@@ -39,7 +40,7 @@ def test_a_seed_always_gives_the_same_conversation(kind: str) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_every_kind_of_conversation_can_be_made_from_every_seed(seed: int) -> None:
-    for kind in (*KINDS, "attributes", "yes/no", "relations", "tool results", "talk"):
+    for kind in (*KINDS, "told tools", "attributes", "yes/no", "relations", "tool results", "talk"):
         conversation = converse(seed, seed / 40, seed % 2 == 0, kind)
         assert conversation.turns
         roles = [message["role"] for message in conversation.messages]
@@ -159,6 +160,20 @@ def test_thinking_is_taught_by_the_last_answer_alone() -> None:
             assert taught(conversation) == [False] * (len(conversation.skills) - 1) + [True]
         else:
             assert all(taught(conversation))
+
+
+def test_what_is_told_is_in_the_request_and_each_tool_is_called_once() -> None:
+    for seed in range(60):
+        conversation = converse(seed, 1.0, seed % 2 == 0, "told tools")
+        calls = [turn for turn in conversation.turns if turn.call is not None]
+        names = [turn.call["name"] for turn in calls if turn.call is not None]
+        assert not conversation.clips
+        assert len(set(names)) == len(names) >= 1
+        for turn in calls:
+            assert turn.call is not None
+            said = turn.question.split()
+            for value in turn.call["arguments"].values():
+                assert any(word.rstrip(".") == str(value) for word in said), turn
 
 
 def test_a_tool_has_every_argument_once() -> None:
