@@ -8,15 +8,15 @@ prompt_graphs=1    the layers of prompts are replayed
 
 from typing import Any
 
-from glimt.kernels import attention, choice, draws
+from glimt.kernels import attention, choice, draws, twins
 from glimt.runner import build
 
 Switches = dict[str, int | str]
 
 _PLACES: dict[str, tuple[Any, str]] = {
-    "pdl": (choice.triton_support, "PDL"),
-    "pdl_kernels": (choice.triton_support, "PDL_KERNELS"),
-    "ahead_bytes": (choice.triton_support, "AHEAD_BYTES"),
+    "pdl": (twins.triton_support, "PDL"),
+    "pdl_kernels": (twins.triton_support, "PDL_KERNELS"),
+    "ahead_bytes": (twins.triton_support, "AHEAD_BYTES"),
     "defer_sums": (choice, "DEFERS"),
     "decode_at_once": (attention, "DECODES_AT_ONCE"),
     "measure_rows": (attention, "MEASURES"),

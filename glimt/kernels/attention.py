@@ -11,6 +11,7 @@ from torch import Tensor
 
 from glimt.kernels import reference, reference_attention
 from glimt.kernels.reference import MeasuredRows
+from glimt.kernels.twins import runs_on, triton_attention, triton_rope, triton_segments
 
 # Whether the attention of decode steps turns heads and writes the cache itself, in one launch. Off
 # until a GPU has shown that it is right (`--switch decode_at_once=1` of the benchmarks).
@@ -18,13 +19,6 @@ DECODES_AT_ONCE = False
 # Whether it then leaves it to the product that follows to quantise, where rows are few.
 MEASURES = False
 _MAX_MEASURED_ROWS = 16  # above, each of its programs would quantise too much
-
-try:
-    if torch.version.cuda is None:
-        raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_attention, triton_rope, triton_segments, triton_support
-except ImportError:
-    triton_attention = triton_rope = triton_segments = triton_support = None  # type: ignore[assignment]
 
 
 def rope(x_TNH: Tensor, cos_TJ: Tensor, sin_TJ: Tensor, *, interleaved: bool) -> Tensor:
@@ -136,9 +130,4 @@ def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _has_twin(x: Tensor) -> bool:
-    return (
-        triton_support is not None
-        and x.is_cuda
-        and x.dtype == torch.bfloat16
-        and triton_support.works_on(x.device)
-    )
+    return x.dtype == torch.bfloat16 and runs_on(x.device)

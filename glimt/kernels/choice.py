@@ -12,21 +12,15 @@ from glimt.kernels import reference, reference_experts
 from glimt.kernels.pending import Delta, settled
 from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
-
-try:
-    if torch.version.cuda is None:
-        raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import (
-        triton_experts,
-        triton_linear,
-        triton_plan,
-        triton_router,
-        triton_rows,
-        triton_support,
-    )
-except ImportError:
-    triton_experts = triton_linear = triton_plan = triton_router = None  # type: ignore[assignment]
-    triton_rows = triton_support = None  # type: ignore[assignment]
+from glimt.kernels.twins import (
+    has_twin,
+    runs_on,
+    triton_experts,
+    triton_linear,
+    triton_plan,
+    triton_router,
+    triton_rows,
+)
 
 # Whether norms carry out the sums of the branches before them (`pending`).
 DEFERS = True
@@ -191,19 +185,6 @@ def combine_pairs(
         part_PD, weights_TK, experts_TK, num_experts, row_P, shared_TD
     )
     return y_TD
-
-
-def has_twin(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether an operation on x, in x's dtype, can run in Triton."""
-    return x.dtype == torch.bfloat16 and runs_on(x.device) and triton_support.fits(x, *others)
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether there are kernels for this device."""
-    if triton_support is None or device.type != "cuda":
-        return False
-    works: bool = triton_support.works_on(device)
-    return works
 
 
 def _of_sums(x: Tensor, delta: Delta | None, weight: Tensor) -> tuple[Any, Delta | None]:

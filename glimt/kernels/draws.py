@@ -2,17 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from glimt.kernels import sampling
-
-try:
-    if torch.version.cuda is None:
-        raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_cut, triton_noise, triton_support, triton_top
-except ImportError:
-    triton_cut = triton_noise = triton_support = triton_top = None  # type: ignore[assignment]
+from glimt.kernels.twins import runs_on, triton_cut, triton_noise, triton_top
 
 # Whether a kernel finds the few highest scores of a row as well. Off until a GPU has shown that it
 # is right and faster (`--switch few_by_kernel=1` of the benchmarks).
@@ -48,9 +41,4 @@ def mask_top_k_top_p_(
 
 
 def _has_twin(scores_NV: Tensor) -> bool:
-    return (
-        triton_support is not None
-        and scores_NV.is_cuda
-        and scores_NV.is_contiguous()
-        and triton_support.works_on(scores_NV.device)
-    )
+    return scores_NV.is_contiguous() and runs_on(scores_NV.device)

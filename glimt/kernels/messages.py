@@ -1,18 +1,10 @@
 """Messages of rows: by their definition, or by its twin where Triton works."""
 
-import torch
 from torch import Tensor
 
 from glimt.kernels import reference_messages
-from glimt.kernels.choice import runs_on
 from glimt.kernels.reference_messages import ALIGNMENT, RowForm
-
-try:
-    if torch.version.cuda is None:
-        raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_messages, triton_support
-except ImportError:
-    triton_messages = triton_support = None  # type: ignore[assignment]
+from glimt.kernels.twins import runs_on, triton_messages, triton_support
 
 
 def pack_rows(

@@ -14,14 +14,7 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import QuantizedRows, reference
-from glimt.kernels.choice import has_twin
-
-try:
-    if torch.version.cuda is None:
-        raise ImportError("this torch knows no CUDA, and importing Triton takes its time")
-    from glimt.kernels import triton_peer_rows
-except ImportError:
-    triton_peer_rows = None  # type: ignore[assignment]
+from glimt.kernels.twins import has_twin, triton_peer_rows
 
 log = logging.getLogger(__name__)
 

@@ -139,3 +139,16 @@ def test_deadlines_use_the_monotonic_clock() -> None:
             yield from {dotted(node)} & {"time.time"}
 
     assert not offences(wall_clocks, WALL_CLOCK_FILES)
+
+
+def test_triton_is_tried_in_one_place() -> None:
+    """A machine without it, and a torch without CUDA, are met by `twins.py` for all choosers."""
+
+    def kernels(file: Path) -> Iterator[str]:
+        for node in () if file.name.startswith("triton_") else nodes(file):
+            given = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            named = [part for name in (*imported(node), *given) for part in name.split(".")]
+            from_twins = imported(node) == ["glimt.kernels.twins"]
+            yield from (n for n in named if n.startswith("triton") and not from_twins)
+
+    assert not offences(kernels, {"glimt/kernels/twins.py"})

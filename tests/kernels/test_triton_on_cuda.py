@@ -10,10 +10,10 @@ from glimt import kernels
 from glimt.kernels import (
     Fp8Mlp,
     QuantizedRows,
-    choice,
     reference,
     reference_experts,
     reference_messages,
+    twins,
 )
 from tests.support.poison import poisoned_allocations
 
@@ -47,7 +47,7 @@ def fp8_weight(num_outputs: int, num_inputs: int, seed: int) -> tuple[Tensor, Te
 
 
 def test_this_machine_runs_the_kernels() -> None:
-    assert choice.has_twin(randn(1, 16))
+    assert twins.has_twin(randn(1, 16))
 
 
 def quantized_as_defined(rows: QuantizedRows) -> None:
@@ -250,7 +250,7 @@ def test_kernels_that_start_before_the_last_one_ended_give_the_same(
         return x + delta
 
     expected = layers()
-    monkeypatch.setattr(choice.triton_support, "PDL", True)
+    monkeypatch.setattr(twins.triton_support, "PDL", True)
     layers()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
