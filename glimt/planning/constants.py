@@ -30,9 +30,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Collectives:
-    """Costs of communication. `all_reduce`: number of GPUs -> ascending (bytes, seconds)."""
+    """Costs of communication. `all_reduce`: number of GPUs -> ascending (bytes, seconds);
+    `exchange`: bytes that reach a GPU in one collective of NCCL -> seconds."""
 
     all_reduce: Mapping[int, tuple[tuple[float, float], ...]]
+    exchange: tuple[tuple[float, float], ...]
+    per_doubling: float
+    link_efficiency: float
     floor_s: float
     floor_bytes: float
     node_link: float
@@ -115,8 +119,12 @@ def load_constants(over: str | None = None) -> Constants:
                 for ranks, table in reader.tables(tables, "all_reduce")
                 if ranks.isdigit()
             },
+            exchange=reader.points("exchange", tables.get("exchange", {})),
             **reader.numbers(
-                "collectives", tables.get("collectives", {}), Collectives, leave=("all_reduce",)
+                "collectives",
+                tables.get("collectives", {}),
+                Collectives,
+                leave=("all_reduce", "exchange"),
             ),
         ),
         engine=Engine(**reader.numbers("engine", tables.get("engine", {}), Engine)),

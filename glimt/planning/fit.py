@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from glimt.models.config import ModelConfig
 from glimt.planning.constants import Engine, Gpu
 from glimt.planning.layout import Layout
+from glimt.planning.links import ACTIVATION_BYTES, row_bytes
 from glimt.planning.shares import gpu_share, kv_token_bytes
 
 PAGE_TOKENS = 64  # of a KV page on a GPU
@@ -57,11 +58,14 @@ def fit(
     fp8: bool,
     fp8_kv: bool,
     request_tokens: int,
+    step_tokens: int,
 ) -> Fit:
-    """What one GPU holds; `request_tokens`: prompt and answer of a typical request."""
+    """What one GPU holds; `request_tokens`: prompt and answer of a typical request; `step_tokens`:
+    most that a copy computes in a step."""
     weights = gpu_share(config, layout, fp8=fp8).weight_bytes
     token = kv_token_bytes(config.text, layout.tp, fp8=fp8_kv)
-    available = int(gpu.memory_bytes * room.utilization - weights - engine.reserve_bytes)
+    reserved = engine.reserve_bytes + _exchange_bytes(config, layout, step_tokens, fp8=fp8)
+    available = int(gpu.memory_bytes * room.utilization - weights - reserved)
     pages = max(0, available) // (token * PAGE_TOKENS)
     wanted = -(-request_tokens // PAGE_TOKENS)
     limit = config.text.max_position_embeddings
@@ -77,3 +81,13 @@ def fit(
         requests=min(pages // wanted, room.max_num_seqs) if by_length else 0,
         num_copies=layout.dp,
     )
+
+
+def _exchange_bytes(config: ModelConfig, layout: Layout, step_tokens: int, *, fp8: bool) -> int:
+    """For rows of the copies that share experts, and for what they get back."""
+    text, moe = config.text, config.text.moe
+    if moe is None:
+        return 0
+    there = row_bytes(text.hidden_size, moe.num_experts_per_token, fp8=fp8)
+    back = text.hidden_size * ACTIVATION_BYTES
+    return (layout.sharing - 1) * step_tokens * (there + back)

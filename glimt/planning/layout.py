@@ -22,7 +22,7 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """`tp` GPUs share each of `dp` copies. With `spread`, experts stay whole and are spread over
-    the GPUs of their copy. `vision_data`: the tower is whole on each GPU."""
+    the GPUs of all copies of a machine. `vision_data`: the tower is whole on each GPU."""
 
     tp: int = 1
     dp: int = 1
@@ -36,9 +36,20 @@ class Layout:
         return self.tp * self.dp
 
     @property
+    def sharing(self) -> int:
+        """Copies that share experts, and so step together: those of a machine."""
+        here = max(1, min(self.dp, self.gpus_per_node // self.tp))
+        return here if self.spread else 1
+
+    @property
+    def num_groups(self) -> int:
+        """Copies, or groups of them, that step on their own."""
+        return self.dp // self.sharing
+
+    @property
     def ep(self) -> int:
         """GPUs over which the whole experts of a layer are spread; 1 = every expert is split."""
-        return self.tp if self.spread else 1
+        return self.tp * self.sharing if self.spread else 1
 
     @property
     def expert_tp(self) -> int:
@@ -57,15 +68,16 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """As people write it: TP4, TP2 x DP2 + EP."""
+        """As people write it: TP4, TP2 x DP2 + EP; EP8 where experts do not span all GPUs."""
         parts = [f"TP{self.tp}"] if self.tp > 1 or self.dp == 1 else []
         parts += [f"DP{self.dp}"] if self.dp > 1 else []
-        return " x ".join(parts) + (" + EP" if self.spread else "")
+        if self.spread:
+            parts[-1] += " + EP" if self.num_groups == 1 else f" + EP{self.ep}"
+        return " x ".join(parts)
 
 
 def layouts(config: ModelConfig, cluster: Cluster) -> Iterator[Layout]:
-    """Every layout that uses all GPUs and divides this model evenly, but none in which several
-    copies share experts."""
+    """Every layout that uses all GPUs and divides this model evenly."""
     total = cluster.num_gpus
     for tp in (size for size in range(1, total + 1) if total % size == 0):
         whole_nodes = tp % cluster.gpus_per_node == 0 or cluster.gpus_per_node % tp == 0
@@ -97,6 +109,4 @@ def _divides_vision(config: ModelConfig, tp: int) -> bool:
 
 def _can_spread(config: ModelConfig, layout: Layout) -> bool:
     moe = config.text.moe
-    if moe is None or layout.dp > 1:  # what copies exchange that share experts is not measured yet
-        return False
-    return layout.tp > 1 and moe.num_experts % layout.tp == 0
+    return moe is not None and layout.ep > 1 and moe.num_experts % layout.ep == 0

@@ -1,5 +1,8 @@
 """A layout under load: pace, waiting and throughput from step and prompt times.
 
+Copies that share experts step together and count as one here, a group, with the requests of all
+spread evenly over them: the prompts of one are steps of all.
+
 Steps with prompts take the share `busy` of a copy's time (`prompts.py`). Of n answers that run
 beside them, each gets a token in each of these steps and in each decode step between:
 
@@ -16,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from glimt.planning.layout import Layout
 from glimt.planning.prompts import MOST_AT_ONCE, PromptQueue
 from glimt.planning.speed import Speed
 
@@ -63,9 +67,16 @@ class Under:
 
 
 def gpu_prompt_s(speed: Speed, work: Workload, together: int = 1) -> float:
-    """Device time of a prompt, or of several in one step: tower, then decoder."""
-    tower_s = speed.image_s(work.image_tokens, together * work.num_images)
-    return tower_s + speed.prompt_s(work.prompt_tokens, work.chunk, together)
+    """Device time of a prompt, or of several in one step of a group: tower, then decoder."""
+    here = -(-together // speed.layout.sharing)
+    tower_s = speed.image_s(work.image_tokens, here * work.num_images)
+    return tower_s + speed.prompt_s(work.prompt_tokens, work.chunk, here, together - here)
+
+
+def group_step_s(speed: Speed, work: Workload, batch: float) -> float:
+    """A decode step of a group with so many requests; the fullest copy has its part, or one."""
+    here = max(min(batch, 1.0), batch / speed.layout.sharing)
+    return speed.step_s(here, work.mean_context, batch - here)
 
 
 def host_s(speed: Speed, work: Workload) -> float:
@@ -82,7 +93,7 @@ def alone_ttft_s(speed: Speed, work: Workload) -> float:
 
 def alone_tpot_s(speed: Speed, work: Workload) -> float:
     """Time per further token when nothing else runs."""
-    return speed.step_s(1, work.mean_context)
+    return group_step_s(speed, work, 1)
 
 
 @dataclass(frozen=True)
@@ -131,22 +142,28 @@ class _Pace:
         return self.chunks * count, time_s
 
 
+def most_at_once(layout: Layout, work: Workload) -> int:
+    """Prompts that a step of a group computes at most; each copy as many as fit its step."""
+    each = max(1, min(MOST_AT_ONCE, work.chunk // work.prompt_tokens))
+    return min(each * layout.sharing, max(MOST_AT_ONCE, 2 * layout.sharing))
+
+
 def _pace(speed: Speed, work: Workload, rate: float) -> _Pace:
-    most = max(1, min(MOST_AT_ONCE, work.chunk // work.prompt_tokens))
+    most = most_at_once(speed.layout, work)
     return _Pace(
         queue=PromptQueue(
-            rate / speed.layout.dp,
+            rate / speed.layout.num_groups,
             tuple(gpu_prompt_s(speed, work, together) for together in range(1, most + 1)),
         ),
         chunks=-(-work.prompt_tokens // work.chunk),
         output_tokens=work.output_tokens,
-        step_s=lambda batch: speed.step_s(batch, work.mean_context),
+        step_s=lambda batch: group_step_s(speed, work, batch),
     )
 
 
 def carries(speed: Speed, work: Workload, rate: float, max_running: int) -> bool:
-    """Whether queues stay finite under `rate` requests/s."""
-    return _is_carried(speed, _pace(speed, work, rate), max_running)
+    """Whether queues stay finite under `rate` requests/s, `max_running` at once in each copy."""
+    return _is_carried(speed, _pace(speed, work, rate), max_running * speed.layout.sharing)
 
 
 def _is_carried(speed: Speed, pace: _Pace, max_running: int) -> bool:
@@ -156,7 +173,7 @@ def _is_carried(speed: Speed, pace: _Pace, max_running: int) -> bool:
 
 def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
     """All copies together under `rate` requests/s; each runs at most `max_running` at once."""
-    pace = _pace(speed, work, rate)
+    pace, max_running = _pace(speed, work, rate), max_running * speed.layout.sharing
     if not _is_carried(speed, pace, max_running):
         endless = float("inf")
         return Under(
@@ -164,7 +181,7 @@ def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
             carried=False,
             ttft_s=endless,
             tpot_s=endless,
-            running=float(max_running * speed.layout.dp),
+            running=float(max_running * speed.layout.num_groups),
             busy=min(1.0, pace.queue.load),
             output_rate=rate * work.output_tokens,
         )
@@ -175,7 +192,7 @@ def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
         carried=True,
         ttft_s=host_s(speed, work) + under_way_s + queue.waiting_s + queue.own_step_s,
         tpot_s=running / (queue.rate * work.output_tokens),
-        running=running * speed.layout.dp,
+        running=running * speed.layout.num_groups,
         busy=queue.busy,
         output_rate=rate * work.output_tokens,
     )
@@ -186,7 +203,8 @@ def highest_rate(speed: Speed, work: Workload, max_running: int) -> float:
     if max_running < 1:
         return 0.0
     low = 0.0
-    high = speed.layout.dp * MOST_AT_ONCE / gpu_prompt_s(speed, work)
+    most = most_at_once(speed.layout, work)
+    high = speed.layout.num_groups * most / gpu_prompt_s(speed, work)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if carries(speed, work, middle, max_running):

@@ -21,6 +21,7 @@ from glimt.planning.load import (
 from glimt.planning.speed import Speed
 
 _MOST_NODES = 64  # looked at when a rate is more than the cluster carries
+_NEAR_ITS_END = 0.85  # share of the highest rate
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,15 @@ class Estimate:
 
     def answer_s(self, output_tokens: int) -> float:
         """A whole answer: under the rate that was asked for, or alone; endless if not carried."""
-        ttft_s, tpot_s = self.ttft_s, self.tpot_s
-        if self.loaded is not None:
-            if not self.loaded.carried:
-                return math.inf
-            ttft_s, tpot_s = self.loaded.ttft_s, self.loaded.tpot_s
-        return ttft_s + (output_tokens - 1) * tpot_s
+        if self.loaded is None:
+            return self.answer_s_alone(output_tokens)
+        if not self.loaded.carried:
+            return math.inf
+        return self.loaded.ttft_s + (output_tokens - 1) * self.loaded.tpot_s
+
+    def answer_s_alone(self, output_tokens: int) -> float:
+        """A whole answer when nothing else runs."""
+        return self.ttft_s + (output_tokens - 1) * self.tpot_s
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ def _fit(q: Question, layout: Layout) -> Fit:
         fp8=q.fp8,
         fp8_kv=q.fp8_kv,
         request_tokens=q.work.request_tokens,
+        step_tokens=q.work.chunk,
     )
 
 
@@ -171,7 +176,8 @@ def _rank(question: Question, e: Estimate) -> tuple[bool, bool, float, float]:
     """Those that fit first; then those that carry the rate; then the soonest answer, or, where
     the rate is too much for all, the highest rate."""
     if question.rate is not None and not _carries(e):
-        return not e.fit.fits, True, -e.highest_rate, 0.0
+        highest = float(f"{e.highest_rate:.2g}")  # what differs less is no difference
+        return not e.fit.fits, True, -highest, e.answer_s_alone(question.work.output_tokens)
     return not e.fit.fits, False, e.answer_s(question.work.output_tokens), -e.highest_rate
 
 
@@ -183,7 +189,7 @@ def _reasons(question: Question, best: Estimate, fitting: Sequence[Estimate]) ->
             f"{1e3 * best.answer_s(output):.0f} ms for {output} tokens"
         )
         most = max(fitting, key=lambda e: e.highest_rate)
-        if most.layout != best.layout and best.highest_rate > 0:
+        if most.layout != best.layout and most.highest_rate > 1.05 * best.highest_rate > 0:
             yield (
                 f"{most.layout.name} carries most: {most.highest_rate:.1f} requests/s, "
                 f"{most.highest_rate / best.highest_rate:.2f} times as many; "
@@ -198,6 +204,11 @@ def _reasons(question: Question, best: Estimate, fitting: Sequence[Estimate]) ->
         if others:
             second = min(others, key=lambda e: e.answer_s(output))
             yield f"next is {second.layout.name}: {1e3 * second.answer_s(output):.0f} ms"
+        if question.rate > _NEAR_ITS_END * best.highest_rate:
+            yield (
+                f"that is {100 * question.rate / best.highest_rate:.0f} % of the most that it "
+                "carries: little more, and queues grow without end"
+            )
     else:
         yield (
             f"no layout carries {question.rate:g} requests/s; {best.layout.name} carries most, "

@@ -119,15 +119,24 @@ class PromptQueue:
 def solve(rows: list[list[float]], right: list[list[float]]) -> list[list[float]]:
     """x of rows x = right, several right sides at once, by elimination. A chain that ends has
     rows dominated by their diagonal, so no pivot is looked for."""
-    augmented = [row + sides for row, sides in zip(rows, right, strict=True)]
-    size = len(rows)
-    for i, pivot in enumerate(augmented):
-        scale = 1 / pivot[i]
-        augmented[i] = pivot = [value * scale for value in pivot]
-        for j, row in enumerate(augmented):
-            if j != i and (factor := row[i]):
-                augmented[j] = [a - factor * b for a, b in zip(row, pivot, strict=True)]
-    return [row[size:] for row in augmented]
+    left = [row + sides for row, sides in zip(rows, right, strict=True)]
+    num_sides = len(right[0])
+    above: list[list[float]] = []  # of each row done, what stands right of its 1
+    while left:
+        scale = 1 / left[0][0]
+        tail = [value * scale for value in left[0][1:]]
+        above.append(tail)
+        left = [
+            [a - row[0] * b for a, b in zip(row[1:], tail, strict=True)] if row[0] else row[1:]
+            for row in left[1:]
+        ]
+    solution: list[list[float]] = []  # of the last rows, the last one first
+    for tail in reversed(above):
+        sides = tail[len(tail) - num_sides :]
+        for coefficient, known in zip(tail, reversed(solution), strict=False):
+            sides = [side - coefficient * x for side, x in zip(sides, known, strict=True)]
+        solution.append(sides)
+    return solution[::-1]
 
 
 def poisson(mean: float, most: int) -> list[float]:

@@ -14,6 +14,7 @@ from glimt.planning.load import Under
 from glimt.planning.plan import Estimate, Plan, first_token_at, step_at
 
 GIB = 2**30
+LARGEST_MACHINE = 8  # GPUs of the usual ones
 
 
 def print_plan(plan: Plan, model: str, lines: Sequence[str], refused: Sequence[str]) -> None:
@@ -198,6 +199,11 @@ def notes(plan: Plan) -> Iterator[str]:
         "times are estimates, floors what the device allows; routing is taken as even; --explain "
         "lists the constants"
     )
+    if any(e.layout.sharing > 1 for e in plan.estimates):
+        yield (
+            "EP over copies (-dp with -ep): copies of a machine share its experts and step "
+            "together; what they exchange is taken from sums that were measured over two GPUs"
+        )
     for m in plan.measured:
         steps = ", ".join(
             f"{1e3 * seconds:.3g} ms at {batch} (estimate {1e3 * step_at(q, m, batch):.1f})"
@@ -209,6 +215,11 @@ def notes(plan: Plan) -> Iterator[str]:
             f"took {steps}; the first token after {tokens:,} tokens, {image:,} of an image, "
             f"{1e3 * seconds:.0f} ms without the host (estimate {1e3 * first_token_at(q, m):.0f}); "
             f"{m.where}"
+        )
+    if q.cluster.gpus_per_node > LARGEST_MACHINE:
+        yield (
+            f"--gpus {q.cluster.gpus_per_node} is one machine whose GPUs all have fast links to "
+            "each other; for several machines of 8, write --gpus 8 --nodes N"
         )
     if plan.nodes_needed is not None:
         count = plan.nodes_needed
@@ -242,8 +253,9 @@ def _short(value: float) -> str:
 
 
 def _value(constants: Constants, section: str, rest: str) -> str:
-    if section == "all_reduce":
-        points = constants.collectives.all_reduce[int(rest)]
+    if section in ("all_reduce", "exchange"):
+        sums = constants.collectives
+        points = sums.all_reduce[int(rest)] if rest else sums.exchange
         return ", ".join(f"{size / 1024:g}K {1e6 * seconds:.3g} us" for size, seconds in points)
     if section == "gpu":
         name, _, field = rest.partition(".")

@@ -3,6 +3,8 @@
     step     (weights read + context x KV per token) / bandwidth + all-reduces (+ launches and more
              in each layer)
     prompt   products at their rates; routed experts at the slower of products and reading
+    shared   copies that share experts step together: each has its own requests, reads the experts
+             that those of all touch, and exchanges rows in each layer with experts
     image    the vision tower's products and attention, in 16 bits
 
 Each time comes as a floor (the device's own limits) or as expected (what the engine makes of
@@ -15,11 +17,16 @@ from functools import cached_property
 from glimt.models.config import ModelConfig
 from glimt.planning.constants import Constants, Gpu
 from glimt.planning.layout import Layout
-from glimt.planning.links import all_reduce_floor_s, all_reduce_s, large_all_reduce_s
+from glimt.planning.links import (
+    ACTIVATION_BYTES,
+    all_reduce_floor_s,
+    all_reduce_s,
+    exchange_s,
+    large_all_reduce_s,
+    row_bytes,
+)
 from glimt.planning.routing import distinct_experts, fullest_gpu
 from glimt.planning.shares import GpuShare, gpu_share, kv_token_bytes
-
-ACTIVATION_BYTES = 2  # of a number that travels between GPUs
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,17 @@ class Speed:
         distinct = distinct_experts(num_tokens, moe.num_experts, moe.num_experts_per_token)
         return fullest_gpu(distinct, moe.num_experts, self.layout.ep)
 
-    def step_bytes(self, batch: float, context: float) -> float:
+    def step_bytes(self, batch: float, context: float, elsewhere: float = 0.0) -> float:
         """What a GPU reads in a decode step of `batch` requests."""
         kv = kv_token_bytes(self.config.text, self.layout.tp, fp8=self.fp8_kv)
-        return self.share.read_bytes(self.touched_experts(batch)) + batch * context * kv
+        touched = self.touched_experts(batch + elsewhere)
+        return self.share.read_bytes(touched) + batch * context * kv
 
-    def step_s(self, batch: float, context: float) -> float:
-        """A decode step of a copy: `batch` requests with `context` tokens each."""
+    def step_s(self, batch: float, context: float, elsewhere: float = 0.0) -> float:
+        """A decode step of a copy: `batch` requests with `context` tokens each, and `elsewhere` in
+        the copies that share its experts, in none of them more than here."""
         engine = self.constants.engine
-        reading_s = self.step_bytes(batch, context) / self.gpu.bandwidth
+        reading_s = self.step_bytes(batch, context, elsewhere) / self.gpu.bandwidth
         if self.floor:
             return reading_s + self._step_links_s(batch)
         beside_s = engine.launches_per_layer * engine.launch_s + engine.layer_s
@@ -63,34 +72,50 @@ class Speed:
         return reading_s / engine.decode_efficiency + layers_s + self._step_links_s(batch)
 
     def _step_links_s(self, batch: float) -> float:
-        """Two sums over all GPUs of a copy in each layer, whether experts are split or spread."""
+        """Two sums over all GPUs of a copy in each layer, whether experts are split or spread; and
+        what copies exchange that share experts."""
         text, layout = self.config.text, self.layout
         cost = all_reduce_floor_s if self.floor else all_reduce_s
-        return (
-            2
-            * text.num_layers
-            * cost(
-                batch * text.hidden_size * ACTIVATION_BYTES,
-                layout.tp,
-                self.constants.collectives,
-                crosses_nodes=layout.tp_crosses_nodes,
-            )
+        sum_s = cost(
+            batch * text.hidden_size * ACTIVATION_BYTES,
+            layout.tp,
+            self.constants.collectives,
+            crosses_nodes=layout.tp_crosses_nodes,
+        )
+        return 2 * text.num_layers * sum_s + self._exchanges_s(batch)
+
+    def _exchanges_s(self, num_rows: float) -> float:
+        """In all layers of a step in which the fullest copy has so many rows."""
+        text, moe = self.config.text, self.config.text.moe
+        if moe is None:
+            return 0.0
+        there = row_bytes(text.hidden_size, moe.num_experts_per_token, fp8=self.fp8)
+        sizes = there, text.hidden_size * ACTIVATION_BYTES
+        return self.share.num_moe_layers * exchange_s(
+            num_rows,
+            self.layout.sharing,
+            sizes,
+            self.gpu,
+            self.constants.collectives,
+            floor=self.floor,
         )
 
     # ------------------------------------------------------------------------------------ prompts
 
-    def prompt_s(self, num_tokens: float, chunk: int, together: int = 1) -> float:
+    def prompt_s(
+        self, num_tokens: float, chunk: int, together: float = 1, elsewhere: float = 0
+    ) -> float:
         """A prompt of so many tokens, images included, in chunks of `chunk` tokens at most; or
-        `together` such prompts in one step, which they must fit."""
+        `together` such prompts in one step, which they must fit. `elsewhere`: as in `step_s`."""
         seconds, done = 0.0, 0.0
         while done < num_tokens:
             tokens = min(float(chunk), num_tokens - done)
-            seconds += self._chunk_s(tokens, done, together)
+            seconds += self._chunk_s(tokens, done, together, elsewhere)
             done += tokens
         return seconds
 
-    def _chunk_s(self, tokens: float, before: float, together: int) -> float:
-        products_s = self._products_s(together * tokens)
+    def _chunk_s(self, tokens: float, before: float, together: float, elsewhere: float) -> float:
+        products_s = self._products_s(together * tokens, elsewhere * tokens)
         attention = 4 * self._query_width() * self.config.text.num_layers / self.layout.tp
         pairs = together * (tokens * before + tokens * tokens / 2)
         attention_s = attention * pairs / self.gpu.attention
@@ -101,7 +126,7 @@ class Speed:
         least_s = self.config.text.num_layers * engine.prompt_layer_s
         return max(seconds / engine.prefill_efficiency + links_s, least_s)
 
-    def _products_s(self, tokens: float) -> float:
+    def _products_s(self, tokens: float, elsewhere: float) -> float:
         """Of one chunk: dense products by their rate, experts by rate or reading, the head once."""
         share, moe = self.share, self.config.text.moe
         rate = self.gpu.fp8 if self.fp8 else self.gpu.bf16
@@ -112,24 +137,23 @@ class Speed:
         if moe is None:
             return dense_s + head_s
         whole = share.expert.elements * self.layout.expert_tp * share.num_moe_layers
-        routed_s = 2 * tokens * moe.num_experts_per_token * whole / self.layout.tp / rate
-        touched = self.touched_experts(tokens) * share.num_moe_layers
+        everywhere, num_gpus = tokens + elsewhere, self.layout.tp * self.layout.sharing
+        routed_s = 2 * everywhere * moe.num_experts_per_token * whole / num_gpus / rate
+        touched = self.touched_experts(everywhere) * share.num_moe_layers
         read = touched * share.expert.num_bytes(self.fp8)
         return dense_s + head_s + max(routed_s, read / self.gpu.bandwidth)
 
     def _chunk_links_s(self, tokens: float) -> float:
         text, layout = self.config.text, self.layout
-        return (
-            2
-            * text.num_layers
-            * large_all_reduce_s(
-                tokens * text.hidden_size * ACTIVATION_BYTES,
-                layout.tp,
-                self.gpu,
-                self.constants.collectives,
-                crosses_nodes=layout.tp_crosses_nodes,
-            )
+        sum_s = large_all_reduce_s(
+            tokens * text.hidden_size * ACTIVATION_BYTES,
+            layout.tp,
+            self.gpu,
+            self.constants.collectives,
+            crosses_nodes=layout.tp_crosses_nodes,
+            floor=self.floor,
         )
+        return 2 * text.num_layers * sum_s + self._exchanges_s(tokens)
 
     def _query_width(self) -> int:
         return self.config.text.num_heads * self.config.text.head_dim
@@ -168,5 +192,6 @@ class Speed:
             self.gpu,
             self.constants.collectives,
             crosses_nodes=split > 1 and self.layout.tp_crosses_nodes,
+            floor=self.floor,
         )
         return seconds + 2 * vision.depth * sums

@@ -9,12 +9,15 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
+from glimt.kernels.reference_messages import RowForm
 from glimt.models.config_json import read_config
 from glimt.models.names import Share, Split, fp8_modules, parameters, scale_name
 from glimt.planning.constants import SOURCES, load_constants
 from glimt.planning.fit import Room, fit
-from glimt.planning.layout import Layout
+from glimt.planning.layout import Cluster, Layout, layouts
+from glimt.planning.links import all_reduce_s, row_bytes
 from glimt.planning.published import published
 from glimt.planning.routing import distinct_experts, fullest_gpu
 from glimt.planning.shares import gpu_share
@@ -34,6 +37,13 @@ BY_HAND = replace(
                 (262144, 7.9e-6),
                 (2**19, 12.5e-6),
                 (2**20, 19.9e-6),
+            ),
+            4: (
+                (4096, 3.7e-6),
+                (32768, 4.8e-6),
+                (2**19, 10e-6),
+                (2**20, 15e-6),
+                (2**21, 22e-6),
             ),
         },
     ),
@@ -158,6 +168,7 @@ def test_as_much_kv_fits_beside_the_weights_as_was_calculated_by_hand(
         fp8=True,
         fp8_kv=False,
         request_tokens=1600,
+        step_tokens=8192,
     )
     assert fits.kv_tokens == pytest.approx(tokens, rel=0.015)
     assert fits.requests == fits.kv_tokens // 1600
@@ -194,6 +205,10 @@ TINY = {
             Layout(2, spread=True, vision_data=True),
             Share(text=Split(0, 2), experts=Split(0, 2)),
         ),
+        (
+            Layout(2, 4, spread=True, vision_data=True, gpus_per_node=4),
+            Share(text=Split(0, 2), experts=Split(0, 4)),
+        ),
     ],
 )
 def test_a_gpus_share_is_what_the_loader_reads(
@@ -229,6 +244,54 @@ def test_the_fullest_gpu_is_exact_for_cards_dealt_at_random() -> None:
             hands[card // 4] += 1
         most += max(hands)
     assert fullest_gpu(5, 16, 4) == pytest.approx(most / draws, rel=0.01)
+
+
+def shared(copies: int, *, floor: bool) -> Speed:
+    return speed(1, floor=floor, layout=Layout(1, copies, spread=True, gpus_per_node=copies))
+
+
+def test_a_row_to_experts_of_other_copies_has_the_bytes_of_the_message() -> None:
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16):
+        form = RowForm(4096, dtype, 8)
+        assert row_bytes(4096, 8, fp8=form.has_scale) == form.num_bytes
+
+
+def test_copies_that_share_experts_read_fewer_and_exchange_rows() -> None:
+    """Two copies of one GPU, a request each: 15.5 experts touched, of which the fuller GPU of two
+    has 8.9; in each of 45 layers a row of 4,176 bytes there and one of 8,192 back."""
+    one, two = speed(1, floor=False), shared(2, floor=False)
+    fuller = fullest_gpu(distinct_experts(2, 128, 8), 128, 2)
+    assert fuller == pytest.approx(9.2, abs=0.4)
+    alone = one.step_bytes(1, 1600)
+    more = 45 * (fuller - 8) * one.share.expert.num_bytes(True)
+    assert two.step_bytes(1, 1600, 1) == pytest.approx(alone + more, rel=1e-6)
+    exchanges_s = two.step_s(1, 1600, 1) - one.step_s(1, 1600) - more / one.gpu.bandwidth / 0.85
+    assert exchanges_s == pytest.approx(45 * 2 * BY_HAND.collectives.exchange[0][1], rel=0.02)
+    # Of a full prompt step the link's rate: 8,192 rows from each of three others, there and back.
+    four = shared(4, floor=True)
+    link_s = 45 * 3 * 8192 * (4176 + 8192) / four.gpu.link
+    alike = four.prompt_s(8192, 8192, 1, 3) - link_s
+    assert alike == pytest.approx(speed(1, floor=True).prompt_s(8192, 8192), rel=0.1)
+
+
+def test_a_machines_copies_share_experts_and_others_have_their_own() -> None:
+    every = {layout.name: layout for layout in layouts(FP8, Cluster(8, 4))}
+    for name, sharing, ep in (
+        ("DP32 + EP8", 8, 8),
+        ("TP2 x DP16 + EP8", 4, 8),
+        ("TP8 x DP4 + EP8", 1, 8),
+        ("TP16 x DP2 + EP16", 1, 16),
+        ("TP32 + EP", 1, 32),
+    ):
+        assert (every[name].sharing, every[name].ep) == (sharing, ep)
+        assert every[name].num_groups * sharing == every[name].dp
+    assert "DP6 + EP" not in {layout.name for layout in layouts(FP8, Cluster(6))}  # 128 / 6
+
+
+def test_sums_over_more_gpus_take_no_less() -> None:
+    for size in (8192, 2**17, 2**20, 2**24):
+        times = [all_reduce_s(size, gpus, CONSTANTS.collectives) for gpus in (1, 2, 4, 8, 16, 32)]
+        assert times == sorted(times)
 
 
 def test_every_constant_says_where_it_comes_from() -> None:

@@ -9,8 +9,7 @@ import pytest
 from glimt.planning.constants import Measured, load_constants
 from glimt.planning.fit import Room, fit
 from glimt.planning.layout import Layout
-from glimt.planning.load import Workload, gpu_prompt_s, highest_rate, host_s, under
-from glimt.planning.prompts import MOST_AT_ONCE
+from glimt.planning.load import Workload, highest_rate, host_s, most_at_once, under
 from glimt.planning.published import published
 from glimt.planning.speed import Speed
 
@@ -18,54 +17,85 @@ CONSTANTS = load_constants()
 NUM_REQUESTS = 2500
 
 
+class Copy:
+    """Prompts that wait for one, by arrival, and its answers: [tokens to come, time of first]."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[float] = deque()
+        self.running: list[list[float]] = []
+
+    def work(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+
+def step_s(speed: Speed, work: Workload, copies: list[Copy], batches: list[int]) -> float:
+    """As long as that of the fullest copy."""
+    here = max(batches)
+    if here:
+        elsewhere = sum(batches) - here
+        tower_s = speed.image_s(work.image_tokens, here * work.num_images)
+        return tower_s + speed.prompt_s(work.prompt_tokens, work.chunk, here, elsewhere)
+    here = max(len(copy.running) for copy in copies)
+    elsewhere = sum(len(copy.running) for copy in copies) - here
+    return speed.step_s(here, work.mean_context, elsewhere)
+
+
 def run(speed: Speed, work: Workload, rate: float) -> tuple[float, float]:
-    """Mean (TTFT, TPOT) of one copy: a step computes the oldest waiting prompts, as many as fit,
-    and gives each running answer a token."""
+    """Mean (TTFT, TPOT) of copies that step together, each with a queue of its own: a step computes
+    its oldest waiting prompts, as many as fit, and gives each running answer a token."""
     chance = random.Random(1)
     arrivals = []
     time_s = 0.0
     for _ in range(NUM_REQUESTS):
         time_s += chance.expovariate(rate)
         arrivals.append(time_s)
-    most = min(MOST_AT_ONCE, work.chunk // work.prompt_tokens)
-    waiting: deque[float] = deque()
-    running: list[list[float]] = []  # [tokens still to come, time of the first]
+    sharing = speed.layout.sharing
+    most = most_at_once(speed.layout, work) // sharing
+    copies = [Copy() for _ in range(sharing)]
     ttfts, tpots, now_s, come = [], [], 0.0, 0
     while len(tpots) < NUM_REQUESTS:
-        if not waiting and not running:
+        if not any(copy.work() for copy in copies):
             now_s = max(now_s, arrivals[come])
         while come < NUM_REQUESTS and arrivals[come] <= now_s:
-            waiting.append(arrivals[come])
+            min(copies, key=Copy.work).waiting.append(arrivals[come])
             come += 1
-        batch = min(most, len(waiting))
-        if batch:
-            now_s += gpu_prompt_s(speed, work, batch)
-        else:
-            now_s += speed.step_s(len(running), work.mean_context)
-        for answer in running:
-            answer[0] -= 1
-        for tokens, began_s in running:
-            if tokens == 0:
-                tpots.append((now_s - began_s) / (work.output_tokens - 1))
-        running = [answer for answer in running if answer[0]]
-        for _ in range(batch):
-            ttfts.append(now_s - waiting.popleft())
-            running.append([work.output_tokens - 1, now_s])
+        batches = [min(most, len(copy.waiting)) for copy in copies]
+        now_s += step_s(speed, work, copies, batches)
+        for copy, batch in zip(copies, batches, strict=True):
+            for answer in copy.running:
+                answer[0] -= 1
+                if answer[0] == 0:
+                    tpots.append((now_s - answer[1]) / (work.output_tokens - 1))
+            copy.running = [answer for answer in copy.running if answer[0]]
+            for _ in range(batch):
+                ttfts.append(now_s - copy.waiting.popleft())
+                copy.running.append([work.output_tokens - 1, now_s])
     return sum(ttfts) / len(ttfts), sum(tpots) / len(tpots)
 
 
-@pytest.mark.parametrize("tp", [1, 4])
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
-def test_pace_and_waiting_are_those_of_a_run(tp: int, share: float) -> None:
+ALONE, FOUR = Layout(), Layout(4)
+SHARED = Layout(1, 2, spread=True, gpus_per_node=2)
+SHARED_OF_FOUR = Layout(2, 4, spread=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "share", "off"),
+    [
+        *((layout, share, 0.06) for layout in (ALONE, FOUR) for share in (0.2, 0.5, 0.95)),
+        (SHARED, 0.9, 0.15),  # the formulas take the copies to be evenly loaded
+        (SHARED_OF_FOUR, 0.5, 0.15),
+    ],
+)
+def test_pace_and_waiting_are_those_of_a_run(layout: Layout, share: float, off: float) -> None:
     config = published("GLM-4.5V-FP8")
     assert config is not None
-    speed = Speed(config, Layout(tp), CONSTANTS.gpu("h200"), CONSTANTS, True, False)
+    speed = Speed(config, layout, CONSTANTS.gpu("h200"), CONSTANTS, True, False)
     work = Workload(90, 64, 1, 1369, 8192)
     rate = share * highest_rate(speed, work, 256)
     expected = under(speed, work, rate, 256)
     ttft_s, tpot_s = run(speed, work, rate)
     assert expected.tpot_s == pytest.approx(tpot_s, rel=0.16)
-    assert expected.ttft_s - host_s(speed, work) == pytest.approx(ttft_s, rel=0.06)
+    assert expected.ttft_s - host_s(speed, work) == pytest.approx(ttft_s, rel=off)
 
 
 def measured_with(tp: int) -> tuple[Speed, Measured]:
@@ -85,7 +115,7 @@ def test_estimates_are_near_what_was_measured(tp: int, off: float, first_off: fl
     assert seconds == pytest.approx(expected, rel=first_off)
 
 
-@pytest.mark.parametrize(("tp", "rate", "off"), [(1, 27_104, 0.02), (2, 42_932, 0.14)])
+@pytest.mark.parametrize(("tp", "rate", "off"), [(1, 27_104, 0.02), (2, 42_932, 0.03)])
 def test_sixteen_prompts_at_once_go_as_fast_as_measured(tp: int, rate: float, off: float) -> None:
     """16 prompts of 1,433 tokens in steps of at most 8,192: five and a piece in each."""
     speed, _ = measured_with(tp)
@@ -120,6 +150,7 @@ def test_as_much_fits_as_did_on_h200s(tp: int, pages: int) -> None:
         fp8=True,
         fp8_kv=False,
         request_tokens=1433 + 64,
+        step_tokens=8192,
     )
     assert fits.kv_tokens / 64 == pytest.approx(pages, rel=0.005)
     assert fits.requests == (84 if tp == 1 else 128)

@@ -158,6 +158,18 @@ def test_what_a_rate_needs_is_said_when_it_is_too_much() -> None:
     assert make_plan(enough, "").nodes_needed is None
 
 
+def test_a_rate_near_the_end_is_said_to_be() -> None:
+    most = max(e.highest_rate for e in make_plan(question(), "").estimates)
+    assert "little more, and queues grow" in make_plan(question(rate=0.97 * most), "").reasons[-1]
+
+
+def test_copies_that_share_experts_fit_where_whole_copies_do_not() -> None:
+    found = {e.layout.name: e for e in make_plan(question(gpus=4, gpu="h100"), "").estimates}
+    assert not found["DP4"].fit.fits
+    assert found["DP4 + EP"].fit.fits
+    assert found["DP4 + EP"].tpot_s > found["TP4 + EP"].tpot_s
+
+
 def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
     with pytest.raises(NotEnoughMemory, match=r"--quantization fp8.*--kv-cache-dtype fp8"):
         make_plan(question("GLM-4.5V", 1), "GLM-4.5V")
@@ -237,6 +249,8 @@ def test_the_report_names_layouts_reasons_and_the_command(
         "1 image of 1,369",
         "-> DP4 carries 20 requests/s",
         "glimt serve zai-org/GLM-4.5V-FP8 --data-parallel-size 4",
+        "TP2 x DP2 + EP",
+        "copies of a machine share its experts and step together",
         "TP1 on h200: a step took 5.2 ms at 1 (estimate 5.2)",
         "TP2 on h200: a step took 4.48 ms at 1 (estimate 4.2)",
     ):
