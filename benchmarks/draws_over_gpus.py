@@ -1,35 +1,31 @@
 """Draws over GPUs that each have a share of the logits: all gathered, or candidates only.
 
-    python benchmarks/draws_over_gpus.py           two GPUs
+    python benchmarks/draws_over_gpus.py           two GPUs, within 40 s
     python benchmarks/draws_over_gpus.py --gpus 4 --json draws.json
+    python benchmarks/draws_over_gpus.py --device cpu --rows 1 --rounds 1       whether it runs
 
 GLM-4.5V's vocabulary, random logits. Each draw is a CUDA graph, as in decode steps; microseconds.
 """
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ranks import Seat, add_arguments, run_ranks
 from torch import Tensor
 
-from glimt.parallel.group import Meeting, join
+from glimt.parallel.group import join
 from glimt.parallel.mesh import Mesh
 from glimt.runner.sampler import DrawInputs, draw, prepare_draws
 from glimt.runner.sampling_rows import SamplingRows
 from glimt.runner.split_draw import can_split, draw_over_ranks
 from glimt.wire import SamplingParams
 
-VOCAB, ROUNDS = 151552, 50
-ROWS = (1, 8, 64, 110)
+VOCAB = 151552
+ROWS = (1, 64, 8, 110)  # the time may be up before the last
 WISHES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.8},
@@ -38,22 +34,6 @@ WISHES: dict[str, dict[str, Any]] = {
     "top_k 50, top_p 0.9": {"top_k": 50, "top_p": 0.9},
     "top_k 1024": {"top_k": 1024},
 }
-
-
-def microseconds(work: Callable[[], object]) -> float:
-    """Of one replay; the ranks wait for each other in each."""
-    work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    graph.replay()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(ROUNDS):
-        graph.replay()
-    torch.cuda.synchronize()
-    return 1e6 * (time.perf_counter() - started) / ROUNDS
 
 
 def from_all(share: Tensor, history: Tensor, inputs: DrawInputs, mesh: Mesh) -> Tensor:
@@ -75,7 +55,7 @@ def inputs_of(num_rows: int, fields: dict[str, Any], device: torch.device) -> Dr
     return inputs
 
 
-def measure(share: Tensor, inputs: DrawInputs, mesh: Mesh) -> dict[str, float]:
+def measure(share: Tensor, inputs: DrawInputs, mesh: Mesh, seat: Seat, rounds: int) -> Any:
     """Both ways of one draw."""
     history = torch.zeros(1, 1, dtype=torch.int32, device=share.device)
 
@@ -86,56 +66,41 @@ def measure(share: Tensor, inputs: DrawInputs, mesh: Mesh) -> dict[str, float]:
         return draw_over_ranks(share, history, inputs, mesh).token_N
 
     differ = int((all_gathered() != candidates()).sum())
-    times = microseconds(all_gathered), microseconds(candidates)
+    times = [seat.microseconds(way, 1, rounds) for way in (all_gathered, candidates)]
     return {"all_us": times[0], "candidates_us": times[1], "differ": differ}
 
 
-def run(rank: int, gpus: int, folder: Path) -> list[dict[str, Any]]:
+def measure_all(seat: Seat, options: argparse.Namespace) -> None:
     """This rank's part; every rank measures the same."""
-    device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
-    groups = join(Meeting(folder / "meeting-point"), rank, gpus, device, only_nccl=True)
-    mesh = Mesh(gpus, rank, tp_group=groups.device)
-    found: list[dict[str, Any]] = []
-    for name, fields in WISHES.items():
-        for num_rows in ROWS:
-            generator = torch.Generator(device).manual_seed(rank)
-            share = torch.randn(num_rows, VOCAB // gpus, generator=generator, device=device)
-            inputs = inputs_of(num_rows, fields, device)
-            row = measure((3 * share).bfloat16(), inputs, mesh)
-            found.append({"wish": name, "rows": num_rows, **row})
-            if rank == 0:
-                print(
-                    f"{name:<20}{num_rows:>5} rows   all {row['all_us']:8.1f} µs   candidates "
-                    f"{row['candidates_us']:8.1f} µs   {row['differ']} tokens differ",
-                    flush=True,
-                )
-    return found
+    groups = join(seat.meeting(), seat.rank, seat.size, seat.device, only_nccl=True)
+    mesh = Mesh(seat.size, seat.rank, tp_group=groups.device)
+    for num_rows in options.rows:
+        for name, fields in WISHES.items():
+            if not seat.goes_on(groups.host):
+                return
+            generator = torch.Generator(seat.device).manual_seed(seat.rank)
+            shape = num_rows, VOCAB // seat.size
+            share = 3 * torch.randn(*shape, generator=generator, device=seat.device)
+            inputs = inputs_of(num_rows, fields, seat.device)
+            row = measure(share.bfloat16(), inputs, mesh, seat, options.rounds)
+            line = (
+                f"{name:<20}{num_rows:>5} rows   all {row['all_us']:8.1f} µs   candidates "
+                f"{row['candidates_us']:8.1f} µs   {row['differ']} tokens differ"
+            )
+            seat.keep({"wish": name, "rows": num_rows, **row}, line)
 
 
-def main() -> None:
+def main() -> int:
     """Start the other ranks, be rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gpus", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
+    parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
-    if options.folder is not None:
-        run(options.rank, options.gpus, options.folder)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--gpus", str(options.gpus), "--folder", folder]
-        others = [
-            subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(1, options.gpus)
-        ]
-        found = run(0, options.gpus, Path(folder))
-        for other in others:
-            other.wait()
-    print(f"{options.gpus} x {torch.cuda.get_device_name()}, torch {torch.__version__}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+    return run_ranks(options, lambda seat: measure_all(seat, options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

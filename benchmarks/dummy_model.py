@@ -47,6 +47,7 @@ from glimt.config import (
 )
 from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan
 from glimt.processes.build import Engine, build_engine
+from glimt.processes.control import EngineStart
 from glimt.processes.launch import make_plan
 from glimt.processes.team import end_process
 from glimt.tiny.checkpoint import make_tiny_checkpoint
@@ -63,8 +64,10 @@ def random_pixels() -> SharedArena:
     return arena
 
 
-def build(options: argparse.Namespace) -> Engine:
-    """The engine, with its phases printed."""
+def build(
+    options: argparse.Namespace, place: Callable[[EngineStart], EngineStart] = lambda start: start
+) -> Engine:
+    """The engine, with its phases printed. `place`: which of several copies it is."""
     switch(options.switch)
     sizes = copy.deepcopy(MODELS[options.model])
     if options.layers:
@@ -97,7 +100,7 @@ def build(options: argparse.Namespace) -> Engine:
             ),
         )
         plan = make_plan(settings, read_checkpoint(path, overrides=sizes))
-        start = msgspec.structs.replace(plan.engine, arena_fds=(arena.fd,))
+        start = place(msgspec.structs.replace(plan.engine, arena_fds=(arena.fd,)))
         with _profiled(options.profile_start):
             return build_engine(start, [arena], _tell_phase, end_process)
 
@@ -171,12 +174,16 @@ class Driver:
         for _, refusal in self.engine.scheduler.add(submit):
             raise SystemExit(f"refused: {refusal.error}")
 
+    def plan(self) -> StepPlan | None:
+        """Of the next step."""
+        return self.engine.scheduler.schedule()
+
     def turns(self) -> Iterator[Turn]:
         """Turns until all requests are answered."""
         behind: InFlight | None = None
         while True:
             times = [time.perf_counter()]
-            plan = self.engine.scheduler.schedule()
+            plan = self.plan()
             times.append(time.perf_counter())
             ahead = None if plan is None else self.engine.executor.launch(plan)
             times.append(time.perf_counter())
@@ -187,7 +194,8 @@ class Driver:
             if behind is not None and result is not None:
                 if result.failed:
                     raise SystemExit(f"failed: {result.failed}")
-                self.engine.scheduler.commit(behind.plan, result)
+                if not behind.plan.is_idle:
+                    self.engine.scheduler.commit(behind.plan, result)
             times.append(time.perf_counter())
             yield Turn(
                 None if behind is None else behind.plan,
@@ -285,8 +293,8 @@ def _timed(launch: Callable[[], InFlight]) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, on what."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, of_ranks: bool = True) -> None:
+    """Which model, on what. `of_ranks`: and of which device and how many of them."""
     parser.add_argument("--model", choices=[*MODELS], default="106b")
     parser.add_argument("--layers", type=int, default=0, help="0: all")
     parser.add_argument("--quantization", choices=["fp8", "none"], default="fp8")
@@ -294,8 +302,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--max-model-len", default="16K")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
+    if of_ranks:
+        parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+        parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
     parser.add_argument("--enable-expert-parallel", "-ep", action="store_true")
     parser.add_argument("--disable-custom-all-reduce", action="store_true")
     parser.add_argument("--mm-encoder-tp-mode", choices=["weights", "data"], default="weights")

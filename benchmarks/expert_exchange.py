@@ -1,29 +1,26 @@
 """Rows to experts of other replicas and back, by size: all-gather against all-to-all.
 
-    python benchmarks/expert_exchange.py                     two GPUs, a layer of GLM-4.5V in FP8
+    python benchmarks/expert_exchange.py                     two GPUs, GLM-4.5V in FP8; 40 s
     python benchmarks/expert_exchange.py --gpus 4 --json exchange.json
     python benchmarks/expert_exchange.py --model tiny --device cpu --rows 1 8      whether it runs
 
 For each number of rows of a replica: the exchange alone (nothing is computed), by both ways, and by
 all-gather in a CUDA graph, as decode steps do it; then the whole layer by both ways, and with all
 experts on each GPU, which exchanges nothing and reads more. First, both ways are compared with that
-layer: what differs by more than rounding ends the program with status 1. The last line is what
-`DEALS_FROM` of glimt/parallel/exchange.py should say.
+layer: what differs by more than rounding ends the program with status 1. The last line but one is
+what `DEALS_FROM` of glimt/parallel/exchange.py should say, as far as the time has sufficed.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from model_sizes import MODELS
+from ranks import Seat, add_arguments, run_ranks
 from torch import Tensor, nn
 
 from glimt.kernels import QuantizedRows, quantize_rows
@@ -31,11 +28,12 @@ from glimt.layers.dispatch import shared_experts
 from glimt.layers.moe import Moe, Routing
 from glimt.models.dummy import fill_dummy
 from glimt.parallel.exchange import Exchange
-from glimt.parallel.group import Meeting, join_replicas
+from glimt.parallel.group import join_replicas
 from glimt.parallel.mesh import Mesh
 
 ROUNDS = 20
 IN_GRAPH = 16
+ROWS = (1, 64, 8, 512, 2048, 128, 8192, 1024, 32, 256, 4096)  # the time may be up before the last
 
 
 TINY = {
@@ -71,15 +69,11 @@ def take_share(part: Moe, whole: Moe) -> None:
 class Rank:
     """One replica of one GPU."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.device = torch.device("cpu")
-        torch.set_num_threads(1)  # of one rank among several on the same cores
-        if options.device == "cuda":
-            self.device = torch.device("cuda", options.rank)
-            torch.cuda.set_device(self.device)
-        size, rank = options.gpus, options.rank
-        meeting = Meeting(options.folder / "meeting-point")
-        groups = join_replicas(meeting, rank, size, self.device)
+    def __init__(self, options: argparse.Namespace, seat: Seat) -> None:
+        self.device, self.seat = seat.device, seat
+        size, rank = seat.size, seat.rank
+        groups = join_replicas(seat.meeting(), rank, size, seat.device)
+        self.host = groups.host
         self.mesh = Mesh(
             dp_size=size,
             dp_rank=rank,
@@ -132,7 +126,7 @@ class Rank:
 
         in_graph = None
         if self.device.type == "cuda":
-            in_graph = self._time(_recorded(exchange(False))) / IN_GRAPH
+            in_graph = self.seat.microseconds(exchange(False), IN_GRAPH, ROUNDS)
         return {
             "rows": count,
             "gather_us": self._time(exchange(False)),
@@ -159,22 +153,10 @@ class Rank:
             torch.cuda.synchronize(self.device)
 
 
-def _recorded(work: Callable[[], object]) -> Callable[[], object]:
-    """A graph that does it several times."""
-    work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(IN_GRAPH):
-            work()
-    replay: Callable[[], object] = graph.replay
-    return replay
-
-
 def threshold(lines: list[dict[str, float | None]]) -> int | None:
     """Rows from which dealing out stays ahead, by the whole layer; None if it never does."""
     found = None
-    for line in reversed(lines):
+    for line in sorted(lines, key=lambda line: -(line["rows"] or 0)):
         gather, deal = line["layer_gather_us"], line["layer_deal_us"]
         if gather is None or deal is None or deal >= gather:
             break
@@ -183,24 +165,26 @@ def threshold(lines: list[dict[str, float | None]]) -> int | None:
 
 
 @torch.inference_mode()
-def run(options: argparse.Namespace) -> list[dict[str, float | None]]:
+def measure(seat: Seat, options: argparse.Namespace) -> None:
     """This rank's part."""
-    rank = Rank(options)
+    rank = Rank(options, seat)
     limit = 2e-2 if options.device == "cuda" else 1e-4
-    for count in (0, 1, 5, max(options.rows) // 4 + 1):
+    for count in (0, 1, 5, 300 if options.device == "cuda" else 9):
         worst = rank.differs(count) if count else 0.0
         if not count:  # a replica without rows takes part
             for deals in (False, True):
                 rank.part.take_part(Exchange(4, deals))
         if worst > limit:
             raise SystemExit(f"{count} rows: results differ by {worst:.1e}, more than {limit:.0e}")
-    lines = []
     for count in options.rows:
-        lines.append(rank.measure(count))
-        if options.rank == 0:
-            shown = [f"{name} {value:10.1f}" for name, value in lines[-1].items() if value]
-            print("   ".join(shown), flush=True)
-    return lines
+        if not seat.goes_on(rank.host):
+            break
+        line = rank.measure(count)
+        shown = [f"{name} {value:10.1f}" for name, value in line.items() if value]
+        seat.keep(line, "   ".join(shown))
+    if seat.rank == 0:
+        found = threshold(seat.rows)
+        print(f"DEALS_FROM, for {seat.size} replicas: {found or 'nothing'}")
 
 
 def main() -> int:
@@ -208,38 +192,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpus", type=int, default=2)
+    add_arguments(parser)
     parser.add_argument("--model", choices=["106b", "tiny"], default="106b")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quantization", choices=["fp8", "none"], default="fp8")
-    default = [1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
-    parser.add_argument("--rows", type=int, nargs="*", default=default, help="of each replica")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, nargs="*", default=ROWS, help="of each replica")
     options = parser.parse_args()
-    if options.folder is not None:
-        run(options)
-        return 0
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *sys.argv, "--folder", folder]
-        others = [
-            subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(1, options.gpus)
-        ]
-        options.folder = Path(folder)
-        try:
-            lines = run(options)
-            status = max(other.wait() for other in others) if others else 0
-        finally:
-            for other in others:
-                other.kill()
-    where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
-    print(f"{options.gpus} x {where}, torch {torch.__version__}")
-    found = threshold(lines)
-    print(f"DEALS_FROM, for {options.gpus} replicas: {found or 'nothing'}")
-    if options.json:
-        options.json.write_text(json.dumps(lines, indent=1))
-    return status
+    return run_ranks(options, lambda seat: measure(seat, options))
 
 
 if __name__ == "__main__":

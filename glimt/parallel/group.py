@@ -88,15 +88,10 @@ def join(
     # Where only one rank fails to share memory, the others shall not wait long for it.
     store.set_timeout(SHARING_TIMEOUT)
     memory = dist.PrefixStore("memory", store)
-    small_sums = make_one_kernel_sum(f"tp{size}", nccl, memory, rank, size, device)
-    num_can = torch.tensor([int(small_sums is not None)])
-    host.allreduce([num_can]).wait()
+    small_sums = make_one_kernel_sum(f"tp{size}", nccl, host, memory, rank, size, device)
     norm_sums = None
-    if small_sums is not None and num_can.item() == size:
-        if width:
-            norm_sums = make_norm_sums(small_sums.group_name, nccl, host, rank, size, device, width)
-    else:
-        small_sums = None
+    if small_sums is not None and width:
+        norm_sums = make_norm_sums(small_sums.group_name, host, rank, size, device, width)
     store.set_timeout(TIMEOUT)
     return Groups(nccl, host, small_sums, norm_sums)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glimt.kernels import QuantizedRows, reference
 from glimt.kernels.twins import has_twin, triton_peer_rows
+from glimt.parallel.trial import all_agree, all_same
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,11 @@ class NormSums:
 
 
 def make_norm_sums(
-    group_name: str, backend: Any, host: Any, rank: int, size: int, device: torch.device, width: int
+    group_name: str, host: Any, rank: int, size: int, device: torch.device, width: int
 ) -> NormSums | None:
     """All ranks call this; `group_name`: of a group that shares memory (see `one_kernel`),
-    `backend`: its NCCL, `host`: its gloo. None on all of them where it cannot be done, or was
-    wrong in a trial; the log says why.
+    `host`: its gloo. None on all of them where it cannot be done, or was wrong in a trial; the log
+    says why.
     """
     made, cause = None, None
     try:
@@ -61,24 +62,20 @@ def make_norm_sums(
     except Exception as error:
         made, cause = None, error
     # From here on ranks wait for each other's words, so all must have come so far.
-    works = _all_agree(host, size, made is not None)
+    works = all_agree(host, size, made is not None)
     if works and made is not None:
+        normed: list[Tensor] = []
         try:
-            _prove(made, backend)
+            normed = _prove(made)
         except Exception as error:
             cause = error
-        works = _all_agree(host, size, cause is None)
+        works = all_agree(host, size, cause is None)
+        if works and not all_same(host, normed):
+            works, cause = False, RuntimeError("ranks have different norms")
     if not works:
         log.warning("sums are not fused with norms: %s", cause or "another rank cannot do it")
         return None
     return made
-
-
-def _all_agree(host: Any, size: int, agrees: bool) -> bool:
-    """Whether it is true on every rank."""
-    count = torch.tensor([int(agrees)])
-    host.allreduce([count]).wait()
-    return count.item() == size
 
 
 def _share_memory(
@@ -117,17 +114,14 @@ def _rehearse(made: NormSums) -> None:
     _check(sums, parts)
 
 
-def _prove(made: NormSums, backend: Any) -> None:
-    """Sums of small integers are exact, and rows of any numbers the same to the bit on every rank:
-    ranks whose activations differ may choose other experts. Raises RuntimeError.
+def _prove(made: NormSums) -> list[Tensor]:
+    """Sums of small integers, which are exact; the norms, which must be the same to the bit on
+    every rank: ranks whose activations differ may choose other experts. Raises RuntimeError.
+
+    A rank that stops here leaves the others waiting for no longer than their patience.
     """
-    peers = made.peers
-    for seed, num_rows in enumerate((1, peers.max_rows, 1)):
-        normed_TD = _check(made, _parts(made, num_rows, seed))
-        all_TD = normed_TD.new_empty(peers.num_ranks * num_rows, peers.width)
-        backend._allgather_base(all_TD, normed_TD).wait()
-        if not bool((all_TD.view(peers.num_ranks, num_rows, -1) == normed_TD).all()):
-            raise RuntimeError(f"ranks have different norms of {num_rows} rows")
+    sizes = (1, made.peers.max_rows, 1)
+    return [_check(made, _parts(made, num_rows, seed)) for seed, num_rows in enumerate(sizes)]
 
 
 def _parts(made: NormSums, num_rows: int, seed: int) -> Tensor:

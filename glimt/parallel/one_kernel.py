@@ -9,16 +9,22 @@ All ranks add the same numbers, so their results agree.
 """
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+from glimt.errors import BadSettings
+from glimt.parallel.trial import all_agree, all_same, record_event, wait_for_device
+
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 512 * 1024  # of a sum; see benchmarks/all_reduce.py
 _ALIGNMENT = 16  # bytes that the kernel reads at once
+_TRIAL_LIMIT_S = 20.0
+_RELEASE_LIMIT_S = 5.0
 
 dist: Any = distributed  # torch's type stubs know half of it
 
@@ -46,17 +52,47 @@ class OneKernelSum:
 
 
 def make_one_kernel_sum(
-    name: str, backend: Any, store: Any, rank: int, size: int, device: torch.device
+    name: str, backend: Any, host: Any, store: Any, rank: int, size: int, device: torch.device
 ) -> OneKernelSum | None:
-    """All ranks call this; `backend` is the NCCL group that they share. None where it cannot be
-    done (GPUs that do not reach each other's memory), or is wrong; the log says why.
+    """All ranks call this; `backend` is the NCCL group that they share, `host` the gloo one. None
+    on all of them where it cannot be done (GPUs that do not reach each other's memory), or was
+    wrong or not done in time in a trial; the log says why. Raises BadSettings if a trial that
+    failed left a GPU that cannot be used.
     """
+    made, cause = None, None
     try:
         group = _name_group(name, backend, store, rank, size, device)
-        made = OneKernelSum(name, group, _share_buffers(name, device))
-        _prove(made, backend, device, rank, size)
+        buffers, handles = _share_buffers(name, device)
+        made = OneKernelSum(name, group, buffers)
+        for handle in handles:
+            _mark(handle, rank, size)
+        wait_for_device(_TRIAL_LIMIT_S)
     except Exception as error:
-        log.warning("sums in one kernel cannot be used, NCCL does them all: %s", error)
+        made, cause = None, error
+    # The kernel waits for the others without a bound, so all must have come so far.
+    works = all_agree(host, size, made is not None)
+    if works and made is not None:
+        totals: list[Tensor] = []
+        try:
+            _look(handles, rank, size)
+        except Exception as error:
+            cause = error
+        works = all_agree(host, size, cause is None)
+        if works:
+            try:
+                totals = _prove(made, handles, device, rank, size)
+            except BadSettings:
+                raise
+            except Exception as error:
+                cause = error
+            works = all_agree(host, size, cause is None)
+        if works and not all_same(host, totals):
+            works, cause = False, RuntimeError("ranks have different sums")
+    if not works:
+        log.warning(
+            "sums in one kernel cannot be used, NCCL does them all: %s",
+            cause or "another rank cannot do it",
+        )
         return None
     return made
 
@@ -74,34 +110,77 @@ def _name_group(
     return group
 
 
-def _share_buffers(name: str, device: torch.device) -> dict[torch.dtype, Tensor]:
-    """Memory that all ranks can read. A collective operation."""
+def _share_buffers(name: str, device: torch.device) -> tuple[dict[torch.dtype, Tensor], list[Any]]:
+    """Memory that all ranks can read, and torch's handles to it. A collective operation."""
     internal: Any = torch._C._distributed_c10d
     memory = internal._SymmetricMemory
-    buffers = {}
+    buffers, handles = {}, []
     for dtype in (torch.bfloat16, torch.float32):
         length = MAX_BYTES // dtype.itemsize
         buffers[dtype] = memory.empty_strided_p2p((length,), (1,), dtype, device, None)
-        memory.rendezvous(buffers[dtype], name)
-    return buffers
+        handles.append(memory.rendezvous(buffers[dtype], name))
+    return buffers, handles
 
 
-def _prove(made: OneKernelSum, backend: Any, device: torch.device, rank: int, size: int) -> None:
-    """Sums of small integers are exact, and those of any numbers the same to the bit on every rank:
-    ranks whose activations differ may choose other experts. Raises RuntimeError.
+def _mark(handle: Any, rank: int, size: int) -> None:
+    """Write this rank's number into the memory of all, which waits for nobody."""
+    for peer in range(size):
+        handle.get_buffer(peer, (size,), torch.float32)[rank] = rank + 1
+
+
+def _look(handles: list[Any], rank: int, size: int) -> None:
+    """Once all have marked: whether it arrived. Raises RuntimeError."""
+    for handle in handles:
+        marks = handle.get_buffer(rank, (size,), torch.float32).tolist()
+        if marks != [peer + 1 for peer in range(size)]:
+            raise RuntimeError(f"what ranks wrote into the memory of rank {rank} was {marks}")
+
+
+def _prove(
+    made: OneKernelSum, handles: list[Any], device: torch.device, rank: int, size: int
+) -> list[Tensor]:
+    """Sums of small integers, which are exact; then those of any numbers, which must be the same to
+    the bit on every rank: ranks whose activations differ may choose other experts.
+
+    All are launched before any is looked at, since the others wait in each. Raises RuntimeError,
+    and TimeoutError if others did not take part.
     """
-    expected = size * (size + 1) / 2
+    exact: list[Tensor | None] = []
+    free: list[Tensor | None] = []
     for dtype, buffer in made.buffers.items():
         for count in (8, 4096, 12_288, buffer.numel()):
-            for _ in range(3):
-                part = torch.full((count,), float(rank + 1), dtype=dtype, device=device)
-                total = made.sum(part)
-                if total is None or not bool((total == expected).all()):
-                    raise RuntimeError(f"a sum of {count} numbers of {dtype} was wrong")
-        total = made.sum(torch.randn(4096, device=device).to(dtype))
-        if total is None:
-            raise RuntimeError(f"nothing was summed of {dtype}")
-        totals = total.new_empty(size * 4096)
-        backend._allgather_base(totals, total).wait()
-        if not bool((totals.view(size, -1) == total).all()):
-            raise RuntimeError(f"ranks have different sums of {dtype}")
+            part = torch.full((count,), float(rank + 1), dtype=dtype, device=device)
+            exact += [made.sum(part) for _ in range(3)]
+        free.append(made.sum(torch.randn(4096, device=device).to(dtype)))
+    try:
+        wait_for_device(_TRIAL_LIMIT_S)
+    except TimeoutError:
+        _release(handles, rank, size)
+        raise
+    expected = size * (size + 1) / 2
+    for total in exact:
+        if total is None or not bool((total == expected).all()):
+            raise RuntimeError(f"a sum of {0 if total is None else total.numel()} was wrong")
+    return [total for total in free if total is not None]
+
+
+def _release(handles: list[Any], rank: int, size: int) -> None:
+    """Give kernels that wait in vain what they wait for, or this GPU is of no use to anybody.
+
+    They wait until their own signals are set, which they then take back, and until those of others
+    are taken back, to set them. Raises BadSettings if that does not help.
+    """
+    waiting = record_event()
+    deadline_s = time.monotonic() + _RELEASE_LIMIT_S
+    beside: Any = torch.cuda.Stream
+    with torch.cuda.stream(beside()):
+        while not waiting.query():
+            if time.monotonic() > deadline_s:
+                raise BadSettings(
+                    "a sum in one kernel never ends on this GPU: --disable-custom-all-reduce "
+                    "leaves all sums to NCCL"
+                )
+            for handle in handles:
+                for peer in range(size):
+                    handle.get_signal_pad(peer, dtype=torch.int32).fill_(int(peer == rank))
+            time.sleep(0.001)

@@ -59,10 +59,30 @@ def test_rows_are_exchanged_in_both_ways(tmp_path: Path) -> None:
     out = tmp_path / "exchange.json"
     small = ("--model", "tiny", "--device", "cpu", "--rows", "1", "6")
     told = run("benchmarks/expert_exchange.py", *small, "--json", str(out))
-    lines = json.loads(out.read_text())
+    found = json.loads(out.read_text())
+    lines = found["rows"]
     assert [line["rows"] for line in lines] == [1, 6]
     assert all(line["gather_us"] > 0 and line["deal_us"] > 0 for line in lines)
+    assert (found["gpus"], found["is_complete"]) == (2, True)
     assert "DEALS_FROM, for 2 replicas" in told
+
+
+@pytest.mark.slow
+def test_ranks_sum_and_draw_and_stop_together_when_their_time_is_up(tmp_path: Path) -> None:
+    out = tmp_path / "sums.json"
+    command = ("benchmarks/all_reduce.py", "--device", "cpu", "--json", str(out), "--rows")
+    run(*command, "1", "8")
+    found = json.loads(out.read_text())
+    assert [row["rows"] for row in found["rows"]] == [1, 8]
+    assert all(row["nccl_norm"] > 0 and row["fused"] is None for row in found["rows"])
+    told = run(*command, "1", "8", "--seconds", "0")
+    assert "the time was up before the end" in told
+    assert json.loads(out.read_text())["rows"] == []
+    command = ("benchmarks/draws_over_gpus.py", "--device", "cpu", "--json", str(out))
+    run(*command, "--rows", "1", "--rounds", "1")
+    draws = json.loads(out.read_text())["rows"]
+    assert len(draws) == 6
+    assert all(draw["differ"] == 0 for draw in draws)
 
 
 def test_a_trace_is_summed_up_by_what_the_gpu_did(monkeypatch: pytest.MonkeyPatch) -> None:

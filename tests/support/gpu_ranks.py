@@ -1,11 +1,13 @@
-"""One of two ranks that sum, draw and encode over GPUs, each in two ways, and write down what
-differs, for `tests/parallel/test_ranks_on_gpus.py`:
+"""One of two ranks that draw, encode and sum over GPUs, each in two ways, and write down what
+differs after each piece, for `tests/parallel/test_ranks_on_gpus.py`:
 
     python -m tests.support.gpu_ranks FOLDER RANK
 """
 
+import faulthandler
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from glimt import kernels
 from glimt.kernels import QuantizedRows
 from glimt.models.glm4v import Glm4v
+from glimt.parallel import one_kernel
 from glimt.parallel.group import Groups, Meeting, join
 from glimt.parallel.mesh import Mesh
 from glimt.runner.sampler import draw, prepare_draws
@@ -34,13 +37,15 @@ WISHES: list[dict[str, Any]] = [
 ]
 WIDTH, EPS = 4096, 1e-5
 REPLAYS = 1000
+PIECE_LIMIT_S = 40
 
 
 class Rank:
     """Draws inputs, sums, compares and counts."""
 
-    def __init__(self, groups: Groups, rank: int) -> None:
+    def __init__(self, groups: Groups, rank: int, folder: Path) -> None:
         self.groups = groups
+        self.folder = folder
         self.nccl = Mesh(2, rank, tp_group=groups.device)
         self.device = torch.device("cuda", rank)
         self.same = torch.Generator(self.device).manual_seed(7)  # on both ranks
@@ -150,31 +155,75 @@ class Rank:
         self.found[what] = self.found.get(what, 0) + number
 
 
-def main() -> None:
-    """Work through all comparisons."""
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
-    groups = join(Meeting(folder / "meeting-point"), rank, 2, device, width=WIDTH)
-    ours = Rank(groups, rank)
-    ours.found["fuses"] = int(groups.norm_sums is not None)
-    if groups.norm_sums is not None:
-        most: int = groups.norm_sums.peers.max_rows
-        for num_rows in (1, 2, 3, 17, most, 1, most - 1) * 3:
-            ours.compare(num_rows)
+def sums(ours: Rank) -> None:
+    """Fused sums, if there are any."""
+    norm_sums = ours.groups.norm_sums
+    ours.found["fuses"] = int(norm_sums is not None)
+    if norm_sums is None:
+        return
+    most: int = norm_sums.peers.max_rows
+    for num_rows in (1, 2, 3, 17, most, 1, most - 1) * 3:
+        ours.compare(num_rows)
+    x = ours.draw(most + 1, ours.same)
+    taken = norm_sums.add_rms_norm(x, x, ours.weight, EPS, quantizes=True)
+    ours.found["takes_too_many"] = int(taken is not None)
+
+
+def replays(ours: Rank) -> None:
+    """Of fused sums in graphs."""
+    if ours.groups.norm_sums is not None:
         ours.replay(1)
         ours.replay(5)
-        x = ours.draw(most + 1, ours.same)
-        taken = groups.norm_sums.add_rms_norm(x, x, ours.weight, EPS, quantizes=True)
-        ours.found["takes_too_many"] = int(taken is not None)
+
+
+def draws(ours: Rank) -> None:
+    """Many rows of all wishes, few of each."""
     for num_rows in (1, 5, 64, 200):
         ours.compare_draws(num_rows, WISHES)
     for wish in WISHES:
         ours.compare_draws(8, [wish])
+
+
+@torch.inference_mode()
+def towers(ours: Rank) -> None:
+    """One image, a small one, several."""
     for grids in ([(64, 84)], [(2, 2)], [(8, 6), (30, 2), (16, 16)]):
-        with torch.inference_mode():
-            ours.compare_towers(grids)
-    (folder / f"{rank}.json").write_text(json.dumps(ours.found))
+        ours.compare_towers(grids)
+
+
+def lonely(ours: Rank) -> None:
+    """Rank 0 tries a sum in one kernel that rank 1 takes no part in; both go on with NCCL."""
+    rank, name = ours.nccl.tp_rank, "lonely"
+    store = Meeting(ours.folder / name).store(rank, 2)
+    one_kernel._TRIAL_LIMIT_S = 3.0
+    if rank == 1:
+        one_kernel._prove = lambda *given: []
+    started_s = time.monotonic()
+    device, host = ours.groups.device, ours.groups.host
+    made = one_kernel.make_one_kernel_sum(name, device, host, store, rank, 2, ours.device)
+    ours.found["lonely_sums"] = int(made is not None)
+    ours.found["lonely_s"] = int(time.monotonic() - started_s)
+    total = ours.nccl.tp_sum(torch.ones(8, device=ours.device))
+    ours.found["sum_after_it"] = int(total.sum())
+
+
+PIECES = (draws, towers, sums, replays, lonely)
+
+
+def main() -> None:
+    """Work through all pieces; each is bounded, and the last one said is the one that hangs."""
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    faulthandler.dump_traceback_later(PIECE_LIMIT_S, exit=True)
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    groups = join(Meeting(folder / "meeting-point"), rank, 2, device, width=WIDTH)
+    ours = Rank(groups, rank, folder)
+    for piece in PIECES:
+        print(f"rank {rank}: {piece.__name__}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback_later(PIECE_LIMIT_S, exit=True)
+        piece(ours)
+        torch.cuda.synchronize()
+        (folder / f"{rank}.json").write_text(json.dumps(ours.found))
 
 
 if __name__ == "__main__":

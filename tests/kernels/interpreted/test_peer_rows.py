@@ -22,6 +22,7 @@ from glimt.kernels.triton_peer_rows import (
 )
 from glimt.parallel import norm_sums
 from glimt.parallel.norm_sums import NormSums
+from glimt.parallel.trial import all_same
 
 WIDTH, MAX_ROWS, EPS = 96, 4, 1e-5
 TIMEOUT = timedelta(seconds=30)
@@ -106,7 +107,11 @@ def test_two_processes_sum_again_and_again_without_a_barrier(tmp_path: Path) -> 
     store = FileStore(str(tmp_path / "store"), 2)
 
     def prove(rank: int) -> None:
-        norm_sums._prove(sums_of(words, rank), ProcessGroupGloo(store, rank, 2, TIMEOUT))
+        normed = norm_sums._prove(sums_of(words, rank))
+        host = ProcessGroupGloo(store, rank, 2, TIMEOUT)
+        assert all_same(host, normed)
+        normed[0][0, rank] += 1
+        assert not all_same(host, normed)
 
     child = os.fork()
     if child == 0:
@@ -139,4 +144,4 @@ def test_a_trial_finds_that_words_arrive_elsewhere(monkeypatch: pytest.MonkeyPat
     words = [memory(2), memory(2)]
     sums = sums_of(words, 1)
     with pytest.raises(RuntimeError, match="a sum of 1 rows was wrong"):
-        norm_sums._prove(sums, None)
+        norm_sums._prove(sums)
