@@ -4,11 +4,14 @@ pdl=1              kernels start while the one before ends      ahead_bytes=512 
 pdl_kernels=a+b    … only these                                 defer_sums=0
 decode_at_once=1   attention turns heads and writes the cache   measure_rows=1   and O quantises
 prompt_graphs=1    the layers of prompts are replayed
+own_grouped=300    experts' products are our own up to so many rows of an expert, by
+                   gate_up_tile=0 and down_tile=0 of `triton_grouped.CONFIGS`
+gates_apart=1      torch computes experts' gates and ups as two products
 """
 
 from typing import Any
 
-from glimt.kernels import attention, choice, draws, twins
+from glimt.kernels import attention, choice, draws, grouped, twins
 from glimt.runner import build
 
 Switches = dict[str, int | str]
@@ -22,6 +25,10 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "measure_rows": (attention, "MEASURES"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
+    "own_grouped": (grouped, "OWN_UP_TO"),
+    "gate_up_tile": (grouped, "GATE_UP_TILE"),
+    "down_tile": (grouped, "DOWN_TILE"),
+    "gates_apart": (grouped, "APART"),
 }
 _SHIPPED = {
     name: getattr(module, attribute)

@@ -1,4 +1,4 @@
-"""The experts' feed-forward on torch's grouped GEMMs: no host sync, one launch for all experts.
+"""The experts' feed-forward on grouped GEMMs: no host sync, one launch for all experts.
 
 Twins of `reference_experts.py`. Rows are sorted by expert; `ends_E` are the cumulative counts.
 """
@@ -6,7 +6,7 @@ Twins of `reference_experts.py`. Rows are sorted by expert; `ends_E` are the cum
 import torch
 from torch import Tensor
 
-from glimt.kernels import choice, reference_experts
+from glimt.kernels import choice, grouped, reference_experts
 from glimt.kernels.choice import (
     fp8_few_experts,
     fp8_linear,
@@ -57,28 +57,10 @@ def _fp8_grouped(
     routed: Fp8Mlp,
     shared_TD: Tensor | None = None,
 ) -> Tensor:
-    """On torch's grouped GEMMs; the shared expert's rows, if any, are added."""
+    """Of many tokens; the shared expert's rows, if any, are added."""
     token, row_P, ends_E = sort_by_expert(experts_TK, routed.down.shape[0])
     q_MD, scale_M = choice.gather_rows(rows, token)
-    gate_up = torch._scaled_grouped_mm(
-        q_MD,
-        routed.gate_up.transpose(1, 2),
-        scale_M,
-        routed.gate_up_scale,
-        offs=ends_E,
-        out_dtype=rows.x_TI.dtype,
-        use_fast_accum=True,
-    )
-    _, q_MI, scale_M1 = silu_mul_quantize(gate_up, keeps=False)
-    y_MD = torch._scaled_grouped_mm(
-        q_MI,
-        routed.down.transpose(1, 2),
-        scale_M1[:, 0],
-        routed.down_scale,
-        offs=ends_E,
-        out_dtype=rows.x_TI.dtype,
-        use_fast_accum=True,
-    )
+    y_MD = grouped.outputs(q_MD, scale_M, ends_E, routed, rows.x_TI.dtype)
     return _sum_of_pairs(y_MD, weights_TK, experts_TK, row_P, ends_E, shared_TD)
 
 

@@ -138,10 +138,12 @@ def rms_norm_kernel(
 
 @triton.jit
 def silu_mul_kernel(
-    gate_up_ptr,
+    gate_ptr,
+    up_ptr,
     out_ptr,
     q_ptr,
     scale_ptr,
+    stride: tl.constexpr,
     width: tl.constexpr,
     block: tl.constexpr,
     keeps: tl.constexpr,
@@ -152,9 +154,9 @@ def silu_mul_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width
-    start = gate_up_ptr + row * (2 * width) + column
-    gate = tl.load(start, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(start + width, mask=inside, other=0.0).to(tl.float32)
+    place = row * stride + column
+    gate = tl.load(gate_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + place, mask=inside, other=0.0).to(tl.float32)
     silu = to_bf16(gate / (1.0 + tl.exp(-gate))).to(tl.float32)
     out = to_bf16(silu * up)
     if keeps:
@@ -248,12 +250,17 @@ def add_rms_norm_quantize(
 
 def silu_mul(gate_up_TF: Tensor) -> Tensor:
     """See `reference.silu_mul`."""
-    return _silu_mul(gate_up_TF, keeps=True, quantizes=False).x_TI
+    return _silu_mul(*gate_up_TF.chunk(2, dim=1), keeps=True, quantizes=False).x_TI
 
 
 def silu_mul_quantize(gate_up_TF: Tensor, *, keeps: bool = True) -> QuantizedRows:
     """See `reference.silu_mul_quantize`; without `keeps` x_TI is memory that nobody wrote."""
-    return _silu_mul(gate_up_TF, keeps=keeps, quantizes=True)
+    return _silu_mul(*gate_up_TF.chunk(2, dim=1), keeps=keeps, quantizes=True)
+
+
+def silu_mul_apart(gate_TI: Tensor, up_TI: Tensor) -> QuantizedRows:
+    """`silu_mul_quantize` without `keeps`, of halves that are not beside each other."""
+    return _silu_mul(gate_TI, up_TI, keeps=False, quantizes=True)
 
 
 def _norm(
@@ -301,19 +308,22 @@ def _terms(x_TD: Tensor, delta_TD: Delta | None) -> tuple[tuple[Tensor, ...], tu
     return (delta_TD, x_TD, x_TD), (_PLAIN.value, 0, 0)
 
 
-def _silu_mul(gate_up_TF: Tensor, *, keeps: bool, quantizes: bool) -> QuantizedRows:
-    num_tokens, width = gate_up_TF.shape[0], gate_up_TF.shape[1] // 2
-    out_TI = gate_up_TF.new_empty(num_tokens, width)
+def _silu_mul(gate_TI: Tensor, up_TI: Tensor, *, keeps: bool, quantizes: bool) -> QuantizedRows:
+    """Of two matrices whose rows are equally far from each other."""
+    num_tokens, width = gate_TI.shape
+    out_TI = gate_TI.new_empty(num_tokens, width)
     q_TI, scale_T1 = quantized_like(out_TI) if quantizes else (out_TI, out_TI)
     if num_tokens:
         block, warps = row_shape(width)
         launch(
             silu_mul_kernel,
             (num_tokens, 1, 1),
-            gate_up_TF,
+            gate_TI,
+            up_TI,
             out_TI,
             q_TI,
             scale_T1,
+            gate_TI.stride(0),
             width,
             block,
             keeps,

@@ -14,6 +14,7 @@ try:
         triton_attention,
         triton_cut,
         triton_experts,
+        triton_grouped,
         triton_linear,
         triton_messages,
         triton_noise,
@@ -28,7 +29,7 @@ try:
     )
 except ImportError:
     triton_attention = triton_cut = triton_experts = triton_linear = None  # type: ignore[assignment]
-    triton_messages = triton_noise = triton_peer_rows = None  # type: ignore[assignment]
+    triton_grouped = triton_messages = triton_noise = triton_peer_rows = None  # type: ignore[assignment]
     triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
     triton_segments = triton_support = triton_top = None  # type: ignore[assignment]
 
@@ -38,6 +39,7 @@ __all__ = [
     "triton_attention",
     "triton_cut",
     "triton_experts",
+    "triton_grouped",
     "triton_linear",
     "triton_messages",
     "triton_noise",

@@ -20,6 +20,7 @@ from glimt.kernels import (  # noqa: E402
     triton_cut,
     triton_decoding,
     triton_experts,
+    triton_grouped,
     triton_linear,
     triton_messages,
     triton_noise,
@@ -173,17 +174,19 @@ def test_weights_are_fetched_ahead_while_a_kernel_waits(monkeypatch: pytest.Monk
     assert " LDG." not in product.sass[:wait]
 
 
+def mlp(*count: int) -> Fp8Mlp:
+    """The experts' weights, or one's."""
+    values, scale = torch.float8_e4m3fn, torch.float32
+    return Fp8Mlp(
+        meta(*count, 2816, 4096, dtype=values),
+        meta(*count, 2816, dtype=scale),
+        meta(*count, 4096, 1408, dtype=values),
+        meta(*count, 4096, dtype=scale),
+    )
+
+
 @pytest.mark.parametrize("num_tokens", [1, also(16), also(128)])
 def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int) -> None:
-    def mlp(*count: int) -> Fp8Mlp:
-        values, scale = torch.float8_e4m3fn, torch.float32
-        return Fp8Mlp(
-            meta(*count, 2816, 4096, dtype=values),
-            meta(*count, 2816, dtype=scale),
-            meta(*count, 4096, 1408, dtype=values),
-            meta(*count, 4096, dtype=scale),
-        )
-
     rows = QuantizedRows(
         meta(num_tokens, 4096),
         meta(num_tokens, 4096, dtype=torch.float8_e4m3fn),
@@ -202,6 +205,28 @@ def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int) -> None:
         assert product.count("LDGSTS.E.BYPASS.128") > 0
         assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
         assert product.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
+
+
+@pytest.mark.parametrize("place", [0, also(1)], ids=["gate_up", "down"])
+@pytest.mark.parametrize("number", [0, *(also(n) for n in range(1, len(triton_grouped.CONFIGS)))])
+def test_products_of_many_tokens_experts_feed_the_fp8_tensor_cores_by_tma(
+    number: int, place: int
+) -> None:
+    tile = triton_grouped.CONFIGS[number]
+    q, scale = meta(11464, 4096, dtype=torch.float8_e4m3fn), meta(11464, dtype=torch.float32)
+    ends = meta(128, dtype=torch.int32)
+    with caught_launches() as launches:
+        triton_grouped.outputs(q, scale, ends, mlp(128), tile, tile)
+    products = [each for each in launches if each.kernel.__name__ == "grouped_kernel"]
+    product = compile_launch(products[place])
+    assert product.stack_bytes == 0
+    assert product.count("QGMMA") > 0
+    assert product.count("HMMA") == product.count("HGMMA") == 0
+    assert product.count("UTMALDG") >= 2 * (tile.stages - 1)
+    assert product.count("LDG.E.U8") == product.count("STG.E.U16") == 0
+    assert product.shared_bytes <= 227 * 1024  # what one program may have
+    # A step's tiles go from TMA to tensor cores: only scales and results are moved otherwise.
+    assert product.count("STS") <= 20
 
 
 def test_the_router_reads_its_matrix_in_wide_loads() -> None:

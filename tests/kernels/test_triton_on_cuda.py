@@ -10,11 +10,13 @@ from glimt import kernels
 from glimt.kernels import (
     Fp8Mlp,
     QuantizedRows,
+    grouped,
     reference,
     reference_experts,
     reference_messages,
     twins,
 )
+from glimt.kernels.twins import triton_grouped
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -180,6 +182,40 @@ def test_few_tokens_experts(num_tokens: int, width: int, skewed: bool, shift: in
     near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.05)
     expected = reference_experts.fp8_moe(x, weights, experts, routed, shared)
     near(kernels.fp8_moe(x, weights, experts, routed, shared), expected, 0.05)
+
+
+@pytest.mark.parametrize("number", range(len(triton_grouped.CONFIGS)))
+@pytest.mark.parametrize("num_tokens", [300, 1433])
+@pytest.mark.parametrize(
+    ("width", "skewed", "shift"), [(1408, False, 0), (1408, True, 0), (352, False, 64)]
+)
+def test_many_tokens_experts_by_our_own_products(
+    num_tokens: int,
+    width: int,
+    skewed: bool,
+    shift: int,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grouped, "OWN_UP_TO", 1 << 20)
+    monkeypatch.setattr(grouped, "GATE_UP_TILE", number)
+    monkeypatch.setattr(grouped, "DOWN_TILE", number)
+    routed = mlps(32 if shift else 128, width, 4096)
+    weights, experts = choices(num_tokens, 128, skewed=skewed)
+    x, experts = randn(num_tokens, 4096, seed=1), experts - shift
+    expected = reference_experts.fp8_grouped_experts(x, weights, experts, *routed)
+    near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.05)
+
+
+@pytest.mark.parametrize("num_tokens", [300, 2500])
+def test_gates_and_ups_may_be_two_products(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouped, "APART", True)
+    routed, (weights, experts) = mlps(128, 1408, 4096), choices(num_tokens, 128, skewed=False)
+    x = randn(num_tokens, 4096, seed=1)
+    expected = reference_experts.fp8_grouped_experts(x, weights, experts, *routed)
+    near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.05)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 16])

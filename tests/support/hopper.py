@@ -21,6 +21,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 HOPPER = GPUTarget("cuda", 90, 32)
 _DUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -84,6 +85,8 @@ def compile_launch(launch: Launch) -> Binary:
             signature[parameter.name], constants[(place,)] = "constexpr", value
             continue
         signature[parameter.name] = _type(value)
+        if isinstance(value, TensorDescriptor):
+            continue
         is_multiple = value.data_ptr() % 16 == 0 if isinstance(value, Tensor) else value % 16 == 0
         if not isinstance(value, float) and is_multiple and may_specialize:
             attributes[(place,)] = [["tt.divisibility", 16]]
@@ -102,6 +105,8 @@ def binaries(call: Callable[[], object]) -> list[Binary]:
 def _type(value: Any) -> str:
     if isinstance(value, Tensor):
         return "*" + _TYPES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>"
     if isinstance(value, bool):
         return "i1"
     if isinstance(value, float):
