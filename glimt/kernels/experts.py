@@ -3,6 +3,8 @@
 Twins of `reference_experts.py`. Rows are sorted by expert; `ends_E` are the cumulative counts.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -72,10 +74,14 @@ def fp8_moe(
     shared: Fp8Mlp,
     *,
     defers: bool = False,
+    soon: Sequence[Tensor] = (),
 ) -> Delta:
-    """See `reference_experts.fp8_moe`. With `defers` the sum may be left to a norm."""
+    """See `reference_experts.fp8_moe`. With `defers` the sum may be left to a norm.
+
+    `soon`: weights that are read next, which may be fetched into the cache.
+    """
     rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
-    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed, shared, defers=defers)
+    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed, shared, defers=defers, soon=soon)
     if few_TD is not None:
         return few_TD
     gate_up_TF = settled(fp8_linear(rows, shared.gate_up, shared.gate_up_scale))

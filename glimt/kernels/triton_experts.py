@@ -8,6 +8,9 @@ Letters: T tokens, K experts of a token, P pairs (T · K, then T of the shared e
 I expert width, F = 2I, E experts, N tiles, B pairs of a tile, C column tiles of an inner row.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +20,9 @@ from glimt.kernels.pending import ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
+from glimt.kernels.triton_expert_tiles import store_inner, store_output
 from glimt.kernels.triton_plan import Tiles, locate, plan
+from glimt.kernels.triton_soon import fetch_soon, program_number, soon_of
 from glimt.kernels.triton_support import (
     ahead,
     fetch_ahead,
@@ -26,23 +31,12 @@ from glimt.kernels.triton_support import (
     launch,
     let_next_start,
     power_of_two,
-    row_scale,
-    stream,
     tiles_of,
     to_bf16,
 )
 
 MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
 _COMBINE_BLOCK = 512
-
-
-@triton.jit
-def _activate(gate_up):
-    """silu(gate) · up of float32 rows, gates first, rounded like the definition's."""
-    halves = tl.reshape(to_bf16(gate_up), [2, gate_up.shape[0] // 2, gate_up.shape[1]])
-    gate, up = tl.split(tl.permute(halves.to(tl.float32), (1, 2, 0)))
-    silu = to_bf16(gate / (1.0 + tl.exp(-gate))).to(tl.float32)
-    return to_bf16(silu * up)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
@@ -63,6 +57,7 @@ def gate_up_kernel(
     per_token: tl.constexpr,
     num_inputs: tl.constexpr,
     width: tl.constexpr,
+    column_tiles: tl.constexpr,
     block_t: tl.constexpr,
     block_o: tl.constexpr,
     block_i: tl.constexpr,
@@ -82,22 +77,11 @@ def gate_up_kernel(
         weights = weight_ptr + expert * (2 * width * num_inputs)
         weight_scales = weight_scale_ptr + expert * (2 * width)
         token = pair // per_token
-    is_pair = pair >= 0
-
-    row = tl.arange(0, 2 * block_o)  # gates, then the ups beside them
-    column = tl.program_id(0) * block_o + row % block_o
-    output = column + (row // block_o) * width
-    is_output = column < width
-    total = stream(weights, q_ptr, output, token, is_output, is_pair, None, num_inputs, block_i)
+    store_inner(
+        q_ptr, scale_ptr, weights, weight_scales, inner_ptr, largest_ptr, pair, token,
+        tl.program_id(0), num_inputs, width, column_tiles, block_o, block_i,
+    )  # fmt: skip
     let_next_start()
-    scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
-    weight_scale = tl.load(weight_scales + output, mask=is_output, other=0.0)
-    inner = _activate(total * scale[None, :] * weight_scale[:, None])
-    column = tl.program_id(0) * block_o + tl.arange(0, block_o)
-    place = pair.to(tl.int64)[None, :] * width + column[:, None]
-    tl.store(inner_ptr + place, inner, mask=is_pair[None, :] & (column < width)[:, None])
-    largest = tl.max(tl.abs(inner.to(tl.float32)), axis=0)
-    tl.store(largest_ptr + pair * tl.num_programs(0) + tl.program_id(0), largest, mask=is_pair)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
@@ -123,7 +107,10 @@ def down_kernel(
     block_o: tl.constexpr,
     block_i: tl.constexpr,
     ahead_bytes: tl.constexpr,
-):
+    soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0: tl.constexpr, step_0: tl.constexpr,
+    count_1: tl.constexpr, step_1: tl.constexpr, count_2: tl.constexpr, step_2: tl.constexpr,
+    share: tl.constexpr, block_s: tl.constexpr, sign: tl.constexpr,
+):  # fmt: skip
     """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way.
 
     Its tile's expert was known before `gate_up_kernel` began, so its weights are fetched ahead.
@@ -141,25 +128,17 @@ def down_kernel(
         weights = weight_ptr + expert * (num_outputs * width)
         weight_scales = weight_scale_ptr + expert * num_outputs
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
-    is_output = output < num_outputs
-    fetch_ahead(weights + output.to(tl.int64) * width, is_output, ahead_bytes)
+    fetch_ahead(weights + output.to(tl.int64) * width, output < num_outputs, ahead_bytes)
     follow_alone()
-    is_pair = pair >= 0
-
-    part = tl.arange(0, block_c)
-    is_part = is_pair[:, None] & (part < column_tiles)[None, :]
-    largest = tl.load(
-        largest_ptr + pair[:, None] * column_tiles + part[None, :], mask=is_part, other=0.0
-    )
-    scale = row_scale(tl.max(largest, axis=1))
-    inverse = tl.div_rn(1.0, scale)
-
-    total = stream(weights, inner_ptr, output, pair, is_output, is_pair, inverse, width, block_i)
+    store_output(
+        inner_ptr, largest_ptr, weights, weight_scales, out_ptr, pair, output,
+        num_outputs, width, column_tiles, block_c, block_i,
+    )  # fmt: skip
     let_next_start()
-    weight_scale = tl.load(weight_scales + output, mask=is_output, other=0.0)
-    total = total * scale[None, :] * weight_scale[:, None]
-    place = pair.to(tl.int64)[None, :] * num_outputs + output[:, None]
-    tl.store(out_ptr + place, to_bf16(total), mask=is_pair[None, :] & is_output[:, None])
+    fetch_soon(
+        program_number(), soon_0_ptr, soon_1_ptr, soon_2_ptr,
+        count_0, step_0, count_1, step_1, count_2, step_2, share, block_s, sign,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -204,10 +183,12 @@ def fp8_experts(
     down_by: ExpertTile | None = None,
     *,
     defers: bool = False,
+    soon: Sequence[Tensor] = (),
 ) -> Tensor | ExpertRows:
     """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert.
 
     The tiles are the table's unless they are given. With `defers` a norm is left to add the rows.
+    `soon`: what is read next, which may be fetched ahead (`triton_soon`).
     """
     num_tokens, per_token = experts_TK.shape
     num_experts, num_outputs, width = routed.down.shape
@@ -218,7 +199,9 @@ def fp8_experts(
     tiles = plan(experts_TK, num_experts, shared is not None)
     num_pairs = num_tokens * (per_token + (shared is not None))
     inner_PI, largest_PC = gate_up(rows, per_token, tiles, gate_up_by, routed, shared, num_pairs)
-    part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
+    part_PD = down(
+        inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared, soon
+    )
     if defers:
         return ExpertRows(part_PD, weights_TK, experts_TK, num_experts, shared is not None)
     shared_TD = None if shared is None else part_PD[num_tokens * per_token :]
@@ -293,6 +276,7 @@ def gate_up(
         per_token,
         num_inputs,
         width,
+        column_tiles,
         tiles.block_t,
         tile.block_o,
         tile.block_i,
@@ -311,12 +295,14 @@ def down(
     tile: ExpertTile,
     routed: Fp8Mlp,
     shared: Fp8Mlp | None,
+    soon: Sequence[Tensor] = (),
 ) -> Tensor:
     """Output rows bfloat16 [P, D], not yet weighted; only those of pairs here are set."""
     num_experts, num_outputs, width = routed.down.shape
     part_PD = inner_PI.new_empty(inner_PI.shape[0], num_outputs)
     also = shared or routed
     grid = (tiles_of(num_outputs, tile.block_o), tiles.num_shared + tiles.num_routed, 1)
+    fetched = soon_of(soon, math.prod(grid))
     launch(
         down_kernel,
         grid,
@@ -341,6 +327,8 @@ def down(
         tile.block_o,
         tile.block_i,
         ahead(width),
+        *fetched.tensors,
+        *fetched.constants,
         warps=tile.warps,
         stages=tile.stages,
     )

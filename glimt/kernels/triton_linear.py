@@ -8,6 +8,9 @@ second kernel adds the parts in a fixed order.
 Letters: T tokens, I inputs, O outputs, P parts.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +19,7 @@ from torch import Tensor
 from glimt.kernels.pending import LinearParts
 from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
+from glimt.kernels.triton_soon import fetch_soon, program_number, soon_of
 from glimt.kernels.triton_support import (
     ahead,
     fetch_ahead,
@@ -41,6 +45,9 @@ def linear_kernel(
     block_t: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr,
     parts: tl.constexpr, has_bias: tl.constexpr, ahead_bytes: tl.constexpr,
     measures: tl.constexpr, block_c: tl.constexpr,
+    soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0: tl.constexpr, step_0: tl.constexpr,
+    count_1: tl.constexpr, step_1: tl.constexpr, count_2: tl.constexpr, step_2: tl.constexpr,
+    share: tl.constexpr, block_s: tl.constexpr, sign: tl.constexpr,
 ):  # fmt: skip
     """One tile of outputs; with several parts, the unscaled sum of one of them in float32."""
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
@@ -72,6 +79,10 @@ def linear_kernel(
         parts,
     )
     let_next_start()
+    fetch_soon(
+        program_number(), soon_0_ptr, soon_1_ptr, soon_2_ptr,
+        count_0, step_0, count_1, step_1, count_2, step_2, share, block_s, sign,
+    )  # fmt: skip
     place = token[None, :].to(tl.int64) * num_outputs + output[:, None]
     mask = is_output[:, None] & is_token[None, :]
     if parts > 1:
@@ -139,10 +150,12 @@ def fp8_linear(
     tile: LinearTile | None = None,
     *,
     defers: bool = False,
+    soon: Sequence[Tensor] = (),
 ) -> Tensor | LinearParts:
     """See `reference.fp8_linear`; the tile is the table's unless one is given.
 
     With `defers` the parts, if there are several and no bias, may be left for a norm to add.
+    `soon`: what is read next, which may be fetched ahead (`triton_soon`).
     """
     num_tokens, (num_outputs, num_inputs) = rows.x_TI.shape[0], weight_OI.shape
     tile = tile or linear_tile(num_outputs, num_inputs, num_tokens)
@@ -152,16 +165,12 @@ def fp8_linear(
     parts_PTO = y_TO
     if tile.parts > 1:
         parts_PTO = y_TO.new_empty((tile.parts, num_tokens, num_outputs), dtype=torch.float32)
-    largest_TC, measures = None, 1
-    if isinstance(rows, MeasuredRows):
-        x_TI, largest_TC = rows
-        scale_T1 = largest_TC.new_empty((num_tokens, 1))  # the kernel fills it
-        measures = largest_TC.shape[1]
-    else:
-        _, x_TI, scale_T1 = rows
+    x_TI, scale_T1, largest_TC = _operands(rows)
+    measures = 1 if largest_TC is None else largest_TC.shape[1]
     has_bias = bias_O is not None
     block_t = min(64, max(16, power_of_two(num_tokens)))
     grid = (tiles_of(num_outputs, tile.block_o), tiles_of(num_tokens, block_t), tile.parts)
+    fetched = soon_of(soon, math.prod(grid))
     launch(
         linear_kernel,
         grid,
@@ -183,6 +192,8 @@ def fp8_linear(
         _ahead(num_inputs, tile),
         measures,
         power_of_two(measures),
+        *fetched.tensors,
+        *fetched.constants,
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -191,6 +202,14 @@ def fp8_linear(
     if tile.parts > 1:
         _add_parts(parts_PTO, scale_T1, weight_scale_O, bias_O, y_TO)
     return y_TO
+
+
+def _operands(rows: QuantizedRows | MeasuredRows) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(what is multiplied, scales, the values that the kernel is to make scales of, if any)."""
+    if isinstance(rows, QuantizedRows):
+        return rows.q_TI, rows.scale_T1, None
+    x_TI, largest_TC = rows
+    return x_TI, largest_TC.new_empty((x_TI.shape[0], 1)), largest_TC
 
 
 def _add_parts(

@@ -24,6 +24,7 @@ try:
         triton_router,
         triton_rows,
         triton_segments,
+        triton_soon,
         triton_support,
         triton_top,
     )
@@ -31,7 +32,7 @@ except ImportError:
     triton_attention = triton_cut = triton_experts = triton_linear = None  # type: ignore[assignment]
     triton_grouped = triton_messages = triton_noise = triton_peer_rows = None  # type: ignore[assignment]
     triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
-    triton_segments = triton_support = triton_top = None  # type: ignore[assignment]
+    triton_segments = triton_soon = triton_support = triton_top = None  # type: ignore[assignment]
 
 __all__ = [
     "has_twin",
@@ -49,6 +50,7 @@ __all__ = [
     "triton_router",
     "triton_rows",
     "triton_segments",
+    "triton_soon",
     "triton_support",
     "triton_top",
 ]

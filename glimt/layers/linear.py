@@ -1,5 +1,7 @@
 """`Linear`: a matrix in the activations' dtype or in FP8. It multiplies and never communicates."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -35,14 +37,22 @@ class Linear(nn.Module):
         self.weight_scale = parameter(num_outputs, dtype=torch.float32) if fp8 else None
         self.bias = parameter(num_outputs) if bias else None
 
-    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
-        """[T, I] -> [T, O] in the dtype of x."""
-        return kernels.settled(self.branch(x, defers=False))
+    def forward(self, x: Tensor | QuantizedRows, soon: Sequence[Tensor] = ()) -> Tensor:
+        """[T, I] -> [T, O] in the dtype of x. `soon`: weights that are read next."""
+        return kernels.settled(self.branch(x, defers=False, soon=soon))
 
-    def branch(self, x: Tensor | QuantizedRows | MeasuredRows, *, defers: bool) -> Delta:
+    def branch(
+        self,
+        x: Tensor | QuantizedRows | MeasuredRows,
+        *,
+        defers: bool,
+        soon: Sequence[Tensor] = (),
+    ) -> Delta:
         """`forward`, or with `defers` perhaps a sum for a norm to carry out."""
         if self.weight_scale is not None:
-            return kernels.fp8_linear(x, self.weight, self.weight_scale, self.bias, defers=defers)
+            return kernels.fp8_linear(
+                x, self.weight, self.weight_scale, self.bias, defers=defers, soon=soon
+            )
         x_TI = x if isinstance(x, Tensor) else x.x_TI
         return kernels.linear(x_TI, self.weight, self.bias)
 
@@ -71,13 +81,13 @@ class Mlp(nn.Module):
             return None
         return Fp8Mlp(first.weight, first.weight_scale, second.weight, second.weight_scale)
 
-    def forward(self, x_TD: Tensor | QuantizedRows) -> Tensor:
-        """[T, D] -> [T, D]."""
-        gate_up_TF = self.gate_up(x_TD)
+    def forward(self, x_TD: Tensor | QuantizedRows, soon: Sequence[Tensor] = ()) -> Tensor:
+        """[T, D] -> [T, D]. `soon`: weights that are read next."""
+        gate_up_TF = self.gate_up(x_TD, (self.down.weight,))
         inner: Tensor | QuantizedRows
         if self.down.weight_scale is not None:
             inner = kernels.silu_mul_quantize(gate_up_TF, keeps=False)
         else:
             inner = kernels.silu_mul(gate_up_TF)
-        y_TD: Tensor = self.down(inner)
+        y_TD: Tensor = self.down(inner, soon)
         return y_TD

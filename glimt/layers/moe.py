@@ -3,6 +3,7 @@
 Letters: T tokens, D width, I expert width, F = 2I, E experts, K experts of a token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,19 +124,22 @@ class Experts(nn.Module):
         shared: Fp8Mlp | None = None,
         *,
         defers: bool = False,
+        soon: Sequence[Tensor] = (),
     ) -> Delta:
         """[T, D]: each token's weighted sum over those of its experts that are here.
 
         `experts_TK` are places counted over all ranks: the experts' numbers, where they lie in
         order. An FP8 expert `shared` by all tokens may be added to FP8 experts; with `defers` a
-        norm may be left to carry out that sum.
+        norm may be left to carry out that sum. `soon`: weights that are read next.
         """
         if self.first_place:
             experts_TK = experts_TK - self.first_place
         fp8 = self.fp8()
         if fp8 is not None:
             if shared is not None:
-                return kernels.fp8_moe(x, weights_TK, experts_TK, fp8, shared, defers=defers)
+                return kernels.fp8_moe(
+                    x, weights_TK, experts_TK, fp8, shared, defers=defers, soon=soon
+                )
             return kernels.fp8_grouped_experts(x, weights_TK, experts_TK, *fp8)
         x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
         return kernels.grouped_experts(x_TD, weights_TK, experts_TK, self.gate_up, self.down)
@@ -184,9 +188,19 @@ class Moe(nn.Module):
         self.choices = torch.zeros(count, dtype=torch.int64, device=device)
         self.one = torch.ones(1, dtype=torch.int64, device=device)
 
-    def forward(self, x: Tensor | QuantizedRows, exchange: Exchange = AS_THEY_ARE) -> Delta:
+    @property
+    def first_read(self) -> tuple[Tensor, ...]:
+        """The weights that every token reads, in order."""
+        return self.router.weight, self.shared.gate_up.weight, self.shared.down.weight
+
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        exchange: Exchange = AS_THEY_ARE,
+        soon: Sequence[Tensor] = (),
+    ) -> Delta:
         """[T, D] -> [T, D]. Every rank of a replica sees every token of it; what is exchanged with
-        other replicas that share the experts, `exchange` says.
+        other replicas that share the experts, `exchange` says. `soon`: weights that are read next.
         """
         weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
         if self.choices is not None:
@@ -195,7 +209,9 @@ class Moe(nn.Module):
         experts_TK = self.places(experts_TK)
         shared = self.shared.fp8()
         if self.mesh.dp_size == 1 and shared is not None and self.experts.fp8() is not None:
-            y_TD: Delta = self.experts(x, weights_TK, experts_TK, shared, defers=self.defers)
+            y_TD: Delta = self.experts(
+                x, weights_TK, experts_TK, shared, defers=self.defers, soon=soon
+            )
             return y_TD
         shared_TD: Tensor = self.shared(x)
         if self.mesh.dp_size == 1:

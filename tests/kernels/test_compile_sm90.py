@@ -29,6 +29,7 @@ from glimt.kernels import (  # noqa: E402
     triton_router,
     triton_rows,
     triton_segments,
+    triton_soon,
     triton_support,
     triton_top,
 )
@@ -43,6 +44,7 @@ pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels 
 ROWS, PAGES, PAGE = 16, 128, 64
 HEADS_106B = (96, 8, 128)  # query heads, key-value heads, head dim
 HEADS_9B = (32, 2, 128)
+MLP_106B = ((2816, 4096), (4096, 1408))  # an expert's
 
 
 def also(*values: Any) -> Any:
@@ -183,6 +185,26 @@ def mlp(*count: int) -> Fp8Mlp:
         meta(*count, 4096, 1408, dtype=values),
         meta(*count, 4096, dtype=scale),
     )
+
+
+@pytest.mark.parametrize(("mib", "instruction"), [(24, "UBLKPF"), also(-24, "CCTL")])
+def test_what_is_read_next_is_fetched_after_the_last_own_load(
+    mib: int, instruction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_soon, "SOON_MIB", mib)
+    rows = QuantizedRows(
+        meta(1, 12288),
+        meta(1, 12288, dtype=torch.float8_e4m3fn),
+        meta(1, 1, dtype=torch.float32),
+    )
+    weight, scale = meta(4096, 12288, dtype=torch.float8_e4m3fn), meta(4096, dtype=torch.float32)
+    soon = [meta(128, 4096), *(meta(*shape, dtype=weight.dtype) for shape in MLP_106B)]
+    with caught_launches() as launches:
+        triton_linear.fp8_linear(rows, weight, scale, soon=soon)
+    product = compile_launch(launches[0])
+    assert product.stack_bytes == 0
+    assert product.sass.index(instruction) > product.sass.rindex("LDGSTS")
+    assert product.sass.index(instruction) > product.sass.rindex("QGMMA")
 
 
 @pytest.mark.parametrize("num_tokens", [1, also(16), also(128)])
