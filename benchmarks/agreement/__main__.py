@@ -4,18 +4,20 @@
 
 Both clients send the same prompts at the same times to the same server: the scripted one of
 `mock_server.py`, whose times are known, and `glimt serve` with the built-in model (or --serve).
-They take turns, and so do the loads: A B, B A, A B, … in rounds over all loads until the time is
-over, so that slow changes of the machine meet both alike. The server forgets between runs what it
-saw, servers have the first half of the cores and clients the other, and a first short run of each
-client and load does not count.
+They take turns, A B B A and then B A A B, and so do the loads, in rounds over all of them until the
+time is over, so that slow changes of the machine meet both alike. The server forgets between runs
+what it saw, servers have the first half of the cores and clients the other, and a first short run
+of each client and load does not count. Loads of the model are one request at a time, and requests
+at fixed gaps that are wide enough for none to wait for another.
 
-Printed: of each mean both clients' figures and the difference with its 95 % interval over pairs of
-runs, in Markdown, and whether token totals are equal and means agree within 2 % + 1 ms ("✗": a
-mean does not; "?": its interval holds both, so that the runs do not tell). With --wire (as root)
-the kernel is the witness: it stamps packets, so that of each figure the server's part (from the
-last packet of the request to the first token and the last) and the client's are told apart.
---record writes the tables into docs/benchmarking.md, which says how to get vLLM's client on a
-machine without a GPU. Exits with 1 if something disagrees.
+Printed, in Markdown: of each mean both clients' figures and the difference with its 95 % interval
+over pairs of runs; how much a client differs from itself in the same rounds; and the verdict. They
+agree if all intervals lie within 2 % + 1 ms and token totals are equal, they differ if one lies
+beyond ("✗"), and else it is undecided ("?"): runs of the same client differ too much there. With
+--wire (as root) the kernel is the witness: it stamps packets, so that of each figure the server's
+part (from the last packet of the request to the first token and the last) and the client's are told
+apart. --record writes the tables into docs/benchmarking.md, which says how to get vLLM's client on
+a machine without a GPU. Exits with 0 if they agree, 1 if they differ, 3 if it is undecided.
 """
 
 import argparse
@@ -31,18 +33,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.agreement import servers, verdict
-from benchmarks.agreement.clients import Client, glimt, vllm
-from benchmarks.agreement.loads import Load, model_loads, scripted_loads
+from benchmarks.agreement import loads, report, servers
+from benchmarks.agreement.clients import Client, client
+from benchmarks.agreement.loads import Load
+from benchmarks.agreement.place import Halves, Stolen, circumstances, gpus
+from benchmarks.agreement.verdict import Verdict, answer
 from benchmarks.agreement.wire import Witness
-from benchmarks.run_all import machine
 from glimt.builtin.model import NAME, model_folder
 
 _SCRIPTED_SHARE = 0.35  # of the time: its answers hardly vary, so that few pairs say enough
 _WARM = 2  # requests of a run that does not count
-_LEAST_PAIRS = 2
-BEGIN = "<!-- agreement: made by python -m benchmarks.agreement -->"
-END = "<!-- end of agreement -->"
+_STATUS = {"agree": 0, "differ": 1, "undecided": 3}
 
 
 class Clients:
@@ -53,28 +54,38 @@ class Clients:
         self._tokenizer = tokenizer
         self._wire = wire
 
-    def warm(self, target: servers.Target, loads: Sequence[Load]) -> None:
+    def warm(self, target: servers.Target, offered: Sequence[Load]) -> None:
         """Some requests of every load by each client."""
-        for load in loads:
-            for client in self._sides.values():
-                target.forget()
-                client([*target.arguments(self._tokenizer), *load.arguments(_WARM)])
+        for load in offered:
+            for side in self._sides:
+                self._offer(side, target, load, _WARM)
 
-    def pair(self, target: servers.Target, load: Load, *, swap: bool) -> dict[str, Any]:
-        """A run of each, one after the other."""
-        order = [*self._sides]
-        if swap:
-            order.reverse()
-        return {side: self._run(side, target, load) for side in order}
+    def took_s(self, target: servers.Target, kind: Load) -> float:
+        """What one request of a kind takes, alone: the second run of Glimt's client says it."""
+        lonely = loads.alone(kind, kind.count)
+        for _ in range(2):
+            result = self._offer("glimt", target, lonely)
+        return 1e-3 * float(result["mean_e2el_ms"])
+
+    def visit(self, target: servers.Target, load: Load, found: Verdict, *, swap: bool) -> None:
+        """Two pairs of runs, A B B A, or B A A B if swapped."""
+        first, second = ("glimt", "vllm") if swap else ("vllm", "glimt")
+        runs: dict[str, list[dict[str, Any]]] = {"vllm": found.vllm, "glimt": found.glimt}
+        for side in (first, second, second, first):
+            runs[side].append(self._run(side, target, load))
 
     def _run(self, side: str, target: servers.Target, load: Load) -> dict[str, Any]:
-        target.forget()
-        arguments = [*target.arguments(self._tokenizer), *load.arguments()]
         if not self._wire:
-            return self._sides[side](arguments)
+            return self._offer(side, target, load)
         with Witness(target.port) as witness:
-            result = self._sides[side](arguments)
+            result = self._offer(side, target, load)
         return result | {"wire": seen(witness, load, result)}
+
+    def _offer(
+        self, side: str, target: servers.Target, load: Load, count: int | None = None
+    ) -> dict[str, Any]:
+        target.forget()
+        return self._sides[side]([*target.arguments(self._tokenizer), *load.arguments(count)])
 
 
 def seen(witness: Witness, load: Load, result: dict[str, Any]) -> dict[str, float]:
@@ -89,38 +100,20 @@ def seen(witness: Witness, load: Load, result: dict[str, Any]) -> dict[str, floa
 
 
 def measure(
-    clients: Clients, target: servers.Target, loads: Sequence[Load], until_s: float
-) -> list[verdict.Verdict]:
-    """Rounds over all loads, as many as end in time."""
-    clients.warm(target, loads)
-    found = [verdict.Verdict(load.name, [], []) for load in loads]
+    clients: Clients, target: servers.Target, offered: Sequence[Load], until_s: float
+) -> list[Verdict]:
+    """Rounds over all loads, as many as end in time; one at least."""
+    clients.warm(target, offered)
+    found = [Verdict(load.name, [], []) for load in offered]
     longest_s, number = 0.0, 0
-    while number < _LEAST_PAIRS or time.monotonic() + longest_s < until_s:
+    while number == 0 or time.monotonic() + longest_s < until_s:
         began_s = time.monotonic()
-        for load, each in zip(loads, found, strict=True):
-            pair = clients.pair(target, load, swap=number % 2 == 1)
-            each.vllm.append(pair["vllm"])
-            each.glimt.append(pair["glimt"])
+        for load, each in zip(offered, found, strict=True):
+            clients.visit(target, load, each, swap=number % 2 == 1)
         longest_s = max(longest_s, time.monotonic() - began_s)
         number += 1
         print(f"round {number} took {time.monotonic() - began_s:.1f} s", file=sys.stderr)
     return found
-
-
-def on_cores(which: slice) -> list[str]:
-    """What to put before a command so that it runs on some of the cores, in one thread each."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        return []
-    names = ",".join(map(str, cores[which]))
-    return ["env", f"OMP_NUM_THREADS={max(1, len(cores) // 2)}", "taskset", "-c", names]
-
-
-def circumstances(python: Path) -> str:
-    """vLLM's version, the machine, and what else ran on it before."""
-    ask = "import importlib.metadata as m; print(m.version('vllm'))"
-    version = subprocess.check_output([python, "-c", ask], text=True).strip()
-    return f"vLLM {version}; {machine()}; load average before: {os.getloadavg()[0]:.1f}."
 
 
 @contextlib.contextmanager
@@ -134,89 +127,105 @@ def arena(tokenizer: Path, count: int) -> Iterator[Path]:
         yield Path(folder)
 
 
-def run(options: argparse.Namespace) -> list[tuple[str, list[verdict.Verdict]]]:
-    """Both servers, one after the other: (which, what was found)."""
-    began_s, half = time.monotonic(), len(os.sched_getaffinity(0)) // 2
-    serving, asking = on_cores(slice(0, half)), on_cores(slice(half, None))
-    options.out.mkdir(parents=True, exist_ok=True)
-    folder = model_folder() if options.serve is None else options.serve
-    end_s = began_s + 60 * options.minutes
-    found = []
-    with (
-        arena(folder, round(20 * max(options.seconds))) as pictures,
-        vllm(options.vllm, asking, options.out / "vllm.log") as theirs,
-    ):
-        clients = Clients({"vllm": theirs, "glimt": glimt(asking)}, folder, wire=options.wire)
-        if options.only != "model":
-            loads = scripted_loads(pictures, options.seconds[0])
-            share = 1.0 if options.only else _SCRIPTED_SHARE
-            until_s = time.monotonic() + share * (end_s - time.monotonic())
-            with servers.scripted(serving) as target:
-                found.append(("the scripted server", measure(clients, target, loads, until_s)))
-        if options.only != "scripted":
-            loads = model_loads(pictures, options.seconds[1], options.rates, options.tokens)
-            name = NAME if options.serve is None else str(options.serve)
-            with servers.model(name, serving, options.out / "server.log") as target:
-                what = f"`glimt serve {name}`, answers of {options.tokens} tokens"
-                found.append((what, measure(clients, target, loads, end_s)))
+def chosen(offered: Sequence[Load], names: Sequence[str]) -> list[Load]:
+    """Those whose names have one of these texts in them; all if there are none."""
+    found = [load for load in offered if not names or any(name in load.name for name in names)]
+    if not found:
+        raise SystemExit(f"--loads: none of {[load.name for load in offered]} has {list(names)}")
     return found
 
 
-def report(found: Sequence[tuple[str, list[verdict.Verdict]]], head: str) -> tuple[str, bool]:
-    """(Markdown of everything under `head`, whether all agrees)."""
-    text, every = [head], []
-    for name, verdicts in found:
-        text += [f"Against {name}:", verdict.means_table(verdicts)]
-        if verdicts[0].on_wire():
-            text.append(verdict.wire_table(verdicts))
-        every += verdicts
-    lines, does_agree = verdict.conclusions(every)
-    return "\n\n".join([*text, "\n".join(f"* {line}" for line in lines)]) + "\n", does_agree
+def run(options: argparse.Namespace, halves: Halves) -> list[tuple[str, list[Verdict]]]:
+    """Both servers, one after the other: (which, what was found)."""
+    end_s = time.monotonic() + 60 * options.minutes
+    serving, asking = halves.before(halves.serving), halves.before(halves.asking)
+    folder = model_folder() if options.serve is None else options.serve
+    out, found = options.out, []
+    with (
+        arena(folder, round(20 * max(options.seconds))) as pictures,
+        client("vllm", options.vllm, asking, out / "vllm.log") as theirs,
+        client("glimt", Path(sys.executable), asking, out / "glimt.log") as ours,
+    ):
+        clients = Clients({"vllm": theirs, "glimt": ours}, folder, wire=options.wire)
+        if options.only != "model":
+            offered = chosen(loads.scripted_loads(pictures, options.seconds[0]), options.loads)
+            share = 1.0 if options.only else _SCRIPTED_SHARE
+            until_s = time.monotonic() + share * (end_s - time.monotonic())
+            with servers.scripted(serving) as target:
+                found.append(("the scripted server", measure(clients, target, offered, until_s)))
+        if options.only != "scripted":
+            name = NAME if options.serve is None else str(options.serve)
+            with servers.model(name, serving, out / "server.log") as target:
+                kinds = loads.model_kinds(pictures, options.lengths, options.tokens)
+                took_s = [clients.took_s(target, kind) for kind in kinds]
+                offered = loads.model_loads(kinds, took_s, options.seconds[1])
+                offered = chosen(offered, options.loads)
+                what = f"`glimt serve {name}`, answers of {options.tokens} tokens"
+                found.append((what, measure(clients, target, offered, end_s)))
+    return found
 
 
-def record(file: Path, text: str) -> None:
-    """Put it between the marks of a document."""
-    before, begin, rest = file.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} lacks the lines {BEGIN} and {END}")
-    file.write_text(f"{before}{begin}\n\n{text}{end}{after}")
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """All that a report needs, as JSON has it: place, head, and runs by server and load."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    halves = Halves.of([*os.sched_getaffinity(0)])
+    head, stolen = circumstances(options.vllm, halves), Stolen()
+    if options.wire and (trouble := Witness.trouble()):
+        print(f"no witness: {trouble}", file=sys.stderr)
+        options.wire = False
+    os.sched_setaffinity(0, halves.asking)  # the witness must not disturb the server
+    found = run(options, halves)
+    runs = [
+        [server, [{"name": each.name, "vllm": each.vllm, "glimt": each.glimt} for each in verdicts]]
+        for server, verdicts in found
+    ]
+    place = options.place or ("gpu" if gpus() else "cpu")
+    head = f"{head}; taken by the host during the runs: {stolen.share():.1%}."
+    return {"place": place, "head": head, "found": runs}
 
 
 def main() -> int:
+    options = _options()
+    if options.runs is None:
+        told = measured(options)
+        (options.out / "runs.json").write_text(json.dumps(told))
+    else:
+        told = json.loads(options.runs.read_text())
+    found = [(server, [Verdict(**each) for each in runs]) for server, runs in told["found"]]
+    text = report.text_of(found, told["head"])
+    if options.record is not None:
+        report.record(options.record, options.place or told["place"], text)
+    print(text)
+    return _STATUS[answer([each for _, verdicts in found for each in verdicts])]
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vllm", type=Path, required=True, help="the Python that has vLLM")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--vllm", type=Path, help="the Python that has vLLM")
+    what.add_argument("--runs", type=Path, help="tell again of runs.json, which a run has written")
     parser.add_argument("--minutes", type=float, default=8, help="of all, servers' start included")
     parser.add_argument("--wire", action="store_true", help="have the kernel as witness (root)")
     parser.add_argument(
         "--only", choices=["scripted", "model"], help="one of the servers in place of both"
     )
+    parser.add_argument(
+        "--loads", nargs="*", default=(), help="only those with one of these texts in their names"
+    )
     parser.add_argument("--serve", type=Path, help="a checkpoint in place of the built-in model")
     parser.add_argument(
-        "--seconds", type=float, nargs=2, default=(1.5, 5.0), help="of a run, on either server"
+        "--seconds", type=float, nargs=2, default=(1.0, 2.5), help="of a run, on either server"
     )
     parser.add_argument(
-        "--rates", type=float, nargs=2, default=(0.6, 0.8), help="pictures, texts a second"
+        "--lengths", type=int, nargs="+", default=(400,), help="of texts for the model, in tokens"
     )
-    parser.add_argument("--tokens", type=int, default=24, help="of answers of the model")
+    parser.add_argument("--tokens", type=int, default=8, help="of answers of the model")
     parser.add_argument("--out", type=Path, default=Path("build/agreement"))
     parser.add_argument("--record", type=Path, help="a document to put the tables into")
-    options = parser.parse_args()
-    head = circumstances(options.vllm)
-    found = run(options)
-    text, does_agree = report(found, head)
-    runs = {
-        server: {each.name: {"vllm": each.vllm, "glimt": each.glimt} for each in verdicts}
-        for server, verdicts in found
-    }
-    (options.out / "runs.json").write_text(json.dumps(runs))
-    (options.out / "tables.md").write_text(text)
-    if options.record is not None:
-        record(options.record, text)
-    print(text)
-    return 0 if does_agree else 1
+    parser.add_argument("--place", help="which of its tables; default: gpu where there is one, cpu")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,55 +15,45 @@ _COMMON = ("--temperature", "0", "--percentile-metrics", "ttft,tpot,itl,e2el", "
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
-def glimt(before: Sequence[str]) -> Client:
-    """`glimt bench serve --vllm-compat`; `before` stands before its command."""
-    command = [*before, sys.executable, "-m", "glimt", "bench", "serve", "--vllm-compat"]
-
-    def run(arguments: Sequence[str]) -> dict[str, Any]:
-        with _result() as (options, file):
-            whole = [*command, *arguments, *_COMMON, *options]
-            done = subprocess.run(whole, env=os.environ | _OFFLINE, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise SystemExit(f"{' '.join(whole)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-            return dict(json.loads(file.read_text()))
-
-    return run
-
-
 @contextlib.contextmanager
-def vllm(python: Path, before: Sequence[str], log: Path) -> Iterator[Client]:
-    """`vllm bench serve` in one process for all runs; what it prints goes to `log`."""
-    script = Path(__file__).with_name("vllm_process.py")
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*before, str(python), str(script)],
+def client(which: str, python: Path, before: Sequence[str], log: Path) -> Iterator[Client]:
+    """`bench serve` of "vllm" or "glimt", by a Python that has it, in one process for all runs.
+
+    `before` stands before its command; what it prints goes to `log`. Raises SystemExit if it does
+    not start, and at a run that fails.
+    """
+    script = Path(__file__).with_name("client_process.py")
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            [*before, str(python), "-P", str(script), which],
             env=os.environ | _OFFLINE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
             bufsize=1,
-        )
-    ask, told = process.stdin, process.stdout
-    if ask is None or told is None:
-        raise RuntimeError("the process has no pipes")
+        ) as process,
+    ):
+        ask, told = process.stdin, process.stdout
+        if ask is None or told is None:
+            raise RuntimeError("the process has no pipes")
 
-    def run(arguments: Sequence[str]) -> dict[str, Any]:
-        with _result() as (options, result):
-            ask.write(json.dumps([*arguments, *_COMMON, *options]) + "\n")
-            answer = told.readline()
-            if answer != "\n":
-                trouble = json.loads(answer) if answer else f"it ended; see {log}"
-                raise SystemExit(f"vLLM's client: {trouble}")
-            return dict(json.loads(result.read_text()))
+        def run(arguments: Sequence[str]) -> dict[str, Any]:
+            with _result() as (options, result):
+                ask.write(json.dumps([*arguments, *_COMMON, *options]) + "\n")
+                answer = told.readline()
+                if answer != "\n":
+                    trouble = json.loads(answer) if answer else "it ended"
+                    raise SystemExit(f"{which}'s client: {trouble}; see {log}")
+                return dict(json.loads(result.read_text()))
 
-    try:
-        if told.readline() != "ready\n":
-            raise SystemExit(f"vLLM's client did not start:\n{log.read_text()[-3000:]}")
-        yield run
-    finally:
-        process.terminate()
-        process.wait()
+        try:
+            if told.readline() != "ready\n":
+                raise SystemExit(f"{which}'s client did not start:\n{log.read_text()[-3000:]}")
+            yield run
+        finally:
+            process.terminate()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,10 @@ from pathlib import Path
 CHAT = ("--backend", "openai-chat", "--endpoint", "/v1/chat/completions")
 COMPLETIONS = ("--backend", "openai", "--endpoint", "/v1/completions")
 
+_TRIED = 6  # requests from which it is told how long one takes
+_ROOM = 1.6  # gaps between requests, as a multiple of what one takes
+_HIGHEST_RATE = 10.0  # requests a second, so that a run has no more than the file has pictures
+
 
 @dataclass(frozen=True)
 class Load:
@@ -45,19 +49,32 @@ def scripted_loads(arena: Path, seconds: float) -> list[Load]:
     ]
 
 
-def model_loads(arena: Path, seconds: float, rates: Sequence[float], tokens: int) -> list[Load]:
-    """For a real server: one at a time, and at `rates` (pictures, texts) that must be well below
-    what it can do, since near its limit waiting multiplies every chance difference."""
-    kinds = (
-        ("pictures", (*CHAT, *_pictures(arena, tokens), "--ignore-eos")),
-        ("text of 400 tokens", (*CHAT, *_text(400, tokens))),
-    )
+def model_kinds(arena: Path, lengths: Sequence[int], tokens: int) -> list[Load]:
+    """For a real server: pictures, and texts of some lengths; answers of `tokens` tokens."""
+    pictures = Load("pictures", _TRIED, (*CHAT, *_pictures(arena, tokens), "--ignore-eos"))
+    texts = [
+        Load(f"text of {length} tokens", _TRIED, (*CHAT, *_text(length, tokens)))
+        for length in lengths
+    ]
+    return [pictures, *texts]
+
+
+def alone(kind: Load, count: int) -> Load:
+    """So many of them, each after the answer to the one before."""
+    return Load(f"{kind.name}, one at a time", count, (*kind.options, *_at_once(1)))
+
+
+def model_loads(kinds: Sequence[Load], took_s: Sequence[float], seconds: float) -> list[Load]:
+    """Runs of about so many seconds of each kind, of which a request took `took_s`: one at a time,
+    and at fixed gaps that are wide enough for none to meet another, since waiting would multiply
+    every chance difference of the server."""
     loads = []
-    for (name, options), rate in zip(kinds, rates, strict=True):
-        paced = (*options, "--request-rate", f"{rate:g}")
-        loads.append(Load(f"{name}, {rate:g} requests/s", max(2, round(rate * seconds)), paced))
-        alone = (*options, *_at_once(1))
-        loads.append(Load(f"{name}, one at a time", max(2, round(2 * rate * seconds)), alone))
+    for kind, took in zip(kinds, took_s, strict=True):
+        rate = f"{min(1 / (_ROOM * took), _HIGHEST_RATE):.2g}"
+        count = max(2, round(seconds * float(rate)))
+        at_gaps = (*kind.options, "--request-rate", rate, "--burstiness", "inf")
+        loads.append(Load(f"{kind.name}, {rate}/s at fixed gaps", count, at_gaps))
+        loads.append(alone(kind, round(_ROOM * count)))
     return loads
 
 

@@ -1,20 +1,27 @@
-"""Pairs of runs, one of each client, and what they say of the difference between the clients.
+"""Rounds of runs, and what they say of the difference between the clients.
 
-The difference of a pair has no part in what both runs share (the prompts, the times, the server,
-how busy the machine was in that half minute), and pairs are independent of each other: their mean
-has Student's interval. The clients agree if it lies within 2 % + 1 ms: not if no difference is
-proven (that would reward noise), but if a larger one is excluded (two one-sided tests, Schuirmann
-1987, here at 2.5 % each).
+A round is A B B A or B A A B: two pairs, one of each client. The difference of a pair has no part
+in what both runs share (the prompts, the times, the server, how busy the machine was just then),
+and a slow drift cancels out between the two. The mean over pairs has Student's interval, and the
+answer is one of three: the clients *agree* if all of it lies within 2 % + 1 ms (not if no
+difference is proven, which would reward noise, but if a larger one is excluded: two one-sided
+tests, Schuirmann 1987, here at 2.5 % each), they *differ* if all of it lies beyond, and else the
+runs leave it *undecided*.
+
+How much the same client differs from itself in the same rounds is the noise floor: it tells
+whether an undecided figure wants more runs or a quieter machine.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
-from glimt.bench.figures.statistics import Interval, confidence
+from glimt.bench.figures.statistics import Interval, confidence, student_quantile
 
 Result = dict[str, Any]
+Answer = Literal["agree", "differ", "undecided"]
 
 MEANS = {
     "mean_ttft_ms": "TTFT",
@@ -23,38 +30,54 @@ MEANS = {
     "mean_e2el_ms": "E2EL",
 }
 TOTALS = ("completed", "failed", "total_input_tokens", "total_output_tokens")
+_MARKS: dict[Answer, str] = {"agree": "", "differ": " ✗", "undecided": " ?"}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of both clients, in ms; `interval` is of Glimt's less vLLM's."""
+    """One figure of both clients, in ms.
+
+    `interval` is of Glimt's less vLLM's. `floor` is half of the interval that a client has against
+    itself, about zero: there is no difference but chance and drift.
+    """
 
     vllm: float
     glimt: float
     interval: Interval
+    floor: float
     allowed: float
 
     @classmethod
     def of(cls, vllm: Sequence[float], glimt: Sequence[float], whole: float) -> "Difference":
-        """Of the runs of each; run k of one is paired with run k of the other.
+        """Of the runs of each, in their order: two of each client a round.
 
         Allowed are 2 % of `whole`, the mean of which this is a part, and 1 ms.
         """
         change = confidence([b - a for a, b in zip(vllm, glimt, strict=True)])
-        return cls(mean(vllm), mean(glimt), change, 0.02 * whole + 1)
+        again = [
+            later - first
+            for side in (vllm, glimt)
+            for first, later in zip(side[::2], side[1::2], strict=True)
+        ]
+        return cls(mean(vllm), mean(glimt), change, _about_zero(again), 0.02 * whole + 1)
 
     @property
-    def is_within(self) -> bool:
-        """Whether the means agree."""
-        return abs(self.interval.mean) <= self.allowed
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether all that the interval holds would be agreement, or all of it disagreement."""
+    def answer(self) -> Answer:
+        """What the interval says."""
         low, high = self.interval.low, self.interval.high
-        if self.is_within:
-            return -self.allowed <= low and high <= self.allowed
-        return self.allowed < low or high < -self.allowed
+        if -self.allowed <= low and high <= self.allowed:
+            return "agree"
+        if self.allowed < low or high < -self.allowed:
+            return "differ"
+        return "undecided"
+
+    @property
+    def pairs_wanted(self) -> float:
+        """How many pairs would decide that they agree, if all stays as it is; else infinity."""
+        room = self.allowed - abs(self.interval.mean)
+        if room <= 0:
+            return math.inf
+        return self.interval.count * (self.interval.half / room) ** 2
 
     @property
     def change(self) -> str:
@@ -62,8 +85,7 @@ class Difference:
         return f"{self.interval.mean:+.2f} ± {self.interval.half:.2f}"
 
     def __str__(self) -> str:
-        mark = ("" if self.is_within else " ✗") + ("" if self.is_certain else " ?")
-        return f"{self.plain}{mark}"
+        return f"{self.plain}{_MARKS[self.answer]}"
 
     @property
     def plain(self) -> str:
@@ -71,9 +93,16 @@ class Difference:
         return f"{self.vllm:.2f} · {self.glimt:.2f}: {self.change}"
 
 
+def _about_zero(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of a mean that is known to be zero."""
+    count = len(values)
+    error = math.sqrt(sum(value**2 for value in values) / count / count)
+    return student_quantile(0.975, count) * error
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """All pairs of one load."""
+    """All runs of one load, two of each client a round."""
 
     name: str
     vllm: list[Result]
@@ -113,48 +142,9 @@ class Verdict:
         return Difference.of(*sides, mean([run[key] for run in self.vllm]))
 
 
-def means_table(verdicts: Sequence[Verdict]) -> str:
-    """Markdown: a row for each load, a column for each figure."""
-    lines = [f"| load | pairs | tokens in + out | {' | '.join(MEANS.values())} |", "|---" * 7 + "|"]
-    for each in verdicts:
-        run = each.glimt[0]
-        tokens = f"{run['total_input_tokens']:,} + {run['total_output_tokens']:,}"
-        cells = " | ".join(map(str, each.means().values()))
-        lines.append(f"| {each.name} | {len(each.glimt)} | {tokens} | {cells} |")
-    return "\n".join(lines)
-
-
-def wire_table(verdicts: Sequence[Verdict]) -> str:
-    """Markdown: the server's part of TTFT and E2EL, and the clients' part of each figure."""
-    shown = ("mean_ttft_ms", "mean_e2el_ms")
-    heads = [f"{MEANS[key]} on the wire" for key in shown]
-    heads += [f"{MEANS[key]}, added" for key in verdicts[0].added()]
-    lines = [f"| load | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-    for each in verdicts:
-        on_wire = each.on_wire()
-        parts = [on_wire[key].plain for key in shown] + [str(one) for one in each.added().values()]
-        lines.append(f"| {each.name} | {' | '.join(parts)} |")
-    return "\n".join(lines)
-
-
-def conclusions(verdicts: Sequence[Verdict]) -> tuple[list[str], bool]:
-    """(sentences, whether totals and means agree)."""
-    unequal = [f"{each.name}: {what}" for each in verdicts for what in each.unequal()]
-    lines = [f"DISAGREES: {line}" for line in unequal] or ["Token totals are equal in all runs."]
-    means = [(each.name, MEANS[key], one) for each in verdicts for key, one in each.means().items()]
-    lines += [
-        f"{'DISAGREES' if one.is_certain else 'OPEN, the runs differ too much'}: "
-        f"{name}: {figure} {one}, allowed {one.allowed:.2f}"
-        for name, figure, one in means
-        if not one.is_within
-    ]
-    lines.append(f"Means within 2 % + 1 ms: {_shares([one for *_, one in means])}.")
-    if added := [one for each in verdicts for one in each.added().values()]:
-        lines.append(f"What the clients add, within the same: {_shares(added)}.")
-    return lines, not unequal and all(one.is_within for *_, one in means)
-
-
-def _shares(found: Sequence[Difference]) -> str:
-    within = [one for one in found if one.is_within]
-    certain = sum(one.is_certain for one in within)
-    return f"{len(within)} of {len(found)}, {certain} of them with their whole 95 % interval"
+def answer(verdicts: Sequence[Verdict]) -> Answer:
+    """Of all totals and means together."""
+    found = {one.answer for each in verdicts for one in each.means().values()}
+    if "differ" in found or any(each.unequal() for each in verdicts):
+        return "differ"
+    return "undecided" if "undecided" in found else "agree"

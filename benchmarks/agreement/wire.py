@@ -46,6 +46,15 @@ class Witness:
         self._packets: list[tuple[float, int, bool, bytes]] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
 
+    @classmethod
+    def trouble(cls) -> str | None:
+        """Why there can be none here; nothing if there can."""
+        try:
+            cls(0)._socket.close()
+        except (OSError, AttributeError) as error:
+            return f"raw packets of the loopback device cannot be read ({error}): be root, on Linux"
+        return None
+
     def __enter__(self) -> "Witness":
         self._thread.start()
         return self
