@@ -1,13 +1,17 @@
 """All figures of a full-size model with random weights on one GPU, and the table of them.
 
     python benchmarks/full_size.py [--out build/full-size]        GLM-4.5V-FP8, an H200
-    python benchmarks/full_size.py --part engine                  steps, prompts, first token, start
+    python benchmarks/full_size.py --part engine --kv fp8         steps, prompts, first token, start
     python benchmarks/full_size.py --part serve --rates 1 5 10    what users of a server see
+    python benchmarks/full_size.py --part serve --rates 15 20 --limit 150 --seconds 20
     python benchmarks/full_size.py --part serve --serve-flags "-dp 2 -ep" --out build/dp2-ep
 
 Runs `dummy_model.py` with a BF16 and with an e4m3 KV cache, then `glimt serve` under
-`glimt bench serve` with the look-alike of VisionArena at each rate. Writes each part's JSON and
-figures.md. `--model tiny --device cpu` shows whether it runs.
+`glimt bench serve` with the look-alike of VisionArena at each rate, with other pictures at each,
+which no cache knows. Each part writes its JSON when it is done, and figures.md has all parts that
+are in the folder, so they may be run one by one. `--limit`: seconds for all rates together, start
+included; a rate that does not end in them is given up, and so are those after it.
+`--model tiny --device cpu` shows whether it runs.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 STEP_AIMS_MS = {1: 4.4, 8: 14.2, 32: 29.0, 64: 35.0, 128: 41.0}
 
 
-def engine(options: argparse.Namespace, kv: str) -> dict[str, Any]:
-    """What the engine alone does, with one type of KV cache."""
+def engine(options: argparse.Namespace, kv: str) -> None:
+    """Measure what the engine alone does, with one type of KV cache."""
     out = options.out / f"engine-{kv}.json"
     command = [sys.executable, str(HERE / "dummy_model.py"), "--model", options.model]
     command += ["--device", options.device, "--kv-cache-dtype", kv, "--json", str(out)]
@@ -39,12 +44,11 @@ def engine(options: argparse.Namespace, kv: str) -> dict[str, Any]:
     elif kv == "fp8":
         command += ["--requests", "64", "128"]
     subprocess.run(command, check=True)
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
 
 
-def serve(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What users see at each rate."""
+def serve(options: argparse.Namespace) -> None:
+    """Measure what users see at each rate, as long as there is time."""
+    end = time.monotonic() + options.limit
     folder = make_dummy_checkpoint(options.out / "checkpoint", options.model)
     flags = [
         "--load-format",
@@ -60,7 +64,6 @@ def serve(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.layers:
         layers = {"text_config": {"num_hidden_layers": options.layers}}
         flags += ["--hf-overrides", json.dumps(layers)]
-    results = []
     log = options.out / "server.log"
     with served(str(folder), *flags, log=log) as (url, name):
         for rate in options.rates:
@@ -69,11 +72,30 @@ def serve(options: argparse.Namespace) -> list[dict[str, Any]]:
             bench += ["--tokenizer", str(folder), "--dataset-name", "visionarena-like"]
             bench += ["--request-rate", str(rate), "--num-warmups", "2", "--ignore-eos"]
             bench += ["--num-prompts", str(max(8, round(rate * options.seconds)))]
-            bench += ["--save-result", "--result-dir", str(options.out)]
+            bench += ["--seed", str(round(1000 * rate)), "--save-result"]
+            bench += ["--result-dir", str(options.out)]
             bench += ["--result-filename", f"serve-{rate:g}.json"]
-            subprocess.run(bench, check=True)
-            results.append(json.loads((options.out / f"serve-{rate:g}.json").read_text()))
-    return results
+            try:
+                subprocess.run(bench, check=True, timeout=max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                print(f"no time left for {rate:g} requests/s: --limit {options.limit:g}")
+                return
+            write_figures(options.out)
+
+
+def write_figures(out: Path) -> str:
+    """The table of all parts that have been measured, which it also writes to figures.md."""
+    engines, rates = sorted(out.glob("engine-*.json")), sorted(out.glob("serve-*.json"))
+    found = {
+        "engine": {
+            file.stem.removeprefix("engine-"): json.loads(file.read_text()) for file in engines
+        },
+        "serve": [json.loads(file.read_text()) for file in rates],
+    }
+    found["serve"].sort(key=lambda result: float(result["request_rate"]))
+    text = "\n".join(table(found)) + "\n"
+    (out / "figures.md").write_text(text)
+    return text
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
@@ -96,11 +118,12 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         yield f"{first['whole_ms']:.1f} ms (aim 110; image {first['encode_ms']:.1f}, prompt and"
         yield f"draw {first['prefill_and_draw_ms']:.1f}). Start-up in seconds: {phases}.\n"
     if found.get("serve"):
-        yield "| requests/s | TTFT mean / p99 | TPOT mean / p99 | output tokens/s | failed |"
-        yield "|---|---|---|---|---|"
+        yield "| requests/s | done | TTFT mean / p99 | TPOT mean / p99 | output tokens/s | failed |"
+        yield "|---|---|---|---|---|---|"
         for result in found["serve"]:
             yield (
-                f"| {result['request_rate']} | {result['mean_ttft_ms']:.0f} / "
+                f"| {result['request_rate']} | {result['completed']} | "
+                f"{result['mean_ttft_ms']:.0f} / "
                 f"{result['p99_ttft_ms']:.0f} ms | {result['mean_tpot_ms']:.1f} / "
                 f"{result['p99_tpot_ms']:.1f} ms | {result['output_throughput']:.0f} | "
                 f"{result['failed']} |"
@@ -115,20 +138,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="0: all")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--part", choices=["all", "engine", "serve"], default="all")
+    parser.add_argument("--kv", choices=["auto", "fp8"], nargs="*", default=["auto", "fp8"])
     parser.add_argument("--rates", type=float, nargs="*", default=[1, 5, 10, 15, 20])
     parser.add_argument("--serve-flags", default="", help="more flags of the server")
     parser.add_argument("--seconds", type=float, default=30, help="of load at each rate")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for all rates together")
     parser.add_argument("--out", type=Path, default=Path("build/full-size"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
     if options.part != "serve":
-        found["engine"] = {kv: engine(options, kv) for kv in ("auto", "fp8")}
+        for kv in options.kv:
+            engine(options, kv)
+            write_figures(options.out)
     if options.part != "engine":
-        found["serve"] = serve(options)
-    text = "\n".join(table(found)) + "\n"
-    (options.out / "figures.md").write_text(text)
-    print(text)
+        serve(options)
+    print(write_figures(options.out))
 
 
 if __name__ == "__main__":
