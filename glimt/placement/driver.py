@@ -23,13 +23,14 @@ from glimt.config import Settings
 from glimt.errors import BadSettings, StartupError
 from glimt.placement import ray_cluster
 from glimt.placement.layout import Group, Resource, Wish, groups_of
+from glimt.placement.meetings import Meetings
 from glimt.placement.messages import Placed, PlacerStart
 from glimt.placement.orders import (
+    Address,
     Head,
     decode,
     encode,
-    of_copy,
-    of_node,
+    of_place,
     of_this_machine,
     wish_of,
 )
@@ -66,16 +67,17 @@ class Places:
         self._settings = replace(settings, cache=cache)
         self.refusals: queue.Queue[str] = queue.Queue()
         self._head = _head(self._settings)
-        self._groups = _groups_of(wish_of(settings, resource), deadline_s)
-        self._reserved = [ray_cluster.reserve(group) for group in self._groups]
-        for reserved, group in zip(self._reserved, self._groups, strict=True):
+        groups = _groups_of(wish_of(settings, resource), deadline_s)
+        self._places = ray_cluster.reserve_all(groups)
+        for group, reserved in self._places:
             ray_cluster.wait_for(reserved, group, resource, _say)
         # Held, not run: what is here is started by the parent.
         self._seats_here = [
             ray_cluster.seat(reserved, group, 0)
-            for reserved, group in zip(self._reserved, self._groups, strict=True)
+            for group, reserved in self._places
             if group.is_here
         ]
+        self._meetings = Meetings(len(groups))
 
     def placed(self) -> Placed:
         """What this machine is to do, on which of its GPUs."""
@@ -89,7 +91,10 @@ class Places:
 
     def _described(self) -> str:
         num_here, num_far = len(self._seats_here), len(self._far())
-        if self._settings.parallel.nnodes > 1:
+        copies, parts = len(self._places), self._settings.parallel.nnodes
+        if parts > 1 and copies > 1:
+            return f"{copies} copies of {parts} machines each, the first begins on this machine"
+        if parts > 1:
             return f"ranks on this machine and {num_far} other(s)"
         return f"{num_here} of {num_here + num_far} copies on this machine"
 
@@ -97,7 +102,7 @@ class Places:
         """(group, part) of all places but those of this machine."""
         return [
             (index, part)
-            for index, group in enumerate(self._groups)
+            for index, (group, _) in enumerate(self._places)
             for part in range(len(group.bundles))
             if part or not group.is_here
         ]
@@ -111,14 +116,9 @@ class Places:
 
     def _keep(self, index: int, part: int) -> None:
         """Have it run, for ever."""
-        group, reserved = self._groups[index], self._reserved[index]
-        if part:
-            settings = of_node(self._settings, self._head, part)
-        else:
-            settings = of_copy(self._settings, self._head, group.copy)
         backoff, is_first = Backoff(), True
         while True:
-            name, end, reason = self._play(reserved, group, part, settings)
+            name, end, reason = self._play(index, part)
             if reason and is_first:
                 self.refusals.put(f"{name}: {reason}")
                 return
@@ -130,17 +130,18 @@ class Places:
             _say(f"[{name}] {end}; starting it again in {pause_s:.0f} s")
             time.sleep(pause_s)
 
-    def _play(
-        self, reserved: Any, group: Group, part: int, settings: Settings
-    ) -> tuple[str, str, str]:
+    def _play(self, index: int, part: int) -> tuple[str, str, str]:
         """Run it once: where, how it ended, and if it refused to start, why."""
-        seat, name, refusal = None, "a machine of the Ray cluster", ""
+        (group, reserved), seat = self._places[index], None
+        name, refusal = "a machine of the Ray cluster", ""
         try:
             while not reserved.wait(timeout_seconds=60):
                 pass  # the machine is lost, and Ray looks for another
             seat = ray_cluster.seat(reserved, group, part)
             node_id, _ = ray.get(seat.where.remote())
             name = ray_cluster.machine_name(node_id)
+            ranks = self._ranks_of(group, part, node_id, seat)
+            settings = of_place(self._settings, self._head, group.copy, part, ranks)
             _say(f"[{name}] {_what(settings)}")
             for item in seat.run.options(num_returns="streaming").remote(encode(settings)):
                 said = ray.get(item)
@@ -153,7 +154,24 @@ class Places:
             return name, f"is lost: {_shortened(error)}", _cannot_import(error)
         finally:
             if seat is not None:
+                self._meetings.leave(group.copy, seat)
                 ray.kill(seat)
+
+    def _ranks_of(self, group: Group, part: int, node_id: str, seat: Any) -> Address | None:
+        """Where the ranks of a copy of several machines meet. It is its first machine that says so;
+        if that is another one than before, the others are started again.
+        """
+        if len(group.bundles) == 1:
+            return None
+        if group.is_here:
+            return self._head.ranks
+        if part:
+            return self._meetings.join(group.copy, seat)
+        if not self._meetings.is_at(group.copy, node_id):
+            address = Address(*ray.get(seat.meeting_point.remote()))
+            for late in self._meetings.move(group.copy, node_id, address):
+                ray.kill(late)
+        return self._meetings.join(group.copy, None)
 
 
 def _resource(settings: Settings, deadline_s: float) -> Resource:
@@ -187,11 +205,16 @@ def _groups_of(wish: Wish, deadline_s: float) -> tuple[Group, ...]:
 def _head(settings: Settings) -> Head:
     """The addresses that the user gave, or free ones of this machine."""
     parallel = settings.parallel
-    spans_ranks = parallel.nnodes > 1
-    host = parallel.master_addr if spans_ranks else parallel.data_parallel_address
-    port = parallel.master_port if spans_ranks else parallel.data_parallel_rpc_port
+    return Head(
+        copies=_address(parallel.data_parallel_address, parallel.data_parallel_rpc_port),
+        ranks=_address(parallel.master_addr, parallel.master_port),
+        token=parallel.master_token or secrets.token_urlsafe(32),
+    )
+
+
+def _address(host: str | None, port: int | None) -> Address:
     host = host or ray_cluster.own_address()
-    return Head(host, port or _free_port(host), parallel.master_token or secrets.token_urlsafe(32))
+    return Address(host, port or _free_port(host))
 
 
 def _free_port(host: str) -> int:
@@ -206,11 +229,13 @@ def _free_port(host: str) -> int:
 
 def _what(settings: Settings) -> str:
     parallel = settings.parallel
-    if parallel.node_rank:
-        here = parallel.tensor_parallel_size // parallel.nnodes
-        first = parallel.node_rank * here
-        return f"is the place of ranks {first} to {first + here - 1}"
-    return f"is the place of copy {parallel.data_parallel_start_rank}"
+    copy = f"copy {parallel.data_parallel_start_rank}"
+    if parallel.nnodes == 1:
+        return f"is the place of {copy}"
+    here = parallel.tensor_parallel_size // parallel.nnodes
+    first = parallel.node_rank * here
+    of_copy = f" of {copy}" if parallel.data_parallel_size > 1 else ""
+    return f"is the place of ranks {first} to {first + here - 1}{of_copy}"
 
 
 def _with_name(name: str, line: str) -> str:

@@ -1,6 +1,6 @@
 """Which copies go where in a Ray cluster: pure arithmetic over what its machines have.
 
-A copy's ranks are on one machine, unless `--nnodes` says on how many. The copies that fit on the
+A copy's ranks are on one machine, unless `--nnodes` says on how many. Copies that fit on the
 machine with HTTP are there, where pixels need not travel; where the others go is Ray's choice.
 """
 
@@ -15,13 +15,12 @@ Resource = Literal["GPU", "CPU"]
 
 @dataclass(frozen=True, slots=True)
 class RayMachine:
-    """A machine as Ray knows it: how many GPUs (or CPUs) it has, and how many of them are free."""
+    """A machine as Ray knows it: how many GPUs (or CPUs) it has, whoever uses them."""
 
     id: str
     host: str
     address: str
     total: int
-    free: int
 
     @property
     def name(self) -> str:
@@ -43,11 +42,13 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The machines of one copy: a placement group. `is_here`: the first of them is this one."""
+    """The machines of one copy: a placement group. `is_here`: the first of them is this one;
+    `may_move`: unless others use this one."""
 
     copy: int
     is_here: bool
     bundles: tuple[dict[str, float], ...]
+    may_move: bool = False
 
 
 def groups_of(wish: Wish, machines: Sequence[RayMachine], here: str) -> tuple[Group, ...]:
@@ -60,10 +61,14 @@ def groups_of(wish: Wish, machines: Sequence[RayMachine], here: str) -> tuple[Gr
     bundles = (bundle,) * wish.num_parts
     slots = {machine.id: machine.total // wish.num_ranks for machine in machines}
     if wish.num_parts > 1:
+        # No machine has two parts of a copy; by this count they can always be dealt out.
+        parts = sum(min(count, wish.num_copies) for count in slots.values())
         able = [machine for machine in machines if slots[machine.id]]
         if own not in able or len(able) < wish.num_parts:
             raise BadSettings(_too_few_machines(wish, machines, own))
-        return (Group(0, True, bundles),)
+        if parts < wish.num_copies * wish.num_parts:
+            raise BadSettings(_too_few_parts(wish, machines, own))
+        return tuple(Group(copy, copy == 0, bundles) for copy in range(wish.num_copies))
     if sum(slots.values()) < wish.num_copies:
         raise BadSettings(_too_small(wish, machines, own))
     most_here = slots.get(here, 0)
@@ -72,10 +77,14 @@ def groups_of(wish: Wish, machines: Sequence[RayMachine], here: str) -> tuple[Gr
             raise BadSettings(_too_small_here(wish, machines, own))
         num_here = wish.num_copies
     elif wish.num_here is None:
-        num_here = 0 if own is None else min(wish.num_copies, own.free // wish.num_ranks)
+        num_here = min(wish.num_copies, most_here)
     else:
         num_here = wish.num_here
-    return tuple(Group(copy, copy < num_here, bundles) for copy in range(wish.num_copies))
+    may_move = wish.spreads and wish.num_here is None
+    return tuple(
+        Group(copy, copy < num_here, bundles, may_move and copy < num_here)
+        for copy in range(wish.num_copies)
+    )
 
 
 def _listed(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) -> str:
@@ -114,6 +123,14 @@ def _too_few_machines(wish: Wish, machines: Sequence[RayMachine], own: RayMachin
     return (
         f"--nnodes {wish.num_parts} needs as many machines with {wish.num_ranks} "
         f"{wish.resource}s each, this one among them: {_listed(wish, machines, own)}"
+    )
+
+
+def _too_few_parts(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | None) -> str:
+    return (
+        f"{wish.num_copies} copies of {wish.num_parts} machines each, with {wish.num_ranks} ranks "
+        f"on each of these, do not fit the Ray cluster: {_listed(wish, machines, own)}; use a "
+        "smaller --data-parallel-size, or a larger cluster"
     )
 
 

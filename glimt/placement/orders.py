@@ -7,6 +7,7 @@ So a rank or copy that Ray has placed is started, compared, watched and ended by
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,12 +17,20 @@ from glimt.copies import MIN_TOKEN_LENGTH
 from glimt.placement.layout import Resource, Wish
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Where other machines reach this one, and how they prove that they may."""
+class Address(NamedTuple):
+    """Where machines meet."""
 
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where copies of other machines reach this one, where ranks of other machines reach the first
+    copy, and how they prove that they may."""
+
+    copies: Address
+    ranks: Address
     token: str
 
 
@@ -41,10 +50,10 @@ def problems(parallel: ParallelSettings) -> Iterator[str]:
         yield f"--data-parallel-size {copies}: must be 1 to {MAX_ENGINES}"
     if nodes < 1 or size % nodes:
         yield f"--tensor-parallel-size {size}: must be a multiple of --nnodes {nodes}"
-    if nodes > 1 and copies > 1:
+    if nodes > 1 and copies > 1 and parallel.data_parallel_backend != "ray":
         yield (
-            f"--data-parallel-size {copies}: with --nnodes, one server is one copy; leave out "
-            "--nnodes, so that Ray places each copy on one machine"
+            f"--data-parallel-size {copies}: copies of --nnodes {nodes} machines each are placed "
+            "with --data-parallel-backend ray; or leave out --nnodes, so that each is on one"
         )
     for flag, wanted in (
         ("--node-rank", parallel.node_rank != 0),
@@ -79,29 +88,30 @@ def wish_of(settings: Settings, resource: Resource) -> Wish:
 
 
 def of_this_machine(settings: Settings, head: Head, num_here: int) -> Settings:
-    """For the machine with HTTP, which has the first `num_here` copies."""
+    """For the machine with HTTP, which has the first `num_here` copies, or of the first one the
+    first ranks."""
     parallel = _without_ray(settings.parallel)
     if parallel.nnodes > 1:
-        parallel = _with_nodes(parallel, head)
-    elif num_here < parallel.data_parallel_size:
+        parallel = _with_ranks(parallel, head.ranks, head.token)
+    if num_here < parallel.data_parallel_size:
         parallel = replace(_with_head(parallel, head), data_parallel_size_local=num_here)
     return replace(settings, parallel=parallel)
 
 
-def of_node(settings: Settings, head: Head, node_rank: int) -> Settings:
-    """For a machine with some of the ranks of the only copy."""
-    parallel = _with_nodes(_without_ray(settings.parallel), head)
-    return _without_http(settings, replace(parallel, node_rank=node_rank))
-
-
-def of_copy(settings: Settings, head: Head, copy: int) -> Settings:
-    """For the machine of one copy that is not here."""
-    parallel = replace(
-        _with_head(_without_ray(settings.parallel), head),
-        headless=True,
-        data_parallel_start_rank=copy,
-        data_parallel_size_local=1,
-    )
+def of_place(
+    settings: Settings, head: Head, copy: int, part: int = 0, ranks: Address | None = None
+) -> Settings:
+    """For another machine with a copy, or with a part of its ranks, which then meet at `ranks`."""
+    parallel = _without_ray(settings.parallel)
+    if ranks is not None:
+        parallel = replace(_with_ranks(parallel, ranks, head.token), node_rank=part)
+    if ranks is None or parallel.data_parallel_size > 1:
+        parallel = replace(
+            _with_head(parallel, head),
+            headless=True,
+            data_parallel_start_rank=copy,
+            data_parallel_size_local=1,
+        )
     return _without_http(settings, parallel)
 
 
@@ -114,15 +124,15 @@ def _without_ray(parallel: ParallelSettings) -> ParallelSettings:
     )
 
 
-def _with_nodes(parallel: ParallelSettings, head: Head) -> ParallelSettings:
-    return replace(parallel, master_addr=head.host, master_port=head.port, master_token=head.token)
+def _with_ranks(parallel: ParallelSettings, ranks: Address, token: str) -> ParallelSettings:
+    return replace(parallel, master_addr=ranks.host, master_port=ranks.port, master_token=token)
 
 
 def _with_head(parallel: ParallelSettings, head: Head) -> ParallelSettings:
     return replace(
         parallel,
-        data_parallel_address=head.host,
-        data_parallel_rpc_port=head.port,
+        data_parallel_address=head.copies.host,
+        data_parallel_rpc_port=head.copies.port,
         master_token=head.token,
     )
 

@@ -4,13 +4,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ray
-from ray._private.state import available_resources_per_node
 from ray.exceptions import AuthenticationError
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from glimt.errors import BadSettings
@@ -19,6 +19,7 @@ from glimt.placement.seat import Seat
 
 REACH_LIMIT_S = 5.0
 REMIND_S = 30.0
+HERE_LIMIT_S = 5  # in which Ray gives what is free; Ray takes whole seconds
 _QUIET = {"log_to_driver": False, "logging_level": "error", "namespace": "glimt"}
 _NODE_ID = "ray.io/node-id"
 
@@ -96,14 +97,12 @@ def has_gpus() -> bool:
 
 def machines(resource: Resource) -> list[RayMachine]:
     """Those that are alive."""
-    free = available_resources_per_node()
     return [
         RayMachine(
             id=node["NodeID"],
             host=_host(node),
             address=node["NodeManagerAddress"],
             total=int(node["Resources"].get(resource, 0)),
-            free=int(free.get(node["NodeID"], {}).get(resource, 0)),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -136,17 +135,37 @@ def reserve(group: Group) -> Any:
     )
 
 
+def reserve_all(groups: Sequence[Group]) -> list[tuple[Group, Any]]:
+    """The placement groups of all copies, as they then are: copies that may move are here only as
+    far as there is room now."""
+    reserved, has_room = [], True
+    for group in groups:
+        if group.may_move:
+            placed = reserve(group) if has_room else None
+            has_room = placed is not None and placed.wait(timeout_seconds=HERE_LIMIT_S)
+            if has_room:
+                reserved.append((group, placed))
+                continue
+            if placed is not None:
+                remove_placement_group(placed)
+            group = replace(group, is_here=False)
+        reserved.append((group, reserve(group)))
+    return reserved
+
+
 def wait_for(reserved: Any, group: Group, resource: Resource, say: Callable[[str], None]) -> None:
     """Until Ray has found room, however long it takes."""
     reminded_s = time.monotonic()
     while not reserved.wait(timeout_seconds=1):
         if time.monotonic() - reminded_s > REMIND_S:
             reminded_s = time.monotonic()
-            free = ", ".join(f"{m.name} has {m.free} of {m.total}" for m in machines(resource))
+            free = ray.available_resources().get(resource, 0)
+            have = ", ".join(f"{m.name} has {m.total}" for m in machines(resource))
             each = group.bundles[0][resource]
             say(
                 f"waiting for Ray to find {len(group.bundles)} machine(s) with {each:g} free "
-                f"{resource}s for copy {group.copy}; free are: {free or 'none'}"
+                f"{resource}s for copy {group.copy}; {free:g} are free in the cluster, in which "
+                f"{have or 'is no machine'}"
             )
 
 

@@ -5,6 +5,7 @@ for people. The ranks talk to each other and to the engine by their own connecti
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ class Place:
     def where(self) -> tuple[str, str]:
         """The id of the machine, and the GPUs as CUDA_VISIBLE_DEVICES has them."""
         return ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    def meeting_point(self) -> tuple[str, int]:
+        """An address of this machine that others know, and a port that was free just now."""
+        host = str(ray.util.get_node_ip_address())
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+            taken.bind((host, 0))
+            return host, int(taken.getsockname()[1])
 
     def run(self, settings: bytes) -> Iterator[str | int]:
         """Run what a user would have typed here: the lines it prints, then its exit status.

@@ -6,10 +6,8 @@ from glimt.errors import BadSettings
 from glimt.placement.layout import RayMachine, Wish, groups_of
 
 
-def machine(name: str, total: int, free: int | None = None) -> RayMachine:
-    return RayMachine(
-        f"id-{name}", name, f"10.0.0.{ord(name)}", total, total if free is None else free
-    )
+def machine(name: str, total: int) -> RayMachine:
+    return RayMachine(f"id-{name}", name, f"10.0.0.{ord(name)}", total)
 
 
 def wish(copies: int = 1, parts: int = 1, ranks: int = 1, *, spreads: bool = True) -> Wish:
@@ -33,9 +31,27 @@ def test_copies_are_here_as_far_as_they_fit_and_the_others_elsewhere() -> None:
     assert homes(wish(5, ranks=4), A, B, C) == [True, True, False, False, False]
 
 
-def test_gpus_that_others_use_are_not_counted_on_here_but_waited_for_elsewhere() -> None:
-    assert homes(wish(2, ranks=4), machine("a", 8, free=5), B) == [True, False]
-    assert homes(wish(4, ranks=4), machine("a", 8, free=0), B) == [False] * 4
+def test_copies_move_from_here_if_others_use_the_gpus_unless_they_must_be_here() -> None:
+    def may_move(wish: Wish) -> list[bool]:
+        return [group.may_move for group in groups_of(wish, (A, B), "id-a")]
+
+    assert may_move(wish(3, ranks=4)) == [True, True, False]
+    assert may_move(wish(2, ranks=4, spreads=False)) == [False, False]
+    assert may_move(wish(parts=2, ranks=4)) == [False]
+    assert may_move(Wish("GPU", 2, 1, 4, spreads=True, num_here=1)) == [False, False]
+
+
+def test_copies_of_several_machines_each_begin_here_once() -> None:
+    groups = groups_of(wish(2, parts=2, ranks=4), (A, B), "id-a")
+    assert [(group.copy, group.is_here, len(group.bundles)) for group in groups] == [
+        (0, True, 2),
+        (1, False, 2),
+    ]
+    with pytest.raises(BadSettings, match="2 copies of 2 machines each, with 8 ranks on each"):
+        groups_of(wish(2, parts=2, ranks=8), (A, B, C), "id-a")
+    # Four parts fit machine a, but a copy has no two of its parts on it.
+    with pytest.raises(BadSettings, match="2 copies of 2 machines each, with 2 ranks on each"):
+        groups_of(wish(2, parts=2, ranks=2), (A, machine("b", 2)), "id-a")
 
 
 def test_this_machine_may_have_no_gpus_at_all() -> None:
@@ -81,8 +97,3 @@ def test_what_does_not_fit_is_refused_with_what_there_is_and_what_to_do(
     with pytest.raises(BadSettings) as refused:
         groups_of(wished, machines, "id-a")
     assert said in str(refused.value)
-
-
-def test_machines_that_are_only_full_are_waited_for() -> None:
-    full = tuple(machine(name, 8, free=0) for name in "ab")
-    assert len(groups_of(wish(2, ranks=8), full, "id-a")) == 2

@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from glimt.config import ParallelSettings, Settings
+from glimt.config import ParallelSettings, ServerSettings, Settings
 from glimt.errors import BadSettings
 from glimt.processes.launch import serve
 
@@ -16,8 +16,9 @@ pytestmark = pytest.mark.skipif(
 
 def test_the_flags_are_refused_with_the_cure() -> None:
     parallel = ParallelSettings(tensor_parallel_size=2, distributed_executor_backend="ray")
+    free_port = ServerSettings(port=0)
     with pytest.raises(BadSettings, match=r"pip install 'glimt\[ray\]'"):
-        serve(Settings(model="somewhere", parallel=parallel), print)
+        serve(Settings(model="somewhere", parallel=parallel, server=free_port), print)
 
 
 def test_the_ray_serve_application_names_the_cure() -> None:

@@ -11,21 +11,26 @@ import pytest
 cluster_utils = pytest.importorskip(
     "ray.cluster_utils", reason="Ray is not installed: pip install -e '.[ray]', or make test-all"
 )
-# One rank on each; the GPUs exist for Ray only.
-_MACHINE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 * 2**20}
 
 
 class TwoMachines:
-    """Machine a, where tests and servers run, and b, which may die and be replaced."""
+    """Machine a, where tests and servers run, and b, which may die and be replaced. Each has room
+    for `num_ranks`; the GPUs exist for Ray only.
+    """
 
-    def __init__(self) -> None:
-        head = {**_MACHINE, "include_dashboard": False, "node_name": "a"}
+    def __init__(self, num_ranks: int) -> None:
+        self._machine = {
+            "num_cpus": num_ranks,
+            "num_gpus": num_ranks,
+            "object_store_memory": 80 * 2**20,
+        }
+        head = {**self._machine, "include_dashboard": False, "node_name": "a"}
         self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         self.b = self.add("b")
 
     def add(self, name: str) -> Any:
-        return self._cluster.add_node(node_name=name, **_MACHINE)
+        return self._cluster.add_node(node_name=name, **self._machine)
 
     def lose(self, machine: Any) -> None:
         self._cluster.remove_node(machine, allow_graceful=False)
@@ -35,9 +40,9 @@ class TwoMachines:
 
 
 @contextmanager
-def two_machines() -> Iterator[TwoMachines]:
+def two_machines(num_ranks: int = 1) -> Iterator[TwoMachines]:
     """For servers started meanwhile: RAY_ADDRESS names the cluster."""
-    machines = TwoMachines()
+    machines = TwoMachines(num_ranks)
     before = os.environ.get("RAY_ADDRESS")
     os.environ["RAY_ADDRESS"] = machines.address
     try:
