@@ -17,8 +17,15 @@ GIB = 2**30
 LARGEST_MACHINE = 8  # GPUs of the usual ones
 
 
-def print_plan(plan: Plan, model: str, lines: Sequence[str], refused: Sequence[str]) -> None:
-    """The whole report on the standard output; in colour where that is a terminal."""
+def print_plan(
+    plan: Plan,
+    model: str,
+    lines: Sequence[str],
+    by_ray: Sequence[tuple[str, str]],
+    refused: Sequence[str],
+) -> None:
+    """The whole report on the standard output; in colour where that is a terminal. `by_ray`: (what
+    it does, line)."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(model)}[/bold] on {_cluster(plan)}; {_request(plan)}")
     table_console = Console(highlight=False, width=None if console.is_terminal else 180)
@@ -30,7 +37,12 @@ def print_plan(plan: Plan, model: str, lines: Sequence[str], refused: Sequence[s
     for reason in plan.reasons:
         console.print(f"[bold]-> {escape(reason)}[/bold]")
     console.print()
+    if len(lines) > 1:
+        console.print("a line for each machine, NODE0 and so on being their addresses:")
     for line in lines:
+        console.print(escape(line), style="green")
+    for what, line in by_ray:
+        console.print(f"or {what}:")
         console.print(escape(line), style="green")
     if refused:
         console.print("\nnot in this version yet; it would say at start:")
@@ -57,7 +69,13 @@ def constant_rows(constants: Constants, gpu: str) -> Iterator[tuple[str, str, st
         yield name, _value(constants, section, rest), source, note
 
 
-def as_json(plan: Plan, model: str, lines: Sequence[str], refused: Sequence[str]) -> dict[str, Any]:
+def as_json(
+    plan: Plan,
+    model: str,
+    lines: Sequence[str],
+    by_ray: Sequence[tuple[str, str]],
+    refused: Sequence[str],
+) -> dict[str, Any]:
     """Everything, in bytes, seconds and tokens; what is endless is null."""
     q = plan.question
     return {
@@ -74,6 +92,7 @@ def as_json(plan: Plan, model: str, lines: Sequence[str], refused: Sequence[str]
         "nodes_needed": plan.nodes_needed,
         "notes": list(notes(plan)),
         "commands": list(lines),
+        "ray_commands": [line for _, line in by_ray],
         "refused_by_this_version": list(refused),
         "constants": [
             {"name": name, "value": value, "source": source, "note": note}

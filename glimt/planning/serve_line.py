@@ -1,4 +1,6 @@
-"""The `glimt serve` command lines that a plan comes to, and what this version says to them."""
+"""The `glimt serve` command lines that a plan comes to, by hand and by Ray, and what this version
+says to them.
+"""
 
 import shlex
 from dataclasses import replace
@@ -13,6 +15,7 @@ from glimt.config import (
 )
 from glimt.config_check import check
 from glimt.errors import BadSettings
+from glimt.planning.layout import Layout
 from glimt.planning.plan import Estimate, Plan
 
 PARSER = "glm45"  # all of the family's models write thoughts and calls alike
@@ -52,11 +55,7 @@ def settings_of(plan: Plan, model: str, *, quantize: bool, node: int = 0) -> Set
 def _parallel(plan: Plan, node: int) -> ParallelSettings:
     """Machine 0 answers HTTP. A machine has copies, or is one of those that share a copy."""
     layout, nodes = plan.best.layout, plan.question.cluster.nodes
-    alike = ParallelSettings(
-        tensor_parallel_size=layout.tp,
-        data_parallel_size=layout.dp,
-        enable_expert_parallel=layout.spread,
-    )
+    alike = _alike(layout)
     if nodes == 1:
         return alike
     nodes_each = max(1, nodes // layout.dp)
@@ -78,12 +77,66 @@ def _parallel(plan: Plan, node: int) -> ParallelSettings:
     return wishes
 
 
+def _alike(layout: Layout) -> ParallelSettings:
+    """What is the same on all machines."""
+    return ParallelSettings(
+        tensor_parallel_size=layout.tp,
+        data_parallel_size=layout.dp,
+        enable_expert_parallel=layout.spread,
+    )
+
+
 def command_lines(plan: Plan, model: str, *, quantize: bool) -> list[str]:
     """One line for each machine."""
     return [
         shlex.join(["glimt", "serve", model, *_flags(settings)])
         for settings in _of_all_nodes(plan, model, quantize)
     ]
+
+
+def ray_lines(plan: Plan, model: str, *, quantize: bool) -> list[tuple[str, str]]:
+    """(what it does, line) of the ways to let a Ray cluster find the machines; none for one."""
+    if plan.question.cluster.nodes == 1:
+        return []
+    placed, each = by_ray(plan, model, quantize=quantize), of_one(plan, model, quantize=quantize)
+    lines = []
+    if placed is not None:
+        words = shlex.join(["glimt", "serve", model, *_flags(placed)])
+        lines.append(("on one machine of a Ray cluster, which finds the others", words))
+    if each is not None:
+        command = shlex.join([model, *_flags(each)])
+        app = ["serve", "run", "glimt.placement.serve_app:app", f"command={command}"]
+        words = shlex.join([*app, f"max_replicas={plan.question.cluster.nodes}"])
+        lines.append(("Ray Serve: a server on each machine, as many as the load needs", words))
+    return lines
+
+
+def by_ray(plan: Plan, model: str, *, quantize: bool) -> Settings | None:
+    """Settings with which Ray places the ranks or the copies; None where it cannot, because copies
+    that share experts would each be on a machine of its own."""
+    layout, cluster = plan.best.layout, plan.question.cluster
+    if layout.sharing > 1:
+        return None
+    parallel = replace(
+        _alike(layout),
+        nnodes=max(1, layout.tp // cluster.gpus_per_node),
+        distributed_executor_backend="ray" if layout.dp == 1 else None,
+        data_parallel_backend="ray" if layout.dp > 1 else "mp",
+    )
+    return replace(settings_of(plan, model, quantize=quantize), parallel=parallel)
+
+
+def of_one(plan: Plan, model: str, *, quantize: bool) -> Settings | None:
+    """Settings of a server on one machine, with its share of the copies; None if that cannot be."""
+    layout, cluster = plan.best.layout, plan.question.cluster
+    if layout.tp_crosses_nodes:
+        return None
+    parallel = replace(_alike(layout), data_parallel_size=layout.dp // cluster.nodes)
+    settings = settings_of(plan, model, quantize=quantize)
+    if parallel.data_parallel_size > 1:
+        return replace(settings, parallel=parallel)
+    media = replace(settings.media, mm_processor_cache_type="lru")
+    return replace(settings, parallel=parallel, media=media)
 
 
 def _of_all_nodes(plan: Plan, model: str, quantize: bool) -> list[Settings]:
@@ -94,7 +147,12 @@ def _of_all_nodes(plan: Plan, model: str, quantize: bool) -> list[Settings]:
 def refusals(plan: Plan, model: str, *, quantize: bool) -> list[str]:
     """Why this version would not start with these settings; empty if it would."""
     problems: dict[str, None] = {}
-    for settings in _of_all_nodes(plan, model, quantize):
+    every: list[Settings | None] = [*_of_all_nodes(plan, model, quantize)]
+    if plan.question.cluster.nodes > 1:
+        every += [by_ray(plan, model, quantize=quantize), of_one(plan, model, quantize=quantize)]
+    for settings in every:
+        if settings is None:
+            continue
         try:
             check(settings)
         except BadSettings as error:
