@@ -7,12 +7,13 @@ prompt_graphs=1    the layers of prompts are replayed
 own_grouped=300    experts' products are our own up to so many rows of an expert, by
                    gate_up_tile=0 and down_tile=0 of `triton_grouped.CONFIGS`
 gates_apart=1      torch computes experts' gates and ups as two products
+moe_at_once=1      very few tokens' experts are chosen and computed in one launch
 soon_mib=16        the end of a product has what is read next fetched, at most so much
 """
 
 from typing import Any
 
-from glimt.kernels import attention, choice, draws, grouped, twins
+from glimt.kernels import attention, choice, draws, experts, grouped, twins
 from glimt.runner import build
 
 Switches = dict[str, int | str]
@@ -24,6 +25,7 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "decode_at_once": (attention, "DECODES_AT_ONCE"),
     "measure_rows": (attention, "MEASURES"),
+    "moe_at_once": (experts, "AT_ONCE"),
     "soon_mib": (twins.triton_soon, "SOON_MIB"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),

@@ -202,10 +202,15 @@ def fp8_experts(
     part_PD = down(
         inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared, soon
     )
-    if defers:
-        return ExpertRows(part_PD, weights_TK, experts_TK, num_experts, shared is not None)
-    shared_TD = None if shared is None else part_PD[num_tokens * per_token :]
-    return combine(part_PD, weights_TK, experts_TK, num_experts, None, shared_TD)
+    pairs = ExpertRows(part_PD, weights_TK, experts_TK, num_experts, shared is not None)
+    return pairs if defers else sum_of_rows(pairs)
+
+
+def sum_of_rows(pairs: ExpertRows) -> Tensor:
+    """`pairs.total()`, in a launch of its own."""
+    shared_TD = pairs.row_PD[pairs.weights_TK.numel() :] if pairs.has_shared else None
+    given = (pairs.row_PD, pairs.weights_TK, pairs.experts_TK, pairs.num_experts)
+    return combine(*given, None, shared_TD)
 
 
 def combine(

@@ -58,8 +58,10 @@ def logits_kernel(
     block_d: tl.constexpr,
     parts: tl.constexpr,
     ahead_bytes: tl.constexpr,
+    zero_ptr,
+    num_zeros: tl.constexpr,
 ):
-    """One part of the logits of a tile of experts and tokens."""
+    """One part of the logits of a tile of experts and tokens. `num_zeros` numbers become 0."""
     expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
@@ -68,6 +70,8 @@ def logits_kernel(
     row_ptrs = weight_ptr + expert.to(tl.int64) * num_inputs + part * part_inputs
     fetch_ahead(row_ptrs, is_expert, ahead_bytes)
     follow()
+    if num_zeros > 0 and tl.program_id(0) + tl.program_id(1) + part == 0:
+        tl.store(zero_ptr + tl.arange(0, num_zeros), 0)
     is_token = token < num_tokens
     total = stream(
         weight_ptr,
@@ -142,16 +146,40 @@ def route(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """See `reference_experts.route`."""
-    num_tokens, (num_experts, num_inputs) = x_TD.shape[0], weight_ED.shape
+    num_tokens, num_experts = len(x_TD), len(weight_ED)
     weights_TK = bias_E.new_empty(num_tokens, num_experts_per_token)
     experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
     if not num_tokens:
         return weights_TK, experts_TK
+    logits_STE = logits(x_TD, weight_ED)
+    launch(
+        select_kernel,
+        (num_tokens, 1, 1),
+        logits_STE,
+        bias_E,
+        weights_TK,
+        experts_TK,
+        num_tokens,
+        float(scale),
+        num_experts,
+        num_experts_per_token,
+        power_of_two(num_experts),
+        power_of_two(num_experts_per_token),
+        len(logits_STE),
+        norm_topk_prob,
+        warps=1,
+    )
+    return weights_TK, experts_TK
+
+
+def logits(x_TD: Tensor, weight_ED: Tensor, zeros: Tensor | None = None) -> Tensor:
+    """float32 [S, T, E]: parts of the sums x W^T. `zeros`, a power of two of numbers, become 0."""
+    num_tokens, (num_experts, num_inputs) = x_TD.shape[0], weight_ED.shape
     tile = _tile(num_tokens, num_experts)
     tiles = (tiles_of(num_experts, tile.block_e), tiles_of(num_tokens, tile.block_t))
     parts = _num_parts(tiles[0] * tiles[1], num_inputs, tile.block_d)
     part_bytes = x_TD.itemsize * tile.block_d
-    logits_STE = bias_E.new_empty(parts, num_tokens, num_experts)
+    logits_STE = x_TD.new_empty((parts, num_tokens, num_experts), dtype=torch.float32)
     launch(
         logits_kernel,
         (*tiles, parts),
@@ -166,27 +194,12 @@ def route(
         tile.block_d,
         parts,
         ahead(part_bytes if num_inputs % (tile.block_d * parts) == 0 else 0),
+        zeros,
+        0 if zeros is None else zeros.numel(),
         warps=4,
         stages=tile.stages,
     )
-    launch(
-        select_kernel,
-        (num_tokens, 1, 1),
-        logits_STE,
-        bias_E,
-        weights_TK,
-        experts_TK,
-        num_tokens,
-        float(scale),
-        num_experts,
-        num_experts_per_token,
-        power_of_two(num_experts),
-        power_of_two(num_experts_per_token),
-        parts,
-        norm_topk_prob,
-        warps=1,
-    )
-    return weights_TK, experts_TK
+    return logits_STE
 
 
 def _num_parts(tiles: int, num_inputs: int, block_d: int) -> int:

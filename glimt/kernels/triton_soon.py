@@ -18,7 +18,7 @@ from glimt.kernels.triton_support import INTERPRETED, fetch_ahead, power_of_two,
 # GPU has shown what it is worth (`--switch soon_mib=16` of the benchmarks).
 SOON_MIB = 0
 
-_PIECE = tl.constexpr(4096)  # bytes
+_PIECE = tl.constexpr(16384)  # bytes: of smaller ones there are more, and a warp asks one by one
 _MOST = 3  # tensors
 
 

@@ -17,6 +17,7 @@ try:
         triton_grouped,
         triton_linear,
         triton_messages,
+        triton_mixture,
         triton_noise,
         triton_peer_rows,
         triton_plan,
@@ -31,7 +32,7 @@ try:
 except ImportError:
     triton_attention = triton_cut = triton_experts = triton_linear = None  # type: ignore[assignment]
     triton_grouped = triton_messages = triton_noise = triton_peer_rows = None  # type: ignore[assignment]
-    triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
+    triton_mixture = triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
     triton_segments = triton_soon = triton_support = triton_top = None  # type: ignore[assignment]
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "triton_grouped",
     "triton_linear",
     "triton_messages",
+    "triton_mixture",
     "triton_noise",
     "triton_peer_rows",
     "triton_plan",

@@ -5,6 +5,7 @@ Letters: T tokens, D width, I expert width, F = 2I, E experts, K experts of a to
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,16 @@ class Routing:
     scale: float
 
 
+class Rule(TypedDict):
+    """`Routing` as `kernels.route` takes it."""
+
+    num_experts_per_token: int
+    num_groups: int
+    num_groups_per_token: int
+    norm_topk_prob: bool
+    scale: float
+
+
 class Router(nn.Module):
     """Chooses experts and weighs them, in float32. Every rank holds all of it."""
 
@@ -41,16 +52,18 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights float32 [T, K], experts int64 [T, K])."""
-        return kernels.route(
-            x_TD,
-            self.weight,
-            self.bias,
-            num_experts_per_token=self.routing.num_experts_per_token,
-            num_groups=self.routing.num_groups,
-            num_groups_per_token=self.routing.num_groups_per_token,
-            norm_topk_prob=self.routing.norm_topk_prob,
-            scale=self.routing.scale,
-        )
+        return kernels.route(x_TD, self.weight, self.bias, **self.rule)
+
+    @property
+    def rule(self) -> Rule:
+        """How experts are chosen, as `kernels.route` takes it."""
+        return {
+            "num_experts_per_token": self.routing.num_experts_per_token,
+            "num_groups": self.routing.num_groups,
+            "num_groups_per_token": self.routing.num_groups_per_token,
+            "norm_topk_prob": self.routing.norm_topk_prob,
+            "scale": self.routing.scale,
+        }
 
 
 class Places(nn.Module):
@@ -202,13 +215,24 @@ class Moe(nn.Module):
         """[T, D] -> [T, D]. Every rank of a replica sees every token of it; what is exchanged with
         other replicas that share the experts, `exchange` says. `soon`: weights that are read next.
         """
+        routed, shared = self.experts.fp8(), self.shared.fp8()
+        if routed is not None and shared is not None and self._nobody_asks_who_is_chosen:
+            return kernels.routed_fp8_moe(
+                x,
+                self.router.weight,
+                self.router.bias,
+                routed,
+                shared,
+                **self.router.rule,
+                defers=self.defers,
+                soon=soon,
+            )
         weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
         if self.choices is not None:
             chosen_P = experts_TK.flatten()
             self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))
         experts_TK = self.places(experts_TK)
-        shared = self.shared.fp8()
-        if self.mesh.dp_size == 1 and shared is not None and self.experts.fp8() is not None:
+        if self.mesh.dp_size == 1 and shared is not None and routed is not None:
             y_TD: Delta = self.experts(
                 x, weights_TK, experts_TK, shared, defers=self.defers, soon=soon
             )
@@ -219,6 +243,12 @@ class Moe(nn.Module):
         else:
             routed_TD = self._exchange(x, weights_TK, experts_TK, exchange)
         return routed_TD + shared_TD
+
+    @property
+    def _nobody_asks_who_is_chosen(self) -> bool:
+        """Whether all experts are here, in order, and uncounted."""
+        here = self.mesh.dp_size == self.mesh.ep_size == 1
+        return here and self.choices is None and self.places.place_X is None
 
     def take_part(self, exchange: Exchange) -> None:
         """Compute this rank's experts for other replicas, in a step without tokens of its own."""

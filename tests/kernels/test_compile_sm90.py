@@ -23,6 +23,7 @@ from glimt.kernels import (  # noqa: E402
     triton_grouped,
     triton_linear,
     triton_messages,
+    triton_mixture,
     triton_noise,
     triton_peer_rows,
     triton_rope,
@@ -249,6 +250,32 @@ def test_products_of_many_tokens_experts_feed_the_fp8_tensor_cores_by_tma(
     assert product.shared_bytes <= 227 * 1024  # what one program may have
     # A step's tiles go from TMA to tensor cores: only scales and results are moved otherwise.
     assert product.count("STS") <= 20
+
+
+@pytest.mark.parametrize("num_tokens", [1, also(4)])
+def test_one_kernel_chooses_and_computes_very_few_tokens_experts(num_tokens: int) -> None:
+    rows = QuantizedRows(
+        meta(num_tokens, 4096),
+        meta(num_tokens, 4096, dtype=torch.float8_e4m3fn),
+        meta(num_tokens, 1, dtype=torch.float32),
+    )
+    given = (rows, meta(128, 4096), meta(128, dtype=torch.float32), mlp(128), mlp())
+    rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
+    with caught_launches() as launches:
+        triton_mixture.routed_fp8_moe(*given, **rule)
+    assert len(launches) == 2
+    mixture = compile_launch(launches[1])
+    assert mixture.stack_bytes == 0
+    assert mixture.registers <= 128
+    assert mixture.shared_bytes <= 56 * 1024  # four programs on a multiprocessor
+    assert mixture.count("QGMMA") >= 8
+    assert mixture.count("HMMA") == mixture.count("LDG.E.U8") == 0
+    # What is counted was written before; what was waited for is read after.
+    counts, waits = mixture.sass.index("REDG"), mixture.sass.index("LDG.E.STRONG.GPU")
+    assert "MEMBAR" in mixture.sass[mixture.sass.rindex("STG", 0, counts) : counts]
+    assert "LDGSTS" in mixture.sass[waits:]
+    assert "LDGSTS" not in mixture.sass[counts:waits]
+    assert mixture.sass.index("UBLKPF") < waits  # weights are on their way meanwhile
 
 
 def test_the_router_reads_its_matrix_in_wide_loads() -> None:

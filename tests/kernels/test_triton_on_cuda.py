@@ -16,7 +16,8 @@ from glimt.kernels import (
     reference_messages,
     twins,
 )
-from glimt.kernels.twins import triton_grouped
+from glimt.kernels import experts as experts_module
+from glimt.kernels.twins import triton_grouped, triton_soon
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -343,3 +344,62 @@ def test_messages_of_rows_are_those_defined(num_tokens: int, is_fp8: bool) -> No
         else:
             assert one is not None
             assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+RULE = {
+    "num_experts_per_token": 8,
+    "num_groups": 1,
+    "num_groups_per_token": 1,
+    "norm_topk_prob": True,
+    "scale": 1.5,
+}
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize("width", [1408, 704, 352, 176])
+def test_very_few_tokens_experts_chosen_and_computed_at_once(
+    num_tokens: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed, shared = mlps(128, width, 4096), Fp8Mlp(*(t[0] for t in mlps(1, width, 4096)))
+    x, router = randn(num_tokens, 4096), randn(128, 4096, seed=1) / 64
+    given = (router, randn(128, seed=2).float() / 10, routed, shared)
+    expected = kernels.routed_fp8_moe(x, *given, **RULE)
+    monkeypatch.setattr(experts_module, "AT_ONCE", True)
+    assert isinstance(expected, Tensor)
+    near(kernels.routed_fp8_moe(x, *given, **RULE), expected, 0.004)
+    deferred = kernels.routed_fp8_moe(x, *given, **RULE, defers=True)
+    near(kernels.settled(deferred), expected, 0.004)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4])
+@pytest.mark.parametrize("soon_mib", [0, 16, -16])
+def test_products_that_wait_for_each_other_repeat_themselves_exactly_in_a_graph(
+    num_tokens: int, soon_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers whose kernels follow each other closely, hundreds of times: a race would show."""
+    routed, shared = mlps(128, 1408, 4096), Fp8Mlp(*(t[0] for t in mlps(1, 1408, 4096)))
+    router, bias = randn(128, 4096, seed=1) / 64, torch.zeros(128, device="cuda")
+    weight, scale = fp8_weight(4096, 4096, seed=2)
+    g, start = randn(4096, seed=4), randn(num_tokens, 4096)
+    monkeypatch.setattr(experts_module, "AT_ONCE", True)
+
+    def layers() -> Tensor:
+        x, delta = start, start
+        for _ in range(6):
+            rows, x = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+            delta = kernels.fp8_linear(rows, weight, scale, soon=(router, *shared[::2]))
+            rows, x = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+            given = (rows, router, bias, routed, shared)
+            delta = kernels.routed_fp8_moe(*given, **RULE, defers=True, soon=(weight,))
+        return x + kernels.settled(delta)
+
+    expected = layers()
+    monkeypatch.setattr(triton_soon, "SOON_MIB", soon_mib)
+    assert torch.equal(layers(), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layers()
+    for _ in range(200):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, expected)

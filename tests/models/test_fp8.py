@@ -102,8 +102,7 @@ def test_products_are_told_what_is_read_after_them(
 
     watch("fp8_linear", lambda x, weight, *_: [weight])
     watch("linear", lambda x, weight, *_: [weight])
-    watch("route", lambda x, weight, *_: [weight])
-    watch("fp8_moe", lambda *given: [given[4].gate_up, given[4].down])
+    watch("routed_fp8_moe", lambda *given: [given[1], given[4].gate_up, given[4].down])
     passes, position = Passes(model), torch.zeros(3, 1, dtype=torch.int64)
     x = model.embed(torch.tensor([1]))
     model.logits(model.decode(x, passes.make_step([Work(0, x, position)]), passes.cache))

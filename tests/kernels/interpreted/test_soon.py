@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_soon import piece_of, shares
+from glimt.kernels.triton_soon import _PIECE, piece_of, shares
 
-PIECE = 4096
+PIECE = _PIECE.value
 
 
 @triton.jit
