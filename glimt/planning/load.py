@@ -23,7 +23,7 @@ from glimt.planning.layout import Layout
 from glimt.planning.prompts import MOST_AT_ONCE, PromptQueue
 from glimt.planning.speed import Speed
 
-_HALVINGS = 16
+_RATE_ERROR = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,16 +199,33 @@ def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
 
 
 def highest_rate(speed: Speed, work: Workload, max_running: int) -> float:
-    """Most requests/s that are carried; 0 if none."""
+    """Most requests/s that are carried, to a ten-thousandth; 0 if none."""
     if max_running < 1:
         return 0.0
-    low = 0.0
-    most = most_at_once(speed.layout, work)
-    high = speed.layout.num_groups * most / gpu_prompt_s(speed, work)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if carries(speed, work, middle, max_running):
-            low = middle
+    most, engine = most_at_once(speed.layout, work), speed.constants.engine
+    seconds = gpu_prompt_s(speed, work, most)
+    busiest = speed.layout.num_groups * most * engine.most_busy / seconds * (1 - _RATE_ERROR)
+
+    def excess(rate: float) -> float:
+        return _pace(speed, work, rate).inflow(max_running * speed.layout.sharing) - 1
+
+    above = excess(busiest)
+    return busiest if above <= 0 else _last_below_zero(excess, busiest, above)
+
+
+def _last_below_zero(excess: Callable[[float], float], high: float, above: float) -> float:
+    """Where a function that grows from -1 at 0 to `above` at `high` is hardly below 0: false
+    position, the end that stays counting half each time (the Illinois algorithm)."""
+    low, below, side = 0.0, -1.0, 0
+    while high - low > _RATE_ERROR * high:
+        rate = high - above * (high - low) / (above - below)
+        found = excess(rate)
+        if found > 0:
+            below /= 2 if side > 0 else 1
+            high, above, side = rate, found, 1
+        elif found > -_RATE_ERROR:
+            return rate
         else:
-            high = middle
+            above /= 2 if side < 0 else 1
+            low, below, side = rate, found, -1
     return low

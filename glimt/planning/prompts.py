@@ -66,10 +66,11 @@ class PromptQueue:
     def steps_behind(self) -> tuple[float, float]:
         """How many steps with prompts follow a prompt's own without a pause, and their seconds."""
         own_s = [self._seconds_of(n) for n, _ in self._each]
-        sums = solve(self._kept_going(), [[1.0, seconds] for seconds in own_s])
+        counts = self._kept_going.solve([1.0] * len(own_s))
+        sums = self._kept_going.solve(own_s)
         return (
-            self._per_prompt([count - 1 for count, _ in sums]),
-            self._per_prompt([s - own for (_, s), own in zip(sums, own_s, strict=True)]),
+            self._per_prompt([count - 1 for count in counts]),
+            self._per_prompt([s - own for s, own in zip(sums, own_s, strict=True)]),
         )
 
     # -------------------------------------------------------------------------------- the chain
@@ -84,25 +85,25 @@ class PromptQueue:
     def _num_states(self) -> int:
         return max(_LEAST_STATES, _STATES_PER_BATCH * len(self.seconds))
 
-    def _kept_going(self) -> list[list[float]]:
+    @cached_property
+    def _kept_going(self) -> "Factors":
         """1 - Q, states 1, 2, … of prompts waiting; the last one stands for all beyond."""
         count = self._num_states
+        arrivals = [poisson(self.rate * seconds, count) for seconds in self.seconds]
         rows = []
         for n in range(1, count + 1):
             row = [0.0] * (count + 1)
             left = n - self._batch(n)
-            for more, likely in enumerate(poisson(self.rate * self._seconds_of(n), count)):
+            for more, likely in enumerate(arrivals[self._batch(n) - 1]):
                 row[min(left + more, count)] -= likely
             row[n] += 1
             rows.append(row[1:])
-        return rows
+        return Factors(rows)
 
     @cached_property
     def _visits(self) -> list[float]:
         """By state, as shares of all steps with prompts; the first of them begins a run."""
-        columns = [list(column) for column in zip(*self._kept_going(), strict=True)]
-        start = [[1.0]] + [[0.0] for _ in columns[1:]]
-        visits = [value for (value,) in solve(columns, start)]
+        visits = self._kept_going.solve_left([1.0] + [0.0] * (self._num_states - 1))
         return [1 / sum(visits), *(value / sum(visits) for value in visits)]
 
     @property
@@ -116,27 +117,48 @@ class PromptQueue:
         return sum(a * b for a, b in zip(prompts, values, strict=True)) / sum(prompts)
 
 
-def solve(rows: list[list[float]], right: list[list[float]]) -> list[list[float]]:
-    """x of rows x = right, several right sides at once, by elimination. A chain that ends has
-    rows dominated by their diagonal, so no pivot is looked for."""
-    left = [row + sides for row, sides in zip(rows, right, strict=True)]
-    num_sides = len(right[0])
-    above: list[list[float]] = []  # of each row done, what stands right of its 1
-    while left:
-        scale = 1 / left[0][0]
-        tail = [value * scale for value in left[0][1:]]
-        above.append(tail)
-        left = [
-            [a - row[0] * b for a, b in zip(row[1:], tail, strict=True)] if row[0] else row[1:]
-            for row in left[1:]
-        ]
-    solution: list[list[float]] = []  # of the last rows, the last one first
-    for tail in reversed(above):
-        sides = tail[len(tail) - num_sides :]
-        for coefficient, known in zip(tail, reversed(solution), strict=False):
-            sides = [side - coefficient * x for side, x in zip(sides, known, strict=True)]
-        solution.append(sides)
-    return solution[::-1]
+class Factors:
+    """A matrix as lower x upper triangle, found once for all that is solved with it. A chain that
+    ends has rows dominated by their diagonal, so no pivot is looked for."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        """`rows` are given away."""
+        self._pivots: list[float] = []
+        self._right: list[list[float]] = []  # of each row, what stands right of its pivot, over it
+        self._below: list[list[tuple[int, float]]] = []  # of each column, what is not 0 below it
+        for first, pivot_row in enumerate(rows):
+            pivot = pivot_row[first]
+            tail = [value / pivot for value in pivot_row[first + 1 :]]
+            below = [(n, rows[n][first]) for n in range(first + 1, len(rows)) if rows[n][first]]
+            for n, factor in below:
+                rest = rows[n]
+                rest[first + 1 :] = [
+                    a - factor * b for a, b in zip(rest[first + 1 :], tail, strict=True)
+                ]
+            self._pivots.append(pivot)
+            self._right.append(tail)
+            self._below.append(below)
+
+    def solve(self, sides: Sequence[float]) -> list[float]:
+        """x of matrix x = sides."""
+        x = list(sides)
+        for n, pivot in enumerate(self._pivots):
+            x[n] /= pivot
+            for later, factor in self._below[n]:
+                x[later] -= factor * x[n]
+        for n in reversed(range(len(x))):
+            x[n] -= sum(a * b for a, b in zip(self._right[n], x[n + 1 :], strict=True))
+        return x
+
+    def solve_left(self, sides: Sequence[float]) -> list[float]:
+        """x of x matrix = sides."""
+        x = list(sides)
+        for n, tail in enumerate(self._right):
+            x[n + 1 :] = [a - x[n] * b for a, b in zip(x[n + 1 :], tail, strict=True)]
+        for n in reversed(range(len(x))):
+            known = sum(factor * x[later] for later, factor in self._below[n])
+            x[n] = (x[n] - known) / self._pivots[n]
+        return x
 
 
 def poisson(mean: float, most: int) -> list[float]:
