@@ -7,6 +7,9 @@ STAMP  := $(VENV)/.installed
 RAY    := $(VENV)/.installed-ray
 DEMO   := build/demo
 
+# Tests start dozens of processes; without bytecode each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint fmt bench fp8-cost docs-check size clean
 
