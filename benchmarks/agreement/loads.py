@@ -7,7 +7,7 @@ from pathlib import Path
 CHAT = ("--backend", "openai-chat", "--endpoint", "/v1/chat/completions")
 COMPLETIONS = ("--backend", "openai", "--endpoint", "/v1/completions")
 
-_TRIED = 6  # requests from which it is told how long one takes
+_TRIED = 4  # requests from which it is told how long one takes
 _ROOM = 1.6  # gaps between requests, as a multiple of what one takes
 _HIGHEST_RATE = 10.0  # requests a second, so that a run has no more than the file has pictures
 
