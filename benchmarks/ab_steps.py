@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from dummy_model import (
+    PROMPTS,
     Driver,
     add_model_arguments,
     build,
@@ -48,7 +49,7 @@ def measure(driver: Driver, options: argparse.Namespace) -> Iterator[tuple[str, 
             driver.add(options.prompt, 1)
             alone.append(sum(turn.all_ms for turn in driver.turns()))
         yield "ms of a prompt", statistics.median(alone[3:])
-        yield "prompt tokens/s", prefill_tokens_per_s(driver, 16, options.prompt)
+        yield "prompt tokens/s", prefill_tokens_per_s(driver, PROMPTS, options.prompt)
         first = first_token_ms(driver, tuple(options.grid), 90, 6)
         yield "ms to an image's first token", first["whole_ms"]
         yield "ms of the image", first["encode_ms"]

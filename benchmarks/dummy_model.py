@@ -54,6 +54,7 @@ from glimt.tiny.checkpoint import make_tiny_checkpoint
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit
 
 PATCH_BYTES = 3 * 14 * 14
+PROMPTS = 16  # that wait at once, where prompt tokens each second are measured
 
 
 def random_pixels() -> SharedArena:
@@ -87,7 +88,8 @@ def build(
                 enforce_eager=options.enforce_eager,
             ),
             cache=CacheSettings(
-                max_num_seqs=max(options.requests),
+                max_num_seqs=max(PROMPTS, *options.requests),
+                max_num_batched_tokens=options.max_num_batched_tokens,
                 device=options.device,
                 kv_cache_dtype=options.kv_cache_dtype,
                 enable_prefix_caching=False,
@@ -302,6 +304,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, of_ranks: bool = Tru
     parser.add_argument("--kv-cache-dtype", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--max-model-len", default="16K")
+    parser.add_argument("--max-num-batched-tokens", type=int, help="of a step; a GPU's: 8192")
     if of_ranks:
         parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
         parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
@@ -358,7 +361,7 @@ def main() -> None:
             f"ms (p90 {step['p90_ms']:.2f}), {rate:8.0f} tokens/s",
             flush=True,
         )
-    rate = prefill_tokens_per_s(driver, 16, options.prompt)
+    rate = prefill_tokens_per_s(driver, PROMPTS, options.prompt)
     result["prefill_tokens_per_s"] = rate
     print(f"prompts: {rate:.0f} tokens/s", flush=True)
     first = first_token_ms(driver, tuple(options.grid), 90, options.rounds)

@@ -6,6 +6,8 @@ decode_at_once=1   attention turns heads and writes the cache   measure_rows=1  
 prompt_graphs=1    the layers of prompts are replayed
 own_grouped=300    experts' products are our own up to so many rows of an expert, by
                    gate_up_tile=0 and down_tile=0 of `triton_grouped.CONFIGS`
+chunk_tile=0       the attention of prompts takes this one of `triton_chunks.CONFIGS`,
+segment_tile=0     that of the vision tower this one of `triton_segments.CONFIGS`
 gates_apart=1      torch computes experts' gates and ups as two products
 moe_at_once=1      very few tokens' experts are chosen and computed in one launch
 soon_mib=16        the end of a product has what is read next fetched, at most so much
@@ -29,6 +31,8 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "soon_mib": (twins.triton_soon, "SOON_MIB"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
+    "chunk_tile": (twins.triton_chunks, "LARGE"),
+    "segment_tile": (twins.triton_segments, "USED"),
     "own_grouped": (grouped, "OWN_UP_TO"),
     "gate_up_tile": (grouped, "GATE_UP_TILE"),
     "down_tile": (grouped, "DOWN_TILE"),

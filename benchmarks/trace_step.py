@@ -8,7 +8,8 @@
 so many prompts. `--what image`: passes of the vision tower over one image each. The file opens in
 chrome://tracing or ui.perfetto.dev. The summary counts what the GPU ran (kernels, copies, fills),
 the share of the time in which it ran anything, the time between runs, the longest gaps with what
-came after them, the most expensive kernels, and the host's part.
+came after them, the most expensive kernels, and the host's part: phases, and the operations and
+calls of CUDA that took the most of its time, each with what it calls.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from glimt.engine.plan import StepPlan
 SKIPPED = 8  # steps before the trace: they compile and record
 PHASES = ("schedule", "launch", "wait", "commit")  # of a turn of the host
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+ON_HOST = ("cpu_op", "cuda_runtime", "cuda_driver")
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,10 @@ def summarise(trace: dict[str, Any], turns: list[Turn], layers: int) -> Iterator
         ),
         key=lambda run: run.start,
     )
+    calls = [Run(e["name"], 0.0, e["dur"]) for e in trace["traceEvents"] if e.get("cat") in ON_HOST]
     if not runs:
         yield "nothing ran on a GPU"
+        yield from _most_expensive(calls, steps, 12)
         return
     busy, gaps, end = 0.0, [], runs[0].start
     for run in runs:
@@ -166,13 +170,20 @@ def summarise(trace: dict[str, Any], turns: list[Turn], layers: int) -> Iterator
     )
     for gap, name in sorted(gaps, reverse=True)[:5]:
         yield f"  {gap:9.1f} us before {name[:90]}"
+    yield from _most_expensive(runs, steps, 25)
+    yield from _most_expensive(calls, steps, 12)
+
+
+def _most_expensive(runs: list[Run], steps: int, count: int) -> Iterator[str]:
+    """A table of what took the most time in all."""
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for run in runs:
         times[run.name] += run.end - run.start  # type: ignore[assignment]
         counts[run.name] += 1
-    yield f"{'ms a step':>10} {'launches':>9} {'us each':>9}"
-    for name, total in times.most_common(25):
+    if runs:
+        yield f"{'ms a step':>10} {'calls':>9} {'us each':>9}"
+    for name, total in times.most_common(count):
         yield (
             f"{total / steps / 1000:10.3f} {counts[name] / steps:9.1f} "
             f"{total / counts[name]:9.2f}  {name[:100]}"

@@ -1,6 +1,6 @@
 """Times the candidate tiles of the attention kernels and prints them, fastest first.
 
-    python -m benchmarks.kernels.attention_tiles [--heads 96 --groups 8] [--page 64]
+    python -m benchmarks.kernels.attention_tiles [--heads 96 --groups 8] [--page 64] [--only chunk]
 
 A decode step streams its cache: GB/s says how near to the memory's speed that is. A chunk computes:
 TFLOP/s counts only what causal attention needs.
@@ -82,10 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("heads", 96), ("groups", 8), ("dim", 128), ("page", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    shape = Shape(**vars(parser.parse_args()))
+    parser.add_argument("--only", help="cases whose title has this: segments, decode, chunk, turn")
+    parser.add_argument("--kinds", nargs="+", choices=["bf16", "e4m3"], default=["bf16", "e4m3"])
+    options = vars(parser.parse_args())
+    only, kinds = options.pop("only") or "", options.pop("kinds")
+    shape = Shape(**options)
     inputs = Inputs(torch.device("cuda", 0), torch.bfloat16)
     print(f"{torch.cuda.get_device_name(0)}, {shape}; * is in use")
-    for lengths in SEGMENTS:
+    for lengths in SEGMENTS if only in "segments" else ():
         compare(
             f"segments {lengths[0]} … ({len(lengths)})",
             (4 * sum(n * n for n in lengths) * 1536 / 1e6, "TFLOP/s"),
@@ -93,10 +97,10 @@ def main() -> None:
             lambda tiles: _segments_with(tiles, max(lengths)),  # noqa: B023
             sets_of(lambda n: _segments(inputs, n, lengths)),  # noqa: B023
         )
-    for is_fp8 in (False, True):
-        kind = "e4m3" if is_fp8 else "bf16"
+    for kind in kinds:
+        is_fp8 = kind == "e4m3"
         token_bytes = 2 * shape.groups * shape.dim * (1 if is_fp8 else 2)
-        for rows, length in DECODING:
+        for rows, length in DECODING if only in "decode" else ():
             compare(
                 f"decode {rows} x {length} {kind}",
                 (rows * length * token_bytes / 1e3, "GB/s"),
@@ -104,7 +108,7 @@ def main() -> None:
                 lambda tiles, length=length: _decode_with(tiles, length),
                 sets_of(lambda n: arguments(inputs, n, shape, rows, 1, length, is_fp8)),  # noqa: B023
             )
-        for new, before in CHUNKS:
+        for new, before in CHUNKS if only in "chunk" else ():
             seen = new * before + new * (new + 1) / 2
             compare(
                 f"chunk {new} after {before} {kind}",
@@ -113,7 +117,7 @@ def main() -> None:
                 lambda tiles: lambda *given: triton_chunks.attend_chunks(*given, tiles=tiles),
                 sets_of(lambda n: arguments(inputs, n, shape, 1, new, before + new, is_fp8)),  # noqa: B023
             )
-        for rows in (1, 64, 2048):
+        for rows in (1, 64, 2048) if only in "turn" else ():
             heads = rows * (shape.heads + 2 * shape.groups)
             compare(
                 f"turn and write {rows} {kind}",

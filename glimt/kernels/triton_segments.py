@@ -10,7 +10,8 @@ from torch import Tensor
 from glimt.kernels.triton_attention_block import LOG2_E, Tiles, absorb, mean, row_of_block
 from glimt.kernels.triton_support import follow_alone, launch, let_next_start, power_of_two
 
-CONFIGS = (  # the first is used
+USED = 0  # which of these
+CONFIGS = (
     Tiles(128, 64, 8, 3),
     Tiles(128, 64, 8, 2),
     Tiles(128, 128, 8, 2),
@@ -25,12 +26,13 @@ def segment_attention(
     v_TNH: Tensor,
     starts_S1: Tensor,
     *,
-    tiles: Tiles = CONFIGS[0],
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """See `reference_attention.segment_attention`; segments by where they begin, int32 [S + 1].
 
     Raises ValueError unless the heads of each token are contiguous.
     """
+    tiles = tiles or CONFIGS[USED]
     num_tokens, num_heads, head_dim = q_TNH.shape
     if any(x.stride()[1:] != (head_dim, 1) for x in (q_TNH, k_TNH, v_TNH)):
         raise ValueError("the heads of a token must be contiguous in memory")

@@ -12,6 +12,7 @@ try:
         raise ImportError("this torch knows no CUDA")
     from glimt.kernels import (
         triton_attention,
+        triton_chunks,
         triton_cut,
         triton_experts,
         triton_grouped,
@@ -30,7 +31,7 @@ try:
         triton_top,
     )
 except ImportError:
-    triton_attention = triton_cut = triton_experts = triton_linear = None  # type: ignore[assignment]
+    triton_attention = triton_chunks = triton_cut = triton_experts = triton_linear = None  # type: ignore[assignment]
     triton_grouped = triton_messages = triton_noise = triton_peer_rows = None  # type: ignore[assignment]
     triton_mixture = triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
     triton_segments = triton_soon = triton_support = triton_top = None  # type: ignore[assignment]
@@ -39,6 +40,7 @@ __all__ = [
     "has_twin",
     "runs_on",
     "triton_attention",
+    "triton_chunks",
     "triton_cut",
     "triton_experts",
     "triton_grouped",
