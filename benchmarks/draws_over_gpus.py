@@ -1,10 +1,12 @@
-"""Draws over GPUs that each have a share of the logits: all gathered, or candidates only.
+"""Draws over GPUs that each have a share of the logits: all gathered, or split.
 
     python benchmarks/draws_over_gpus.py           two GPUs, within 40 s
     python benchmarks/draws_over_gpus.py --gpus 4 --json draws.json
     python benchmarks/draws_over_gpus.py --device cpu --rows 1 --rounds 1       whether it runs
 
 GLM-4.5V's vocabulary, random logits. Each draw is a CUDA graph, as in decode steps; microseconds.
+Split draws exchange candidates; those by top_p alone look for their cut together, which GPUs do in
+earnest from as many rows on as `CUT_TOGETHER_FROM` of glimt/kernels/draws.py says (here always).
 """
 
 import argparse
@@ -17,6 +19,7 @@ import torch
 from ranks import Seat, add_arguments, run_ranks
 from torch import Tensor
 
+from glimt.kernels import draws
 from glimt.parallel.group import join
 from glimt.parallel.mesh import Mesh
 from glimt.runner.sampler import DrawInputs, draw, prepare_draws
@@ -33,6 +36,8 @@ WISHES: dict[str, dict[str, Any]] = {
     "top_k 50": {"top_k": 50},
     "top_k 50, top_p 0.9": {"top_k": 50, "top_p": 0.9},
     "top_k 1024": {"top_k": 1024},
+    "top_p 0.9": {"top_p": 0.9},
+    "top_p 0.9, min_p 0.01": {"top_p": 0.9, "min_p": 0.01},
 }
 
 
@@ -51,7 +56,7 @@ def inputs_of(num_rows: int, fields: dict[str, Any], device: torch.device) -> Dr
     ones = np.ones_like(row_N)
     (inputs,) = prepare_draws(rows, row_N, ones, ones, device)
     if not can_split(inputs):
-        raise ValueError(f"{fields} cannot be drawn from candidates")
+        raise ValueError(f"{fields} cannot be drawn from shares")
     return inputs
 
 
@@ -62,16 +67,17 @@ def measure(share: Tensor, inputs: DrawInputs, mesh: Mesh, seat: Seat, rounds: i
     def all_gathered() -> Tensor:
         return from_all(share, history, inputs, mesh)
 
-    def candidates() -> Tensor:
+    def split() -> Tensor:
         return draw_over_ranks(share, history, inputs, mesh).token_N
 
-    differ = int((all_gathered() != candidates()).sum())
-    times = [seat.microseconds(way, 1, rounds) for way in (all_gathered, candidates)]
-    return {"all_us": times[0], "candidates_us": times[1], "differ": differ}
+    differ = int((all_gathered() != split()).sum())
+    times = [seat.microseconds(way, 1, rounds) for way in (all_gathered, split)]
+    return {"all_us": times[0], "split_us": times[1], "differ": differ}
 
 
 def measure_all(seat: Seat, options: argparse.Namespace) -> None:
     """This rank's part; every rank measures the same."""
+    draws.CUT_TOGETHER_FROM = 1
     groups = join(seat.meeting(), seat.rank, seat.size, seat.device, only_nccl=True)
     mesh = Mesh(seat.size, seat.rank, tp_group=groups.device)
     for num_rows in options.rows:
@@ -84,8 +90,8 @@ def measure_all(seat: Seat, options: argparse.Namespace) -> None:
             inputs = inputs_of(num_rows, fields, seat.device)
             row = measure(share.bfloat16(), inputs, mesh, seat, options.rounds)
             line = (
-                f"{name:<20}{num_rows:>5} rows   all {row['all_us']:8.1f} µs   candidates "
-                f"{row['candidates_us']:8.1f} µs   {row['differ']} tokens differ"
+                f"{name:<22}{num_rows:>5} rows   all {row['all_us']:8.1f} µs   split "
+                f"{row['split_us']:8.1f} µs   {row['differ']} tokens differ"
             )
             seat.keep({"wish": name, "rows": num_rows, **row}, line)
 

@@ -2,14 +2,21 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from glimt.kernels import sampling
+from glimt.kernels import sampling, shared_cut
+from glimt.kernels.shared_cut import Add
 from glimt.kernels.twins import runs_on, triton_cut, triton_noise, triton_top
 
 # Whether a kernel finds the few highest scores of a row as well. Off until a GPU has shown that it
 # is right and faster (`--switch few_by_kernel=1` of the benchmarks).
 FEW_BY_KERNEL = False
+
+# From how many rows on GPUs that have shares of the scores look for a cut by top_p together,
+# instead of gathering all scores on each; None = never, until GPUs have shown when it is faster
+# (`python benchmarks/draws_over_gpus.py`). On CPUs they always do.
+CUT_TOGETHER_FROM: int | None = None
 
 
 def add_noise_(
@@ -29,6 +36,28 @@ def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidat
             # Torch selects a few scores in fewer passes than a search takes.
             chosen = triton_top if FEW_BY_KERNEL else sampling
     least_N: Tensor = chosen.least_kept(scores_NV, top_k_N, top_p_N, num_candidates)
+    return least_N
+
+
+def cuts_together(device: torch.device, num_rows: int) -> bool:
+    """Whether ranks that have shares of so many rows of scores look for a cut together."""
+    if device.type != "cuda":
+        return True
+    return CUT_TOGETHER_FROM is not None and num_rows >= CUT_TOGETHER_FROM
+
+
+def least_kept_of_shares(
+    scores_NU: Tensor,
+    highest_N: Tensor,
+    top_k_N: Tensor,
+    top_p_N: Tensor,
+    vocab_size: int,
+    add: Add,
+) -> Tensor:
+    """See `shared_cut.least_kept`."""
+    chosen: Any
+    chosen = triton_cut.least_kept_of_shares if _has_twin(scores_NU) else shared_cut.least_kept
+    least_N: Tensor = chosen(scores_NU, highest_N, top_k_N, top_p_N, vocab_size, add)
     return least_N
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = -math.inf
+LIKELIEST = 2.0**40  # the weight of the highest score
 
 # Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014): SplitMix64.
 GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -143,20 +144,30 @@ def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidat
 
     `top_k_N` int64 in [1, V] (V = off), `top_p_N` in (0, 1] (1 = off). `num_candidates`: V, or a
     smaller number that no row's k exceeds, except in rows with both off; it saves the full sort.
-    Both cut at a score, so tokens that tie with the last one kept are kept too, and the result
-    depends on no order among equals.
+    Both cut at a score, so tokens that tie with the last one kept are kept too, and probabilities
+    are added as integers: the result depends on no order, among equals or of adding.
     """
     candidates_NC = torch.topk(scores_NV, num_candidates, dim=1).values
     is_off_N = (top_k_N >= scores_NV.shape[1]) & (top_p_N >= 1.0)
     rank_C = torch.arange(num_candidates, device=scores_NV.device)
     beyond_NC = rank_C >= top_k_N[:, None]
-    candidates_NC = candidates_NC.masked_fill(beyond_NC, NEVER)
-    probability_NC = candidates_NC.softmax(1)
-    reached_NC = probability_NC.cumsum(1) - probability_NC  # by the more likely ones
-    beyond_NC |= (reached_NC >= top_p_N[:, None]) & (top_p_N < 1.0)[:, None]
+    weight_NC = weights_of(candidates_NC, candidates_NC[:, 0]).masked_fill_(beyond_NC, 0)
+    reached_NC = weight_NC.cumsum(1) - weight_NC  # by the more likely ones
+    enough_N = enough_of(weight_NC.sum(1), top_p_N)
+    beyond_NC |= (reached_NC >= enough_N[:, None]) & (top_p_N < 1.0)[:, None]
     beyond_NC[:, 0] = False
     least_N = candidates_NC.masked_fill(beyond_NC, math.inf).amin(1)
     return least_N.masked_fill(is_off_N, NEVER)
+
+
+def weights_of(scores_NV: Tensor, highest_N: Tensor) -> Tensor:
+    """int64 [N, V]: probabilities, not normalised, of which 2^22 add up without overflow."""
+    return (scores_NV - highest_N[:, None]).exp_().mul_(LIKELIEST).long()
+
+
+def enough_of(total_N: Tensor, top_p_N: Tensor) -> Tensor:
+    """int64 [N]: what the weights of the fewest tokens whose probability reaches p add up to."""
+    return (total_N.double() * top_p_N.double()).ceil_().long().clamp_(min=1)
 
 
 def token_logprobs(

@@ -1,10 +1,11 @@
-"""Where top_k and top_p cut a row of scores, without sorting it: the twin of `sampling.least_kept`.
+"""Where top_k and top_p cut a row of scores, without sorting it: the twin of `sampling.least_kept`,
+and, where each rank has a share of the scores, of `shared_cut.least_kept`.
 
 A cut is looked for among the 2^32 floats in their order, four bits in a pass: a pass sums up what
 lies at or above each of 16 pivots (first by number, then by probability), and the next goes on
 between two of them. All sums are of integers, so no order of adding changes a cut.
 
-Letters: N rows, V vocabulary, P = 8 passes, S = 16 pivots of a pass.
+Letters: N rows, V vocabulary or the share of it that is here, P = 8 passes, S = 16 pivots of each.
 """
 
 import torch
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels.shared_cut import Add
 from glimt.kernels.triton_support import follow, launch, tiles_of
 
 _BLOCK = 4096
@@ -91,6 +93,7 @@ def pass_kernel(
     weights_ptr,
     number,
     by_weight: tl.constexpr,
+    share_size: tl.constexpr,
     vocab_size: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -108,8 +111,8 @@ def pass_kernel(
         sums_ptr = counts_ptr
     if is_on:
         token = tl.program_id(0) * block + tl.arange(0, block)
-        inside = token < vocab_size
-        place = row.to(tl.int64) * vocab_size + token
+        inside = token < share_size
+        place = row.to(tl.int64) * share_size + token
         score = tl.load(scores_ptr + place, mask=inside, other=float("-inf"))
         key = _key(score)
         if by_weight:
@@ -165,15 +168,45 @@ def least_kept(
     block: int = _BLOCK,
 ) -> Tensor:
     """See `sampling.least_kept`; the scores are contiguous, and candidates are not picked."""
-    num_rows, vocab_size = scores_NV.shape
-    highest_N = scores_NV.amax(1)
+    vocab_size = scores_NV.shape[1]
+    given = (scores_NV, scores_NV.amax(1), top_k_N, top_p_N)
+    return _least_kept(*given, vocab_size, None, block)
+
+
+def least_kept_of_shares(
+    scores_NU: Tensor,
+    highest_N: Tensor,
+    top_k_N: Tensor,
+    top_p_N: Tensor,
+    vocab_size: int,
+    add: Add,
+    *,
+    block: int = _BLOCK,
+) -> Tensor:
+    """See `shared_cut.least_kept`; the scores are contiguous."""
+    return _least_kept(scores_NU, highest_N, top_k_N, top_p_N, vocab_size, add, block)
+
+
+def _least_kept(
+    scores_NV: Tensor,
+    highest_N: Tensor,
+    top_k_N: Tensor,
+    top_p_N: Tensor,
+    vocab_size: int,
+    add: Add | None,
+    block: int,
+) -> Tensor:
+    num_rows, share_size = scores_NV.shape
     sums_2NPS = scores_NV.new_zeros((2, num_rows, _PASSES.value, _PIVOTS.value), dtype=torch.int64)
     least_N = torch.empty_like(highest_N)
     given = (highest_N, top_k_N, top_p_N, sums_2NPS[0], sums_2NPS[1])
-    grid = (tiles_of(vocab_size, block), num_rows, 1)
+    grid = (tiles_of(share_size, block), num_rows, 1)
     for by_weight in (False, True):
         for number in range(_PASSES.value):
-            pass_arguments = (scores_NV, *given, number, by_weight, vocab_size, block)
-            launch(pass_kernel, grid, *pass_arguments, warps=8)
+            sizes = (share_size, vocab_size, block)
+            launch(pass_kernel, grid, scores_NV, *given, number, by_weight, *sizes, warps=8)
+            if add is not None:
+                sum_NS = sums_2NPS[int(by_weight), :, number]
+                sum_NS.copy_(add(sum_NS.contiguous()))
     launch(cut_kernel, (num_rows, 1, 1), *given, least_N, vocab_size, warps=1)
     return least_N

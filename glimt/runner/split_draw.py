@@ -4,7 +4,8 @@ A draw is the argmax of scores with noise, and the noise of a token is a functio
 rank finds the best of its share, and the best of these is the draw: the very token that one rank
 with all logits draws. top_k and min_p cut at a score that follows from the highest of each share,
 for the k highest of all are among the k highest of each; ties at the cut are kept as ever. top_p
-without top_k cuts where all scores say, and penalties, biases, grammars and logprobs want all
+without top_k, or a large top_k, cuts where all scores say: the ranks look for that score together,
+by sums over what each has above a few pivots. Penalties, biases, grammars and logprobs want all
 logits in one place; such draws gather them.
 
 Letters: N rows, U this rank's share of the vocabulary V, W ranks, C candidates of a share.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import sampling
-from glimt.kernels.draws import add_noise_, least_kept
+from glimt.kernels.draws import add_noise_, cuts_together, least_kept, least_kept_of_shares
 from glimt.parallel.mesh import Mesh
 from glimt.runner.sampler import DrawInputs, DrawOutputs, draw, status_of
 
@@ -48,12 +49,14 @@ def draw_over_ranks(
 
 
 def can_split(inputs: DrawInputs) -> bool:
-    """Whether candidates suffice for this draw: the same on all ranks, masked rows or not."""
+    """Whether no rank needs all logits for this draw: the same on all ranks, masked rows or not."""
     if inputs.may_have_masks or inputs.logprob_rows:
         return False
     if not inputs.tensors.keys() <= _FEATURES:
         return False
-    return inputs.num_candidates <= MAX_CANDIDATES
+    if inputs.num_candidates <= MAX_CANDIDATES:
+        return True
+    return cuts_together(inputs.tensors["top_p_N"].device, inputs.count)
 
 
 def _draw_split(logits_NU: Tensor, inputs: DrawInputs, mesh: Mesh) -> DrawOutputs:
@@ -80,7 +83,9 @@ def _randomise_(scores_NU: Tensor, inputs: DrawInputs, mesh: Mesh) -> None:
     tensors = inputs.tensors
     scores_NU /= tensors["temperature_N"][:, None]
     if "min_p_N" in tensors or inputs.num_candidates:
-        num_candidates = min(max(1, inputs.num_candidates), scores_NU.shape[1])
+        has_few = inputs.num_candidates <= MAX_CANDIDATES
+        num_candidates = inputs.num_candidates if has_few else 1
+        num_candidates = min(max(1, num_candidates), scores_NU.shape[1])
         highest_NC = torch.topk(scores_NU, num_candidates, dim=1, sorted=False).values
         # All that a cut can depend on: the same on every rank.
         highest_NC = mesh.tp_concat(highest_NC)
@@ -88,7 +93,11 @@ def _randomise_(scores_NU: Tensor, inputs: DrawInputs, mesh: Mesh) -> None:
             least_N = sampling.least_likely(highest_NC, tensors["min_p_N"])
             highest_NC.masked_fill_(highest_NC < least_N[:, None], sampling.NEVER)
             scores_NU.masked_fill_(scores_NU < least_N[:, None], sampling.NEVER)
-        if inputs.num_candidates:
+        if not has_few:
+            given = tensors["top_k_N"], tensors["top_p_N"], mesh.tp_size * scores_NU.shape[1]
+            least_N = least_kept_of_shares(scores_NU, highest_NC.amax(1), *given, mesh.tp_sum)
+            scores_NU.masked_fill_(scores_NU < least_N[:, None], sampling.NEVER)
+        elif inputs.num_candidates:
             num_kept = min(inputs.num_candidates, highest_NC.shape[1])
             least_N = least_kept(highest_NC, tensors["top_k_N"], tensors["top_p_N"], num_kept)
             scores_NU.masked_fill_(scores_NU < least_N[:, None], sampling.NEVER)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glimt.engine.plan import TokenMasks
+from glimt.kernels import draws
 from glimt.parallel.mesh import Mesh
 from glimt.runner import sampler
 from glimt.runner.sampler import DrawInputs, DrawOutputs
@@ -29,10 +30,17 @@ PLAIN: list[dict[str, Any]] = [
     {"top_k": 40, "top_p": 0.8},
     {"top_k": 40, "top_p": 0.8, "min_p": 0.2, "temperature": 1.7},
 ]
-WHOLE: list[dict[str, Any]] = [
+TOGETHER: list[dict[str, Any]] = [
     {"top_p": 0.7},
+    {"top_p": 0.999, "temperature": 2.0},
+    {"top_p": 1e-6},
+    {"top_p": 0.9, "min_p": 0.02},
     {"top_k": 1500},
+    {"top_k": 1500, "top_p": 0.95},
+]
+WHOLE: list[dict[str, Any]] = [
     {"logprobs": 3},
+    {"logprobs": 3, "top_p": 0.7},
     {"repetition_penalty": 1.4},
     {"logit_bias": {5: 3.0, 2399: -9.0}},
     {"bad_words": ((7,),)},
@@ -101,6 +109,44 @@ def test_each_wish_alone_is_drawn_from_candidates(fields: dict[str, Any]) -> Non
     compare(2, logits_of(20), [inputs])
 
 
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ranks_find_together_where_top_p_cuts(
+    size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All logits are never in one place."""
+    gathered: list[int] = []
+    gather = Mesh.tp_concat
+
+    def watched(mesh: Mesh, part: Tensor) -> Tensor:
+        gathered.append(part.shape[-1])
+        return gather(mesh, part)
+
+    monkeypatch.setattr(Mesh, "tp_concat", watched)
+    wishes = (TOGETHER + PLAIN) * 12
+    (inputs,) = prepare(wishes)
+    (drawn,) = compare(size, logits_of(len(wishes), dtype), [inputs])
+    assert gathered == [1] * size
+    assert len(set(drawn.token_N.tolist())) > 60
+
+
+@pytest.mark.parametrize("fields", TOGETHER, ids=str)
+def test_each_wish_alone_is_cut_together(fields: dict[str, Any]) -> None:
+    (inputs,) = prepare([fields] * 20)
+    assert can_split(inputs)
+    compare(2, logits_of(20), [inputs])
+
+
+def test_gpus_cut_together_only_where_that_was_found_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    assert not draws.cuts_together(gpu, 64)
+    monkeypatch.setattr(draws, "CUT_TOGETHER_FROM", 16)
+    assert [draws.cuts_together(gpu, rows) for rows in (15, 16)] == [False, True]
+    assert draws.cuts_together(CPU, 1)
+
+
 @pytest.mark.parametrize("fields", WHOLE, ids=str)
 def test_what_candidates_cannot_tell_is_drawn_from_all(fields: dict[str, Any]) -> None:
     (inputs,) = prepare([{}, fields, {"temperature": 0.0}])
@@ -140,6 +186,8 @@ def test_a_number_that_is_none_fails_its_row_on_every_rank(place: int, number: f
     logits_NV = logits_of(3)
     logits_NV[1, place] = number
     (drawn,) = compare(2, logits_NV, prepare([{}, {"top_k": 5}, {"temperature": 0.0}]))
+    assert drawn.status_N.tolist() == [0, 1, 0]
+    (drawn,) = compare(2, logits_NV, prepare([{}, {"top_p": 0.5}, {"temperature": 0.0}]))
     assert drawn.status_N.tolist() == [0, 1, 0]
 
 

@@ -1,7 +1,11 @@
 """Cuts by top_k and top_p without sorting."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -48,6 +52,40 @@ def test_zeros_of_both_signs_and_huge_scores_have_their_places() -> None:
     scores = torch.tensor([[0.0, -0.0, -3e38, 3e38, 1e-40, -1e-40]])
     found, defined = cuts(scores, [3], [1.0])
     assert torch.equal(found, defined)
+
+
+def test_two_shares_are_cut_where_all_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by a thread of its own; the interpreter runs one kernel at a time."""
+    scores = torch.randn(3, 30, generator=torch.Generator().manual_seed(6)) * 3
+    scores[1] = scores[1].bfloat16().float().round()
+    scores[2, ::2] = -math.inf
+    top_k, top_p = torch.tensor([30, 7, 12]), torch.tensor([0.8, 1.0, 0.6])
+    launch, alone = triton_cut.launch, threading.Lock()
+
+    def launch_alone(*given: Any, **options: Any) -> None:
+        with alone:
+            launch(*given, **options)
+
+    monkeypatch.setattr(triton_cut, "launch", launch_alone)
+    parts: list[Tensor] = [torch.empty(0)] * 2
+    met = threading.Barrier(2, timeout=60)
+
+    def cut(rank: int) -> Tensor:
+        def add(sums: Tensor) -> Tensor:
+            parts[rank] = sums
+            met.wait()
+            total = parts[0] + parts[1]
+            met.wait()
+            return total
+
+        share = scores.split([16, 14], 1)[rank].contiguous()
+        given = (share, scores.amax(1), top_k, top_p, 30, add)
+        return triton_cut.least_kept_of_shares(*given, block=16)
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(cut, range(2)))
+    defined = sampling.least_kept(scores, top_k, top_p, 30)
+    assert all(torch.equal(each, defined) for each in found)
 
 
 def check_few(scores: Tensor, top_k: list[int], top_p: list[float], block: int = 128) -> None:
