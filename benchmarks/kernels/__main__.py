@@ -3,7 +3,7 @@
     python -m benchmarks.kernels                       all, at 1 … 2048 tokens, 106B on one GPU
     python -m benchmarks.kernels --only fp8_linear --rows 1 8 --models 106b:1 106b:2 9b
     python -m benchmarks.kernels --quick               few sizes, few rounds
-    python -m benchmarks.kernels --tune tiles.json     the fastest tile of each product
+    python -m benchmarks.kernels --tune tiles.json --seconds 170   the fastest tile of each product
     python -m benchmarks.kernels --device cpu --models tiny --rows 1 3    whether it runs
 
 Run it from the repository. Each case is first compared with its definition, with poisoned
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.cases import Case, Inputs, all_cases
+from benchmarks.kernels.compilers import Compilers
 from benchmarks.kernels.measure import error_of, input_sets, microseconds
 from benchmarks.kernels.shapes import shape_of
-from benchmarks.kernels.tune import all_jobs, compile_all, compile_part, tune
+from benchmarks.kernels.tune import Tuner, all_jobs, compile_part, jobs_to_compile
 
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 2048]
 QUICK_ROWS = [1, 16, 64, 2048]
@@ -37,7 +38,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", nargs="*", help="operations, or parts of a case's name")
-    parser.add_argument("--models", nargs="*", default=["106b:1"], help="106b:1 106b:2 9b tiny …")
+    parser.add_argument("--models", nargs="*", help="106b:1 (without --tune) 106b:2 9b tiny …")
     parser.add_argument("--rows", type=int, nargs="*")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--no-check", action="store_true", help="time only")
@@ -46,14 +47,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tflops", type=float, default=1330.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tune", type=Path, metavar="FILE", help="write the table of tiles there")
-    parser.add_argument("--compilers", type=int, default=12, help="processes, of --tune")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="to --tune in")
+    parser.add_argument("--compilers", type=int, default=14, help="processes, of --tune")
     parser.add_argument("--compile-part", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def chosen(options: argparse.Namespace, inputs: Inputs) -> Iterator[tuple[str, Case]]:
     rows = options.rows or (QUICK_ROWS if options.quick else ROWS)
-    for name in options.models:
+    for name in options.models or ["106b:1"]:
         for count in rows:
             for case in all_cases(shape_of(name), count, inputs):
                 full = f"{case.op} {case.what}"
@@ -94,6 +96,16 @@ def show(line: dict[str, Any]) -> None:
     )
 
 
+def tune(options: argparse.Namespace, inputs: Inputs) -> None:
+    """Write the table of tiles, or compile for whoever does."""
+    if options.compile_part is not None:
+        compile_part(jobs_to_compile(options), options.compile_part, options.compilers)
+        return
+    jobs = all_jobs(options.models, options.rows, options.only, inputs, options.quick)
+    with Compilers(sys.argv[1:], options.compilers) as compilers:
+        Tuner(options.tune, inputs.device, options.seconds, compilers).run(jobs)
+
+
 def main() -> int:
     options = arguments()
     device = torch.device(options.device)
@@ -102,13 +114,7 @@ def main() -> int:
     print(f"torch {torch.__version__} on {where}")
     with torch.inference_mode():
         if options.tune:
-            jobs = [*all_jobs(options.models, options.rows, options.only, device, options.quick)]
-            if options.compile_part is not None:
-                compile_part(jobs, options.compile_part, options.compilers)
-                return 0
-            compile_all(sys.argv[1:], options.compilers)
-            table = {"device": where, **tune(jobs, device)}
-            options.tune.write_text(json.dumps(table, indent=1) + "\n")
+            tune(options, inputs)
             return 0
         print(
             f"{'model':8} {'operation':22} {'of':34} {'rows':>5} {'us':>9} {'GB/s':>7} "

@@ -22,6 +22,7 @@ class Shape:
     vision_width: int
     vision_heads: int
     vision_mlp: int
+    layers: int
 
 
 def shape_of(name: str) -> Shape:
@@ -29,7 +30,7 @@ def shape_of(name: str) -> Shape:
     model, _, size = name.partition(":")
     tp = int(size or 1)
     if model == "tiny":
-        return Shape(name, 64, 4, 2, 32, 96, 32, 8, 3, 512, 64, 2, 64)
+        return Shape(name, 64, 4, 2, 32, 96, 32, 8, 3, 512, 64, 2, 64, 3)
     if model not in MODELS:
         raise ValueError(f"no model {model!r}: {', '.join(MODELS)}, each with :1, :2 or :4")
     text, vision = MODELS[model]["text_config"], MODELS[model]["vision_config"]
@@ -47,6 +48,7 @@ def shape_of(name: str) -> Shape:
         vision_width=vision["hidden_size"],
         vision_heads=vision["num_heads"],
         vision_mlp=vision["out_hidden_size"],
+        layers=text["num_hidden_layers"],
     )
 
 

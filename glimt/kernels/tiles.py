@@ -1,13 +1,16 @@
 """The shapes of the kernels' tiles: a table for each GPU's kind, and a rule for what it lacks.
 
-`tiles.json` is data, written by `python -m benchmarks.kernels --tune` on the GPU: for every
-product, outputs × inputs, and every bucket of rows the fastest of the candidates below.
+`tiles.json` is data, written by `python -m benchmarks.kernels --tune` on the GPU: by the name of
+the GPU, product, outputs × inputs, and bucket of rows the fastest of the candidates below, where it
+is clearly faster than the rule.
 """
 
 import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 _NUM_PROCESSORS = 132  # of an H100 or H200
 _BUCKETS = (1, 16, 32, 64)  # rows; a product with more than one bucket's takes the next one's tile
@@ -77,9 +80,16 @@ def bucket(num_rows: int) -> int:
 
 
 def _lookup(product: str, num_outputs: int, num_inputs: int, num_rows: int) -> dict[str, int]:
-    by_rows = _table().get(product, {}).get(f"{num_outputs}x{num_inputs}", {})
+    by_size = _table().get(gpu_name(), {}).get(product, {})
+    by_rows = by_size.get(f"{num_outputs}x{num_inputs}", {})
     found: dict[str, int] = by_rows.get(str(bucket(num_rows)), {})
     return found
+
+
+@functools.cache
+def gpu_name() -> str:
+    """What the table calls the GPUs of this machine; empty without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 @functools.cache

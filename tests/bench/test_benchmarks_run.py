@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.kernels import tune as tuning
+from benchmarks.kernels.cases import Inputs
 from glimt.checkpoint import read_checkpoint
 from glimt.grammar.vocabulary import Vocabulary
 from glimt.kernels import choice, reference, reference_experts, tiles
@@ -99,7 +100,9 @@ def test_a_trace_is_summed_up_by_what_the_gpu_did(monkeypatch: pytest.MonkeyPatc
     assert "30.0 us before copy" in told
 
 
-def test_tuning_writes_the_table_that_the_kernels_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_writes_the_table_that_the_kernels_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """With the definitions in place of the kernels, which need a GPU."""
     slow = tiles.LINEAR_CONFIGS[0]
 
@@ -120,14 +123,20 @@ def test_tuning_writes_the_table_that_the_kernels_read(monkeypatch: pytest.Monke
     monkeypatch.setattr(tiles, "linear_tile", lambda *size: slow)
     cpu = torch.device("cpu")
     wanted = ("qkv", "gate_up 32x64", "down 64x32", "fp8_linear 256x64")
-    jobs = [*tuning.all_jobs(["tiny"], [2], wanted, cpu, is_quick=False)]
-    table = tuning.tune(jobs, cpu)
+    jobs = tuning.all_jobs(["tiny"], [2], wanted, Inputs(cpu, torch.float32), is_quick=False)
+    monkeypatch.setattr(tiles, "gpu_name", lambda: "a GPU")
+    file = tmp_path / "tiles.json"
+    table = tuning.Tuner(file, cpu).run(jobs)["a GPU"]
+    assert json.loads(file.read_text()) == {"a GPU": table}
     assert table["measured"].keys() == {"gate_up 32x64 2", "down 64x32 2", "fp8_linear 256x64 2"}
     assert tiles.LinearTile(**table["fp8_linear"]["256x64"]["2"]) == tiles.LINEAR_CONFIGS[1]
     measured = table["measured"]["fp8_linear 256x64 2"]
     assert measured["best_us"] < measured["today_us"]
-    monkeypatch.setattr(tiles, "_table", lambda: {"gate_up": {"32x64": {"16": {**GATE_UP}}}})
+    for_it = {"gate_up": {"32x64": {"16": {**GATE_UP}}}}
+    monkeypatch.setattr(tiles, "_table", lambda: {"a GPU": for_it})
     assert tiles.gate_up_tile(32, 64, 2) == tiles.ExpertTile(**GATE_UP)
+    monkeypatch.setattr(tiles, "gpu_name", lambda: "another")
+    assert tiles.gate_up_tile(32, 64, 2) != tiles.ExpertTile(**GATE_UP)
 
 
 def test_a_checkpoint_without_weights_has_the_sizes_of_the_published_one(tmp_path: Path) -> None:

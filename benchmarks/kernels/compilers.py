@@ -1,0 +1,93 @@
+"""Compiles what will be timed, in other processes and without the GPU, job by job.
+
+Triton keeps on disk what it compiled, so whoever launches the same later does not wait. Tensors are
+without memory ("meta"): their types and alignment are all that the compiler asks for.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.cases import Inputs
+from glimt.kernels import twins
+
+
+class NoInputs(Inputs):
+    """Tensors without memory."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("meta"), torch.bfloat16)
+
+    def randn(self, seed: int, *size: int, std: float = 1.0) -> Tensor:
+        return torch.empty(size, dtype=self.dtype, device=self.device)
+
+    def fp8(self, seed: int, *size: int) -> tuple[Tensor, Tensor]:
+        scale = torch.empty(size[:-1], dtype=torch.float32, device=self.device)
+        return torch.empty(size, dtype=torch.float8_e4m3fn, device=self.device), scale
+
+    def ints(self, seed: int, high: int, *size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.int64, device=self.device)
+
+
+@contextmanager
+def only_compiled() -> Iterator[None]:
+    """Within, kernels are compiled and not launched."""
+    kernels = type(twins.triton_linear.linear_kernel)
+    run = kernels.run
+
+    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
+        compiled = run(kernel, *args, grid=grid, warmup=True, **named)
+        twins.triton_support._COMPILED.clear()  # or the second launch of it would be one
+        return _Launched(compiled)
+
+    with mock.patch.object(kernels, "run", compile_only):
+        yield
+
+
+class _Launched:
+    """What a launch gives; to launch it again does nothing."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *given: None
+
+
+class Compilers:
+    """Processes that compile the jobs of a command in their order, each some of the tiles."""
+
+    def __init__(self, arguments: Sequence[str], count: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.kernels", *arguments]
+        self._processes = [
+            subprocess.Popen(
+                [*command, "--compile-part", str(part)], stdout=subprocess.PIPE, text=True
+            )
+            for part in range(count)
+        ]
+        self._done = [-1] * count
+
+    def wait_for(self, job: int) -> None:
+        """Until all tiles of a job, by its number, are compiled (or whoever did it has ended)."""
+        for part, process in enumerate(self._processes):
+            while self._done[part] < job and process.stdout is not None:
+                line = process.stdout.readline()
+                if not line:
+                    break
+                if line.startswith("job "):
+                    self._done[part] = int(line.split()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait()
