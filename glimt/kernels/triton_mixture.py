@@ -26,7 +26,7 @@ from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import down_tile, gate_up_tile
 from glimt.kernels.triton_expert_tiles import store_inner, store_output
-from glimt.kernels.triton_router import logits
+from glimt.kernels.triton_router import logits, total_of
 from glimt.kernels.triton_soon import fetch_soon, soon_of
 from glimt.kernels.triton_support import (
     INTERPRETED,
@@ -79,7 +79,7 @@ def choose(
     place = tl.sum((is_more | is_first).to(tl.int32), axis=0)
     weight = tl.sum(tl.where(place == k, score, 0.0), axis=0)
     if normalizes:
-        weight /= tl.sum(tl.where(place < per_token, score, 0.0), axis=0) + 1e-20
+        weight /= total_of(tl.where(place < per_token, score, 0.0))
     return tl.sum(tl.where(place == k, expert, 0), axis=0), weight * factor
 
 

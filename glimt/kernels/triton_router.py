@@ -91,6 +91,12 @@ def logits_kernel(
     tl.store(logit_ptr + row * num_experts + expert[:, None], total, mask=mask)
 
 
+@triton.jit
+def total_of(weights):
+    """Their sum, not quite 0, to the same bit in whatever order they come: float64 rounds later."""
+    return tl.sum(weights.to(tl.float64), axis=0).to(tl.float32) + 1e-20
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def select_kernel(
     logit_ptr,
@@ -130,7 +136,7 @@ def select_kernel(
         chosen = tl.where(place == k, index, chosen)
         weights = tl.where(place == k, weight, weights)
     if normalizes:
-        weights = weights / (tl.sum(weights, axis=0) + 1e-20)
+        weights = weights / total_of(weights)
     out = token * per_token + place
     tl.store(weight_ptr + out, weights * scale, mask=place < per_token)
     tl.store(expert_ptr + out, chosen.to(tl.int64), mask=place < per_token)

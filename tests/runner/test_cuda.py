@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glimt.engine.plan import RowWork, StepPlan
-from glimt.kernels import attention, draws, sampling
+from glimt.kernels import attention, draws, experts, sampling
 from glimt.kernels.draws import add_noise_, least_kept, mask_top_k_top_p_
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
@@ -227,7 +227,19 @@ def again(work: Work) -> Work:
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("num_rows", [1, 11])
-@pytest.mark.parametrize("switches", [("PDL",), ("MEASURES",), ("PDL", "MEASURES")], ids=str)
+@pytest.mark.parametrize(
+    "switches",
+    [
+        ("PDL",),
+        ("MEASURES",),
+        ("PDL", "MEASURES"),
+        ("AT_ONCE",),
+        ("SOON_MIB",),
+        ("AT_ONCE", "SOON_MIB", "MEASURES"),
+        ("AT_ONCE", "SOON_MIB", "PDL"),
+    ],
+    ids=str,
+)
 def test_switches_of_kernels_change_no_token(
     gpu: torch.device,
     kv_dtype: str,
@@ -236,18 +248,24 @@ def test_switches_of_kernels_change_no_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whole steps of layers of full size, as prompts and as replayed graphs, with programmatic
-    dependent launch (PDL) or products that quantise (MEASURES), and without. Greedy: a single wrong
-    bit shows sooner or later."""
+    dependent launch (PDL), products that quantise (MEASURES), experts chosen and computed at once
+    (AT_ONCE) or weights fetched ahead (SOON_MIB), and without. Greedy: a single wrong bit shows
+    sooner or later."""
     support = pytest.importorskip("glimt.kernels.triton_support")
     monkeypatch.setattr(attention, "DECODES_AT_ONCE", "MEASURES" in switches)
-    modules = {"PDL": support, "MEASURES": attention}
+    modules = {
+        "PDL": support,
+        "MEASURES": attention,
+        "AT_ONCE": experts,
+        "SOON_MIB": pytest.importorskip("glimt.kernels.triton_soon"),
+    }
     model, album = dummy_model(gpu, 2, True), Album()
     asks = [make_ask(album, "t" * (2 + n % 3), n) for n in range(num_rows)]
     lengths = [len(ask.token_ids) for ask in asks]
     answers = []
     for is_on in (False, True):
         for name in switches:
-            monkeypatch.setattr(modules[name], name, is_on)
+            monkeypatch.setattr(modules[name], name, 16 * is_on if name == "SOON_MIB" else is_on)
         executor = make_executor(
             model,
             album,
