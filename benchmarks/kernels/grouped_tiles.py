@@ -1,10 +1,11 @@
 """Times the experts' feed-forward of prompts, torch's products beside each of our own tiles.
 
-    python -m benchmarks.kernels.grouped_tiles [--tokens 1433 2048 8192] [--out FILE.json]
+    python -m benchmarks.kernels.grouped_tiles [--tokens 1433 8192] [--tiles 0 1 2] [--out FILE]
 
 Everything between the quantised rows of the norm and the experts' weighted sum counts, so that what
 a tile saves elsewhere counts as well. First all tiles for both products, then the best three for
-each product crosswise. Each result is compared with torch's. TFLOP/s are those of real rows.
+each product crosswise. Each result is compared with torch's. TFLOP/s are those of real rows. The
+fastest of our own is also told as switches for `ab_steps.py`. Compiling takes 8 seconds a tile.
 """
 
 import argparse
@@ -38,6 +39,13 @@ class Way(NamedTuple):
         grouped.GATE_UP_TILE, grouped.DOWN_TILE = self.gate_up or 0, self.down or 0
         grouped.APART = self.is_apart
 
+    @property
+    def switches(self) -> str:
+        """Of `benchmarks/switches.py`."""
+        if self.gate_up is None:
+            return f"gates_apart={int(self.is_apart)}"
+        return f"own_grouped=100000,gate_up_tile={self.gate_up},down_tile={self.down}"
+
     def __str__(self) -> str:
         if self.gate_up is None or self.down is None:
             return "torch, gates apart" if self.is_apart else "torch"
@@ -63,7 +71,7 @@ def measured(ways: list[Way], sets: list[Any], expected: torch.Tensor) -> Iterat
         yield {"way": way, "us": us, "error": error.item()}
 
 
-def compare(tokens: int, model: str, inputs: Inputs) -> list[dict[str, Any]]:
+def compare(tokens: int, model: str, inputs: Inputs, tiles: list[int]) -> list[dict[str, Any]]:
     """All ways, fastest first; printed."""
     shape = shape_of(model)
     case = next(c for c in all_cases(shape, tokens, inputs) if c.op == "fp8_grouped_experts")
@@ -75,7 +83,7 @@ def compare(tokens: int, model: str, inputs: Inputs) -> list[dict[str, Any]]:
     expected = run(*sets[0]).float()
     ways = [Way(), Way(is_apart=True)]
     lines = [*measured(ways, sets, expected)]
-    same = [Way(number, number) for number in range(len(triton_grouped.CONFIGS))]
+    same = [Way(number, number) for number in tiles]
     own = sorted(measured(same, sets, expected), key=lambda line: line["us"])
     best = [line["way"].gate_up for line in own[:BEST]]
     crossed = [Way(a, b) for a, b in itertools.product(best, best) if a != b]
@@ -86,6 +94,8 @@ def compare(tokens: int, model: str, inputs: Inputs) -> list[dict[str, Any]]:
         told = line.get("failed") or f"{case.flops / line['us'] / 1e6:7.1f} TFLOP/s"
         print(f"  {line['us']:9.1f} us {told[:150]}  {line['way']}", end="")
         print(f"  differs by {line['error']:.1e}" if "error" in line else "", flush=True)
+    ours = next(line["way"] for line in lines if line["way"].gate_up is not None)
+    print(f"switches: {ours.switches}", flush=True)
     return [line | {"way": str(line["way"]), "tokens": tokens} for line in lines]
 
 
@@ -94,13 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1433, 2048, 8192])
     parser.add_argument("--model", default="106b:1")
+    every = range(len(triton_grouped.CONFIGS))
+    parser.add_argument("--tiles", type=int, nargs="+", choices=every, default=[*every])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     inputs, found = Inputs(torch.device("cuda", 0), torch.bfloat16), []
     print(torch.cuda.get_device_name(0))
     with torch.inference_mode():
         for tokens in options.tokens:
-            found += compare(tokens, options.model, inputs)
+            found += compare(tokens, options.model, inputs, options.tiles)
             if options.out:
                 options.out.write_text(json.dumps(found, indent=1) + "\n")
 
