@@ -47,7 +47,12 @@ def measure(seat: Seat, options: argparse.Namespace) -> None:
         group = None
         if shares:
             inboxes = tuple(map(str, range(seat.size)))
-            group = ExpertGroup(meeting_point=str(seat.folder / "experts"), inboxes=inboxes)
+            group = ExpertGroup(
+                first=0,
+                size=seat.size,
+                meeting_point=str(seat.folder / "experts"),
+                inboxes=inboxes,
+            )
         return msgspec.structs.replace(
             start,
             index=seat.rank,
@@ -56,7 +61,7 @@ def measure(seat: Seat, options: argparse.Namespace) -> None:
             expert_group=group,
         )
 
-    host = gloo(seat.meeting().store(seat.rank, seat.size), seat.rank, seat.size)
+    host = gloo(seat.meeting().store(seat.size), seat.rank, seat.size)
     engine = build(options, place)
     driver = CopyDriver(engine) if shares else Driver(engine)
     driver.add(64, 8)

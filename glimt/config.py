@@ -164,8 +164,10 @@ class ParallelSettings:
     data_parallel_backend: Annotated[Literal["mp", "ray"], Parameter(alias="-dpb")] = "mp"
     """Who starts the copies: this machine (mp), or Ray, which finds machines for them."""
     enable_expert_parallel: Annotated[bool, Parameter(alias="-ep")] = False
-    """Spread whole experts over the GPUs of all copies on this machine, in place of splitting each
-    over those of its copy."""
+    """Spread whole experts over the GPUs of all copies, in place of splitting each over those of
+    its copy."""
+    expert_parallel_scope: Literal["all", "machine"] = "all"
+    """Copies that share experts: of all machines that know each other, or of each machine."""
     expert_placement_strategy: Literal["linear", "round_robin"] = "linear"
     """Which GPU has which whole experts: the first the first ones, or each in turn."""
     expert_placement: str | None = None

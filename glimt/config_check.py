@@ -144,7 +144,9 @@ def _machines(parallel: ParallelSettings) -> Iterator[str]:
 def _one_machine(parallel: ParallelSettings) -> Iterator[str]:
     if parallel.nnodes < 1:
         yield f"--nnodes {parallel.nnodes}: must be at least 1"
+    here = copies.copies_of(parallel).here
     knows_others = copies.copies_of(parallel).spans_machines
+    knows_others |= len(copies.expert_copies(parallel)) > here
     for flag, wanted in (
         ("--node-rank", parallel.node_rank != 0),
         ("--master-addr", parallel.master_addr is not None),
@@ -283,10 +285,10 @@ def _notes(settings: Settings) -> Iterator[str]:
     """What is accepted and has no effect, or deserves a word."""
     parallel, server = settings.parallel, settings.server
     yield from copies.notes(parallel)
-    here = copies.copies_of(parallel).here
-    if parallel.enable_expert_parallel and parallel.tensor_parallel_size * here == 1:
+    sharing = len(copies.expert_copies(parallel))
+    if parallel.enable_expert_parallel and parallel.tensor_parallel_size * sharing == 1:
         yield "--enable-expert-parallel has no effect on one GPU"
-    if parallel.all2all_backend != "auto" and (here == 1 or not parallel.enable_expert_parallel):
+    if parallel.all2all_backend != "auto" and sharing <= 1:
         yield "--all2all-backend has no effect: no experts are shared between copies"
     if parallel.tensor_parallel_size == 1:
         if settings.media.mm_encoder_tp_mode == "data":

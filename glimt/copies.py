@@ -62,6 +62,27 @@ def copies_of(parallel: ParallelSettings) -> Copies:
     return Copies(role, total, start, total - start if local is None else local)
 
 
+def expert_copies(parallel: ParallelSettings) -> range:
+    """Numbers of the copies that this machine's share experts with, if there are experts: of all
+    machines that can speak with each other, else of this one. Of one that itself takes several
+    machines: no other.
+    """
+    copies = copies_of(parallel)
+    if not parallel.enable_expert_parallel or parallel.nnodes > 1:
+        return range(copies.first, copies.first + min(1, copies.here))
+    knows_others = copies.spans_machines or _meets_for_experts(parallel, copies.role)
+    if knows_others and parallel.expert_parallel_scope == "all":
+        return range(copies.total)
+    return copies.local
+
+
+def _meets_for_experts(parallel: ParallelSettings, role: Role) -> bool:
+    """Servers behind a balancer of the user's that meet to share their experts."""
+    wishes = parallel.enable_expert_parallel and parallel.expert_parallel_scope == "all"
+    knows = parallel.data_parallel_address is not None
+    return role in ("hybrid", "external") and wishes and knows and parallel.nnodes == 1
+
+
 def _role(parallel: ParallelSettings) -> Role:
     total, local = parallel.data_parallel_size, parallel.data_parallel_size_local
     if parallel.data_parallel_external_lb or parallel.data_parallel_rank is not None:
@@ -85,7 +106,7 @@ def problems(parallel: ParallelSettings) -> Iterator[str]:
         return
     yield from _balancers(parallel, role)
     yield from _numbers(parallel, role)
-    if role in ("head", "node"):
+    if role in ("head", "node") or _meets_for_experts(parallel, role):
         yield from _meeting(parallel, role)
         if parallel.data_parallel_backend == "mp" and role == "node":
             yield from _headless(parallel)
@@ -148,6 +169,8 @@ def _meeting(parallel: ParallelSettings, role: Role) -> Iterator[str]:
     """How machines find the head, and show that they may."""
     local = f"--data-parallel-size-local {parallel.data_parallel_size_local}"
     why = "--headless" if role == "node" else local
+    if role in ("hybrid", "external"):
+        why = "--enable-expert-parallel with --data-parallel-address"
     address, port = parallel.data_parallel_address, parallel.data_parallel_rpc_port
     if address is None:
         yield (
@@ -160,8 +183,10 @@ def _meeting(parallel: ParallelSettings, role: Role) -> Iterator[str]:
         )
     if address in ("0.0.0.0", "::"):
         yield f"--data-parallel-address {address}: name the address that the other machines reach"
-    if port is not None and not 1 <= port <= 65535:
-        yield f"--data-parallel-rpc-port {port}: must be 1 to 65535"
+    most = 65533 if parallel.enable_expert_parallel else 65535
+    if port is not None and not 1 <= port <= most:
+        beyond = " (the two ports after it are used as well)" if most < 65535 else ""
+        yield f"--data-parallel-rpc-port {port}: must be 1 to {most}{beyond}"
     if len(parallel.master_token or "") < MIN_TOKEN_LENGTH:
         yield (
             f"{why} needs a --master-token of {MIN_TOKEN_LENGTH} characters or more, the same on "
@@ -185,6 +210,15 @@ def notes(parallel: ParallelSettings) -> Iterator[str]:
         )
     if copies.spans_machines or copies.role == "ranks":
         return
+    if _meets_for_experts(parallel, copies.role):
+        yield "where there are experts, all copies of all servers share them"
+        return
+    wishes = parallel.enable_expert_parallel and parallel.expert_parallel_scope == "all"
+    if wishes and parallel.nnodes == 1 and copies.role in ("hybrid", "external"):
+        yield (
+            "experts are shared on this machine only; with --data-parallel-address, the address of "
+            "the machine of copy 0, by the copies of all servers"
+        )
     for flag, wanted in (
         ("--data-parallel-address", parallel.data_parallel_address is not None),
         ("--data-parallel-rpc-port", parallel.data_parallel_rpc_port is not None),

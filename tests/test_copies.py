@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from glimt.config import ParallelSettings
-from glimt.copies import Copies, copies_of, notes, problems
+from glimt.copies import Copies, copies_of, expert_copies, notes, problems
 
 MEETING = {"address": "10.0.0.1", "token": "a token of sixteen or more"}
 
@@ -97,6 +97,43 @@ def test_the_head_asks_for_the_copies_that_it_has_not() -> None:
     assert copies_of(flags(4, size_local=1, **MEETING)).far == range(1, 4)
     assert not copies_of(flags(4, headless=True, start_rank=1, **MEETING)).far
     assert not copies_of(flags(4)).far
+
+
+@pytest.mark.parametrize(
+    ("parallel", "expected"),
+    [
+        (flags(4, size_local=2, **MEETING), range(4)),
+        (flags(4, size_local=0, **MEETING), range(4)),
+        (flags(4, headless=True, start_rank=2, **MEETING), range(4)),
+        (flags(4), range(4)),
+        (flags(4, rank=3), range(3, 4)),
+        (flags(4, rank=3, **MEETING), range(4)),
+        (flags(4, size_local=2, start_rank=2), range(2, 4)),
+        (flags(4, size_local=2, start_rank=2, **MEETING), range(4)),
+        (flags(4, nnodes=2, size_local=1, **MEETING), range(1)),
+        (flags(4, nnodes=2, size_local=1, headless=True, start_rank=3, **MEETING), range(3, 4)),
+    ],
+)
+def test_copies_share_experts_with_those_that_they_can_speak_with(
+    parallel: ParallelSettings, expected: range
+) -> None:
+    spread = replace(parallel, enable_expert_parallel=True)
+    assert not list(problems(spread))
+    assert expert_copies(spread) == expected
+    here = replace(spread, expert_parallel_scope="machine")
+    assert set(expert_copies(here)) <= set(copies_of(here).local)
+    assert len(expert_copies(parallel)) <= 1
+
+
+def test_servers_that_share_experts_prove_that_they_may() -> None:
+    hybrid = replace(flags(4, size_local=2, hybrid_lb=True, **MEETING), enable_expert_parallel=True)
+    assert any("all copies of all servers share them" in note for note in notes(hybrid))
+    (problem,) = problems(replace(hybrid, master_token=None))
+    assert problem.startswith("--enable-expert-parallel with --data-parallel-address needs a --mas")
+    (problem,) = problems(replace(hybrid, data_parallel_rpc_port=65534))
+    assert "must be 1 to 65533 (the two ports after it" in problem
+    alone = replace(hybrid, data_parallel_address=None, master_token=None)
+    assert any("on this machine only" in note for note in notes(alone))
 
 
 def test_without_http_there_are_no_servers() -> None:

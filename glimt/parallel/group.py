@@ -33,22 +33,25 @@ class Meeting:
     file: Path | None = None
     host: str = ""
     port: int = 0
-    listener_fd: int = -1  # rank 0's listening socket
+    listener_fd: int = -1  # listening socket of the rank that all come to
     own_address: str = "127.0.0.1"  # at which others reach this rank
+    name: str = ""  # of the group, where several meet at one port
 
-    def store(self, rank: int, size: int) -> Any:
+    def store(self, size: int) -> Any:
         """What the ranks tell each other their addresses by."""
         if self.file is not None:
             return dist.FileStore(str(self.file), size)
-        return dist.TCPStore(
+        listens = self.listener_fd >= 0
+        store = dist.TCPStore(
             self.host,
             self.port,
             size,
-            rank == 0,
+            listens,
             TIMEOUT,
             wait_for_workers=False,
-            master_listen_fd=os.dup(self.listener_fd) if rank == 0 else None,  # torch closes it
+            master_listen_fd=os.dup(self.listener_fd) if listens else None,  # torch closes it
         )
+        return dist.PrefixStore(self.name, store) if self.name else store
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def join(
 
     All ranks must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
     """
-    store = meeting.store(rank, size)
+    store = meeting.store(size)
     store.set_timeout(TIMEOUT)
     host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
     if device.type != "cuda":
@@ -101,7 +104,7 @@ def join_replicas(meeting: Meeting, rank: int, size: int, device: torch.device) 
 
     All of them must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
     """
-    store = meeting.store(rank, size)
+    store = meeting.store(size)
     store.set_timeout(TIMEOUT)
     host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
     if device.type != "cuda":

@@ -70,6 +70,7 @@ def _parallel(plan: Plan, node: int) -> ParallelSettings:
         first = (node // nodes_each) * here
         wishes = replace(
             wishes,
+            expert_parallel_scope="machine" if layout.sharing > 1 else "all",
             data_parallel_size_local=here,
             data_parallel_start_rank=first or None,
             data_parallel_address="NODE0",

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glimt.processes.control import ControlLine, ToParent, pair, parent_line
@@ -97,8 +97,11 @@ class Child(Pulse):
         fds: Sequence[int] = (),
         *,
         passes: tuple[str, ...] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        """`passes`: beginnings of further variables that it gets from the environment."""
+        """`passes`: beginnings of further variables that it gets from the environment;
+        `variables`: some that it gets unless the environment says otherwise.
+        """
         super().__init__(name)
         self.start = start
         ours, theirs = pair()
@@ -108,7 +111,7 @@ class Child(Pulse):
             pass_fds=(theirs.fileno(), *fds),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=child_environment(passes),
+            env={**(variables or {}), **child_environment(passes)},
         )
         theirs.close()
         self.line.send(start)

@@ -17,7 +17,8 @@ import msgspec
 from glimt.experts.group import Backend, ExpertGroup
 from glimt.experts.placement import Placement
 from glimt.placement.messages import Placed, PlacerStart
-from glimt.processes.far_start import GateStart, UplinkStart
+from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
+from glimt.processes.group_messages import GroupBegins, GroupEnds, GroupQuiet
 from glimt.processes.preflight import ClusterSettings
 from glimt.processes.tls import TlsFiles
 from glimt.wire import EngineInfo, ImageSettings, MediaLimits
@@ -237,6 +238,7 @@ ToChild = (
     | MediaWorkerStart
     | GateStart
     | UplinkStart
+    | MusterStart
     | PlacerStart
     | EngineUp
     | EngineDown
@@ -245,6 +247,7 @@ ToChild = (
     | ServerGone
     | Drain
     | Notice
+    | GroupQuiet
     | Stop
 )
 
@@ -296,6 +299,8 @@ ToParent = (
     | EngineLeaving
     | ServerForgotten
     | HeadEnded
+    | GroupBegins
+    | GroupEnds
     | Notice
     | Placed
     | Refused

@@ -38,8 +38,9 @@ from glimt.processes.control import (
 )
 from glimt.processes.machine import settle
 from glimt.processes.team import Loss, end_process
+from glimt.processes.wakes import waker
 from glimt.transport import Inbox, Outbox
-from glimt.wire import Abort, EngineMessage, Outputs, Submit, Wake
+from glimt.wire import Abort, EngineMessage, Outputs, Submit
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +105,7 @@ def make_wave(start: EngineStart, mesh: Mesh) -> Wave | None:
     group = start.expert_group
     if group is None:
         return None
-    others = [Outbox(inbox) for inbox in group.inboxes if inbox != start.inbox]
-
-    def wake(number: int) -> None:
-        for other in others:
-            other.send(Wake(number))
-
-    return Wave(mesh.dp_tell, wake)
+    return Wave(mesh.dp_tell, waker(group, start.inbox))
 
 
 class Heartbeat:
@@ -191,6 +186,8 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
         time.sleep(CULPRIT_LIMIT_S)
         end_process(Loss(str(error)))
     engine.close()
+    if start.expert_group is not None:
+        os._exit(0)  # what others have met at takes long to take apart, and may wait for them
 
 
 def use_spare_cores(num_ranks: int = 1) -> None:

@@ -1,19 +1,18 @@
-"""Which ranks of a machine share the experts of a model, and which of them has which."""
+"""Which ranks share the experts of a model, and which of them has which."""
 
 from pathlib import Path
 
 from glimt.checkpoint import Checkpoint
 from glimt.config import ParallelSettings
-from glimt.copies import copies_of
+from glimt.copies import expert_copies
 from glimt.experts.placement import Placement, by_strategy, check_fits, read_placement
 from glimt.models.config import TextConfig
 from glimt.models.config_json import read_config
 
 
 def shares_experts(parallel: ParallelSettings, checkpoint: Checkpoint) -> bool:
-    """Whether the replicas of this machine compute experts for each other."""
-    spreads = parallel.enable_expert_parallel and _text(checkpoint).moe is not None
-    return spreads and copies_of(parallel).here > 1
+    """Whether replicas compute experts for each other."""
+    return len(expert_copies(parallel)) > 1 and _text(checkpoint).moe is not None
 
 
 def expert_placement(parallel: ParallelSettings, checkpoint: Checkpoint) -> Placement | None:
@@ -21,7 +20,7 @@ def expert_placement(parallel: ParallelSettings, checkpoint: Checkpoint) -> Plac
     text = _text(checkpoint)
     if not parallel.enable_expert_parallel or text.moe is None:
         return None
-    num_ranks = parallel.tensor_parallel_size * max(1, copies_of(parallel).here)
+    num_ranks = parallel.tensor_parallel_size * max(1, len(expert_copies(parallel)))
     layers = [layer for layer in range(text.num_layers) if text.is_moe_layer(layer)]
     if parallel.expert_placement is not None:
         placement = read_placement(Path(parallel.expert_placement))

@@ -8,6 +8,9 @@
                             ◀──      ReplicaUp, ReplicaDown, FromReplica
       Beat                  ◀─▶      Beat                    once a second
 
+Machines whose copies share experts have a second one, between their musters (`muster.py`), with
+GroupBegins, GroupEnds and GroupQuiet in place of what carries requests.
+
 Messages of servers and engines (`wire.py`) travel encoded as they are; pixels, which lie in shared
 memory, go before the request that needs them, to the place in the node's memory that the head has
 chosen. Frames of msgpack behind their length; never pickle. Nothing is encrypted.
@@ -20,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from glimt.processes.group_messages import GroupBegins, GroupEnds, GroupQuiet
 from glimt.processes.node_link import LinkLost, NodeLink, TurnedAway
 from glimt.processes.preflight import Facts
 from glimt.wire import EngineInfo
@@ -36,8 +40,24 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True, tag="introduction"
     host: str
     first_copy: int
     num_copies: int
-    arena_bytes: int  # memory for pixels
+    arena_bytes: int = 0  # memory for pixels
     facts: Facts
+
+    @property
+    def copies(self) -> range:
+        """Their numbers."""
+        return range(self.first_copy, self.first_copy + self.num_copies)
+
+    @property
+    def name(self) -> str:
+        """The machine, for people."""
+        copies = self.copies
+        return f"node of replica{'s' if len(copies) > 1 else ''} {span(copies)} ({self.host})"
+
+
+def span(copies: range) -> str:
+    """Numbers of replicas, for people."""
+    return f"{copies.start} to {copies.stop - 1}" if len(copies) > 1 else f"{copies.start}"
 
 
 class Admitted(msgspec.Struct, frozen=True, tag="admitted"):
@@ -103,6 +123,9 @@ FarMessage = (
     | Beat
     | NodeLeaves
     | HeadStops
+    | GroupBegins
+    | GroupEnds
+    | GroupQuiet
 )
 
 
@@ -113,7 +136,16 @@ class FarLink:
     given up, so that is bounded.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        own_address: str,
+        other_address: str,
+    ) -> None:
+        """The addresses of the two machines, as this one sees them."""
+        self.own_address = own_address
+        self.other_address = other_address
         self._reader = reader
         self._writer = writer
         self._encoder = msgspec.msgpack.Encoder()
@@ -124,9 +156,10 @@ class FarLink:
     @classmethod
     async def over(cls, link: NodeLink) -> "FarLink":
         """Go on over the connection of a proved `NodeLink`, which is not used any more."""
+        addresses = link.own_address, link.other_address
         connection = link.detach()
         reader, writer = await asyncio.open_connection(sock=connection, limit=4 * _PIECE_BYTES)
-        return cls(reader, writer)
+        return cls(reader, writer, *addresses)
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; if the other side is gone, `receive` says so."""

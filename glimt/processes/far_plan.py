@@ -2,10 +2,19 @@
 
 from glimt import __version__
 from glimt.config import ParallelSettings
-from glimt.copies import DEFAULT_PORT, copies_of
+from glimt.copies import DEFAULT_PORT, copies_of, expert_copies
 from glimt.processes.control import EngineStart
-from glimt.processes.far_start import GateStart, UplinkStart
-from glimt.processes.preflight import facts_of
+from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
+from glimt.processes.preflight import Facts, facts_of
+
+
+def _facts(parallel: ParallelSettings, engine: EngineStart) -> Facts:
+    return facts_of(
+        engine,
+        __version__,
+        data_parallel_size=parallel.data_parallel_size,
+        expert_parallel_scope=parallel.expert_parallel_scope,
+    )
 
 
 def gate_start(parallel: ParallelSettings, engine: EngineStart) -> GateStart | None:
@@ -19,7 +28,7 @@ def gate_start(parallel: ParallelSettings, engine: EngineStart) -> GateStart | N
         host=parallel.data_parallel_address or "",
         port=parallel.data_parallel_rpc_port or DEFAULT_PORT,
         token=parallel.master_token or "",
-        facts=facts_of(engine, __version__, data_parallel_size=copies.total),
+        facts=_facts(parallel, engine),
         log_level=engine.log_level,
         log_json=engine.log_json,
     )
@@ -36,7 +45,28 @@ def uplink_start(parallel: ParallelSettings, engine: EngineStart) -> UplinkStart
         host=parallel.data_parallel_address or "",
         port=parallel.data_parallel_rpc_port or DEFAULT_PORT,
         token=parallel.master_token or "",
-        facts=facts_of(engine, __version__, data_parallel_size=copies.total),
+        facts=_facts(parallel, engine),
+        log_level=engine.log_level,
+        log_json=engine.log_json,
+    )
+
+
+def muster_start(parallel: ParallelSettings, engine: EngineStart) -> MusterStart | None:
+    """For a machine whose copies share experts with those of others, if there are experts."""
+    copies = copies_of(parallel)
+    if len(expert_copies(parallel)) <= max(1, copies.here):
+        return None
+    port = parallel.data_parallel_rpc_port or DEFAULT_PORT
+    return MusterStart(
+        first_copy=copies.first,
+        num_here=copies.here,
+        num_copies=copies.total,
+        listens=copies.role == "head" or (copies.role != "node" and copies.first == 0),
+        host=parallel.data_parallel_address or "",
+        port=port + 1,
+        meeting_port=port + 2,
+        token=parallel.master_token or "",
+        facts=_facts(parallel, engine),
         log_level=engine.log_level,
         log_json=engine.log_json,
     )

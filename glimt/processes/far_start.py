@@ -1,4 +1,4 @@
-"""Settings of the two processes between which replicas of other machines work for this one."""
+"""Settings of the processes by which the replicas of several machines work together."""
 
 import msgspec
 
@@ -32,5 +32,21 @@ class UplinkStart(msgspec.Struct, frozen=True, kw_only=True, tag="uplink_start")
     facts: Facts
     inbox: str = ""  # address it binds for Outputs
     arena_fd: int = -1
+    log_level: str
+    log_json: bool
+
+
+class MusterStart(msgspec.Struct, frozen=True, kw_only=True, tag="muster_start"):
+    """Everything needed by the process by which this machine shares experts with others."""
+
+    first_copy: int  # number of this machine's first replica
+    num_here: int
+    num_copies: int  # of all machines
+    listens: bool  # the others look for this machine
+    host: str  # of the machine that the others look for
+    port: int
+    meeting_port: int  # at which ranks meet, on the machine of replica 0
+    token: str
+    facts: Facts
     log_level: str
     log_json: bool

@@ -56,10 +56,12 @@ from glimt.processes.far_link import (
     ReplicaDown,
     ReplicaUp,
     ToReplica,
+    span,
 )
+from glimt.processes.far_meeting import let_in
 from glimt.processes.far_start import GateStart
 from glimt.processes.far_work import FarArena, FarWork
-from glimt.processes.node_link import HANDSHAKE_LIMIT_S, LinkLost, NodeLink, TurnedAway, examine
+from glimt.processes.node_link import LinkLost
 from glimt.processes.preflight import differences
 from glimt.transport import AsyncInbox, Outbox, encode
 from glimt.wire import EngineInbound, EngineInfo, Outputs, PixelRef, ResetCaches
@@ -77,8 +79,8 @@ class Machine:
 
     def __init__(self, link: FarLink, who: Introduction, work: FarWork) -> None:
         self.link = link
-        self.name = name_of(who)
-        self.copies = range(who.first_copy, who.first_copy + who.num_copies)
+        self.name = who.name
+        self.copies = who.copies
         self.work = work
         self.inboxes: dict[int, tuple[AsyncInbox[EngineInbound], asyncio.Task[None]]] = {}
         self.is_leaving = False
@@ -192,43 +194,23 @@ class Gate:
 
     async def _serve(self, connection: socket.socket, address: str) -> None:
         """From a connection to its end."""
-        link = NodeLink(connection)
-        try:
-            await asyncio.to_thread(examine, link, self._start.token)
-        except (LinkLost, OSError) as error:
-            log.warning("a machine at %s was not let in: %s", address, error)
-            link.close()
-            return
-        far = await FarLink.over(link)
-        try:
-            who = await asyncio.wait_for(far.receive(), HANDSHAKE_LIMIT_S)
-            reason = self._objection(who)
-            if reason:
-                far.send(TurnedAway(reason))
-                await far.flush()
-                raise LinkLost(reason)
-        except (LinkLost, TimeoutError) as error:
-            log.warning("a machine at %s was not let in: %s", address, error)
-            far.close()
-            return
-        await self._work_with(self._machine(far, who))
+        found = await let_in(connection, address, self._start.token, self._objection, log)
+        if found is not None:
+            await self._work_with(self._machine(*found))
 
-    def _objection(self, who: Any) -> str:
-        if not isinstance(who, Introduction):
-            return "it does not speak our language"
-        start, name = self._start, name_of(who)
-        copies = range(who.first_copy, who.first_copy + who.num_copies)
+    def _objection(self, who: Introduction) -> str:
+        start, copies = self._start, who.copies
         far = range(start.num_here, start.num_copies)
         if not copies or copies[0] not in far or copies[-1] not in far:
             return (
-                f"{name}: the head wants replicas {_span(far)} of {start.num_copies} from others ("
-                "--data-parallel-start-rank, --data-parallel-size-local)"
+                f"{who.name}: the head wants replicas {span(far)} of {start.num_copies} from "
+                "others (--data-parallel-start-rank, --data-parallel-size-local)"
             )
         for other in self._machines:
             if set(copies) & set(other.copies):
-                return f"{name}: there is a {other.name} already"
+                return f"{who.name}: there is a {other.name} already"
         found = differences(start.facts, who.facts, "the head")
-        return f"{name} differs from the head: {'; '.join(found)}" if found else ""
+        return f"{who.name} differs from the head: {'; '.join(found)}" if found else ""
 
     def _machine(self, link: FarLink, who: Introduction) -> Machine:
         work = FarWork(
@@ -338,16 +320,6 @@ class Gate:
             if missing:
                 log.warning("%s at %s:%d", waiting_for(missing), start.host, start.port)
             await asyncio.sleep(REMIND_S)
-
-
-def name_of(who: Introduction) -> str:
-    """A machine, for people."""
-    copies = range(who.first_copy, who.first_copy + who.num_copies)
-    return f"node of replica{'s' if len(copies) > 1 else ''} {_span(copies)} ({who.host})"
-
-
-def _span(copies: range) -> str:
-    return f"{copies.start} to {copies.stop - 1}" if len(copies) > 1 else f"{copies.start}"
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from glimt.placement.placer import Placer
 from glimt.processes.checkpoint_defaults import chat_template, generation_defaults
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
 from glimt.processes.expert_group import expert_placement, shares_experts
-from glimt.processes.far_plan import gate_start, uplink_start
+from glimt.processes.far_plan import gate_start, muster_start, uplink_start
 from glimt.processes.folders import remove_stale_folders
 from glimt.processes.media_plan import (
     arena_bytes,
@@ -182,11 +182,13 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     image, video = pixel_settings(media, checkpoint)
     server = _server_start(settings, checkpoint, image, video)
     engine = _engine_start(settings, checkpoint, image, video)
+    shares = shares_experts(settings.parallel, checkpoint)
     return Plan(
         engine=engine,
         server=server,
         copies=copies_of(settings.parallel).local,
-        shares_experts=shares_experts(settings.parallel, checkpoint),
+        shares_experts=shares,
+        muster=muster_start(settings.parallel, engine) if shares else None,
         gate=gate_start(settings.parallel, engine),
         uplink=uplink_start(settings.parallel, engine),
         num_media_workers=_num_media_workers(settings),

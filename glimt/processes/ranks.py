@@ -1,14 +1,20 @@
 """A process's place in its replica, and the mesh that follows from it and the user's wishes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from glimt.experts.group import ExpertGroup
 from glimt.models.config import ModelConfig, VisionConfig
 from glimt.parallel.group import Meeting, join, join_replicas
 from glimt.parallel.mesh import Mesh
+from glimt.processes.cluster import listen
 from glimt.processes.control import EngineStart
+
+MEETING_FLAGS = ("--data-parallel-address", "the second port after --data-parallel-rpc-port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +54,39 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
     group = start.expert_group
     if group is None:
         return mesh
-    num_replicas = len(group.inboxes)
-    meeting = Meeting(Path(f"{group.meeting_point}-{place.rank}"))
-    joined = join_replicas(meeting, start.place_here, num_replicas, device)
+    dp_rank = start.index - group.first
+    with _meeting(group, dp_rank, place.rank) as meeting:
+        joined = join_replicas(meeting, dp_rank, group.size, device)
     return replace(
         mesh,
-        dp_size=num_replicas,
-        dp_rank=start.place_here,
-        ep_size=num_replicas * place.size,
-        ep_rank=start.place_here * place.size + place.rank,
+        dp_size=group.size,
+        dp_rank=dp_rank,
+        ep_size=group.size * place.size,
+        ep_rank=dp_rank * place.size + place.rank,
         dp_group=joined.device,
         dp_host_group=joined.host,
         placement=start.expert_placement,
         exchange_backend=start.all2all_backend,
     )
+
+
+@contextmanager
+def _meeting(group: ExpertGroup, dp_rank: int, tp_rank: int) -> Iterator[Meeting]:
+    """Where the ranks of equal tp rank meet, those of all replicas. Raises BadSettings."""
+    if not group.meeting_port:
+        yield Meeting(Path(f"{group.meeting_point}-{tp_rank}"))
+        return
+    here = Meeting(
+        host=group.meeting_point,
+        port=group.meeting_port,
+        own_address=group.own_address,
+        name=f"{group.number}/{tp_rank}",
+    )
+    if dp_rank or tp_rank:
+        yield here
+        return
+    with listen(group.meeting_point, group.meeting_port, MEETING_FLAGS) as listener:
+        yield replace(here, listener_fd=listener.fileno())
 
 
 def _replica_mesh(

@@ -12,8 +12,11 @@ from glimt.processes.control import (
     MediaWorkerStart,
     ServerStart,
 )
-from glimt.processes.far_start import GateStart, UplinkStart
+from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
 from glimt.processes.shared_memory import SharedMemory
+
+# Else torch shows where in its code it was when a machine went with which ranks had met.
+QUIET_STORES = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +28,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     shares_experts: bool = False  # they compute experts for each other, and die together
     gate: GateStart | None = None  # to replicas of other machines
     uplink: UplinkStart | None = None  # to the machine that has HTTP, which this one has not
+    muster: MusterStart | None = None  # replicas of other machines have a part of the experts
     num_media_workers: int
     arena_bytes: int
     shares_images: bool = False  # one image cache for all servers, which outlives them
@@ -66,13 +70,23 @@ class Starter:
     def _server_inboxes(self) -> tuple[str, ...]:
         return tuple(f"ipc://{self._folder}/server-{server}" for server in range(self._num_servers))
 
-    def begin_group(self) -> None:
-        """Before engines that share experts are started, all of them anew."""
+    def begin_group(self, group: ExpertGroup | None = None) -> None:
+        """Before engines that share experts are started, all of them anew. `group`: of all
+        machines, if the muster has said so.
+        """
         if not self._plan.shares_experts:
             return
-        inboxes = tuple(self._address(f"engine-{index}") for index in self._plan.copies)
-        meeting_point = str(self._folder / f"experts.{self._incarnation}")
-        self._group = ExpertGroup(meeting_point=meeting_point, inboxes=inboxes)
+        copies = self._plan.copies
+        inboxes = tuple(self._address(f"engine-{index}") for index in copies)
+        if group is not None:
+            self._group = msgspec.structs.replace(group, inboxes=inboxes)
+            return
+        self._group = ExpertGroup(
+            first=copies.start,
+            size=len(copies),
+            meeting_point=str(self._folder / f"experts.{self._incarnation}"),
+            inboxes=inboxes,
+        )
 
     def engine(self, index: int) -> Child:
         """The engine of replica `index`."""
@@ -89,7 +103,9 @@ class Starter:
             arena_fds=self._memory.arena_fds,
             folder=str(self._folder),
         )
-        return Child(name, "glimt.processes.engine", start, self._memory.arena_fds)
+        variables = QUIET_STORES if group is not None and group.meeting_port else None
+        module, fds = "glimt.processes.engine", self._memory.arena_fds
+        return Child(name, module, start, fds, variables=variables)
 
     def server(self, index: int) -> Child:
         """Server process `index`, or what stands for all servers on a machine without."""
@@ -139,6 +155,10 @@ class Starter:
             arena_fds=self._memory.arena_fds,
         )
         return Child("gate", "glimt.processes.gate", start, self._memory.arena_fds)
+
+    def muster(self, wishes: MusterStart) -> Child:
+        """What says when the engines of all machines that share experts begin and end."""
+        return Child("muster", "glimt.processes.muster", wishes)
 
     def _uplink(self, wishes: UplinkStart) -> Child:
         arena = self._memory.arena_of(0)

@@ -3,9 +3,11 @@
     supervisor ─┬─ servers          HTTP, prompts, text; all accept on the same socket
                 ├─ media workers    decode and resize, each for one server
                 ├─ engines          scheduler and device, one for each replica
-                └─ gate             if there are replicas on other machines: stands for them
+                ├─ gate             if there are replicas on other machines: stands for them
+                └─ muster           if they share experts: says when all engines begin and end
 
     On a machine without HTTP:  supervisor ─┬─ uplink     stands for the servers of the head
+                                            ├─ muster     as above
                                             └─ engines
 
 It computes nothing itself and imports neither torch nor a web framework, so that it is still
@@ -45,9 +47,11 @@ from glimt.processes.control import (
     ServerStart,
     Stop,
 )
-from glimt.processes.far_start import GateStart, UplinkStart
+from glimt.processes.engine_group import EngineGroup
+from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
 from glimt.processes.folders import make_folder
 from glimt.processes.forgetting import Forgetting
+from glimt.processes.group_messages import GroupBegins, GroupEnds
 from glimt.processes.shared_memory import SharedMemory
 from glimt.processes.starting import Plan, Starter
 from glimt.wire import EngineInfo
@@ -81,7 +85,7 @@ class Supervisor:
         self._backoffs: dict[str, Backoff] = {}
         self._engines_up: dict[int, EngineUp] = {}
         self._forgetting = Forgetting()
-        self._has_engines = False
+        self._engines = EngineGroup(plan, self._starter, self._children, self._adopt)
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._is_started = False  # all that runs on this machine was ready once
@@ -107,8 +111,10 @@ class Supervisor:
         plan = self._plan
         if plan.gate is not None:
             self._start_gate(plan.gate)
-        if plan.uplink is None:  # else when the head has let this machine in
-            self._start_engines()
+        if plan.muster is not None:  # then all machines begin together
+            self._adopt(self._starter.muster(plan.muster))
+        elif plan.uplink is None:  # else when the head has let this machine in
+            self._engines.start()
         for index in range(self._num_servers):
             self._start_server(index)
         for number in range(plan.num_media_workers if plan.uplink is None else 0):
@@ -116,12 +122,6 @@ class Supervisor:
 
     def _start_gate(self, wishes: GateStart) -> None:
         self._adopt(self._starter.gate(wishes))
-
-    def _start_engines(self) -> None:
-        self._has_engines = True
-        self._starter.begin_group()
-        for index in self._plan.copies:
-            self._start_engine(index)
 
     def _start_engine(self, index: int) -> None:
         self._adopt(self._starter.engine(index))
@@ -153,14 +153,14 @@ class Supervisor:
                 self._on_ready(child, info)
             case Alive(stalled_s):
                 child.lives(stalled_s)
+            case GroupBegins() | GroupEnds() if not self._stopping:
+                self._engines.obey(message)
             case EngineUp() | EngineDown() | EngineLeaving() | HeadEnded():
                 self._on_far(message)
             case ServerForgotten(server):
                 self._forgetting.has_forgotten(child.name, server)
             case Notice():
-                for other in self._servers():
-                    if other is not child:
-                        other.line.send(message)
+                self._tell_servers(message, but=child)
             case Refused(text):
                 self._finish(2, text)
 
@@ -207,9 +207,10 @@ class Supervisor:
         kinds = (ServerStart, UplinkStart)
         return [child for child in self._children.values() if isinstance(child.start, kinds)]
 
-    def _tell_servers(self, message: msgspec.Struct) -> None:
+    def _tell_servers(self, message: msgspec.Struct, but: Child | None = None) -> None:
         for server in self._servers():
-            server.line.send(message)
+            if server is not but:
+                server.line.send(message)
 
     def _engine_up(self, engine_up: EngineUp, name: str) -> None:
         self._engines_up[engine_up.index] = engine_up
@@ -224,8 +225,10 @@ class Supervisor:
     def _on_ready(self, child: Child, info: EngineInfo | None) -> None:
         child.ready = True
         child.lives(0.0)
-        if isinstance(child.start, UplinkStart) and not self._has_engines:
-            self._start_engines()
+        if isinstance(child.start, MusterStart):
+            self._engines.report_quiet()
+        elif isinstance(child.start, UplinkStart) and not self._engines.has_begun:
+            self._engines.restart()
         if isinstance(child.start, EngineStart) and info is not None:
             index, address = child.start.index, child.start.inbox
             self._engine_up(EngineUp(index=index, address=address, info=info), child.name)
@@ -237,7 +240,7 @@ class Supervisor:
         missing = sorted(self._plan.all_copies - self._engines_up.keys())
         if self._announced or (self._is_started and missing):
             self._say(f"{name} is {'back' if self._announced else 'there'}")
-        elif all(child.ready for child in self._children.values()):
+        elif all(child.ready for child in self._children.values()) and self._engines.has_begun:
             self._is_started = True
             self._announced = not missing
             self._say(self._announcement() if not missing else f"  {waiting_for(missing)}")
@@ -263,23 +266,21 @@ class Supervisor:
                 self._finish(0)
             return
         self._say(f"{child.name} ended: {exit_text(status)}")
-        if isinstance(child.start, UplinkStart):  # with the connection, which may come again
+        if isinstance(child.start, UplinkStart | MusterStart):  # the connection may come again
             self._spawn(self._replace(child, REJOIN_S))
             return
-        if not child.ready and not self._is_started:
+        if not child.ready and not self._is_started and not self._engines.ends_by_order:
             self._finish(1, f"{child.name} could not start; its messages are above")
             return
         name = child.name
         if self._plan.shares_experts and isinstance(child.start, EngineStart):
             self._engine_down(EngineDown(child.start.index, RESTARTING))
             self._forgetting.is_dead(name)
-            others = [
-                each for each in self._children.values() if isinstance(each.start, EngineStart)
-            ]
-            for other in others:  # they cannot compute without it
-                other.kill()
-            if others:
+            if self._engines.kill():
                 return  # the last to end has all of them started anew
+            if self._engines.ends_by_order:
+                self._engines.report_quiet()
+                return
             name = "the engines"
         pause_s = self._backoffs.setdefault(name, Backoff()).death(time.monotonic())
         if pause_s is None and isinstance(child.start, EngineStart):
@@ -297,7 +298,10 @@ class Supervisor:
                 self._forgetting.is_dead(child.name)
                 restart: Callable[[], None] = lambda: self._start_engine(index)  # noqa: E731
                 if self._plan.shares_experts:
-                    restart = self._start_engines
+                    restart = self._engines.restart
+            case MusterStart() as muster:
+                self._engines.muster_lost()
+                restart = lambda: self._adopt(self._starter.muster(muster))  # noqa: E731
             case GateStart() as gate:
                 for index in self._plan.all_copies - set(self._plan.copies):
                     self._engine_down(EngineDown(index, RESTARTING))

@@ -36,7 +36,6 @@ from glimt.processes.control import (
 )
 from glimt.processes.far_link import (
     BEAT_S,
-    Admitted,
     Beat,
     FarLink,
     FromReplica,
@@ -48,16 +47,13 @@ from glimt.processes.far_link import (
     ReplicaUp,
     ToReplica,
 )
+from glimt.processes.far_meeting import find_head
 from glimt.processes.far_start import UplinkStart
-from glimt.processes.node_link import LinkLost, NodeLink, TurnedAway, introduce
+from glimt.processes.node_link import LinkLost
 from glimt.transport import AsyncInbox, Outbox
 from glimt.wire import PixelRef
 
 log = logging.getLogger("glimt.processes.uplink")
-
-REJOIN_LIMIT_S = 600.0  # of tries to reach the head, before giving up
-RETRY_S = 1.0
-CONNECT_LIMIT_S = 5.0
 
 
 class Uplink:
@@ -83,7 +79,15 @@ class Uplink:
         await self._ended
 
     async def _serve(self) -> None:
-        link = await self._join()
+        start = self._start
+        who = Introduction(
+            host=socket.gethostname(),
+            first_copy=start.first_copy,
+            num_copies=start.num_here,
+            arena_bytes=self._arena.nbytes,
+            facts=start.facts,
+        )
+        link = await find_head(start.host, start.port, start.token, who, log)
         self._link = link
         for engine_up in self._engines.values():
             link.send(ReplicaUp(engine_up.index, engine_up.info))
@@ -102,68 +106,6 @@ class Uplink:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._ended.done():
             self._ended.set_exception(error)
-
-    # -------------------------------------------------------------------------------- joining
-
-    async def _join(self) -> FarLink:
-        """Find the head and be let in. Raises StartupError."""
-        start = self._start
-        where = f"{start.host}:{start.port}"
-        log.info("looking for the head at %s", where)
-        deadline_s = time.monotonic() + REJOIN_LIMIT_S
-        while True:
-            try:
-                return await self._try_to_join()
-            except (OSError, LinkLost, TimeoutError) as error:
-                if time.monotonic() > deadline_s:
-                    raise StartupError(
-                        f"the head at {where} could not be reached for {REJOIN_LIMIT_S:.0f} s "
-                        f"({error}): is it started with the same --data-parallel-address and "
-                        "--data-parallel-rpc-port, and may this machine reach it?"
-                    ) from None
-                await asyncio.sleep(RETRY_S)
-
-    async def _try_to_join(self) -> FarLink:
-        start = self._start
-        link = await asyncio.to_thread(self._prove)
-        far = await FarLink.over(link)
-        try:
-            far.send(
-                Introduction(
-                    host=socket.gethostname(),
-                    first_copy=start.first_copy,
-                    num_copies=start.num_here,
-                    arena_bytes=self._arena.nbytes,
-                    facts=start.facts,
-                )
-            )
-            reply = await asyncio.wait_for(far.receive(), CONNECT_LIMIT_S)
-        except BaseException:
-            far.close()
-            raise
-        if isinstance(reply, TurnedAway):
-            far.close()
-            raise StartupError(f"the head refuses this machine: {reply.reason}")
-        if not isinstance(reply, Admitted):
-            far.close()
-            raise LinkLost("what listens there is no head")
-        log.info("let in by the head")
-        return far
-
-    def _prove(self) -> NodeLink:
-        """Connect, and prove each other's knowledge of the token; blocks. Raises StartupError."""
-        start = self._start
-        address = (start.host, start.port)
-        link = NodeLink(socket.create_connection(address, CONNECT_LIMIT_S))
-        try:
-            reason = introduce(link, start.token)
-        except BaseException:
-            link.close()
-            raise
-        if reason is not None:
-            link.close()
-            raise StartupError(f"the head at {start.host}:{start.port} refuses: {reason}")
-        return link
 
     # ------------------------------------------------------------------------------- carrying
 

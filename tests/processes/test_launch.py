@@ -219,3 +219,31 @@ def test_copies_share_experts_only_if_there_are_experts_and_copies(
     assert not shares(make_tiny_checkpoint(tmp_path / "dense", variant="dense"), **both)
     with pytest.raises(BadSettings, match="8 experts cannot be divided among 3 GPUs"):
         shares(checkpoint, data_parallel_size=3, enable_expert_parallel=True)
+
+
+def test_machines_that_share_experts_look_for_the_head_or_that_of_the_first_copy(
+    checkpoint: Path,
+) -> None:
+    def muster(**flags: Any) -> Any:
+        wishes = {
+            "data_parallel_size": 4,
+            "data_parallel_size_local": 2,
+            "data_parallel_address": "10.0.0.1",
+            "master_token": "a token of sixteen or more",
+            "enable_expert_parallel": True,
+        }
+        made = plan(checkpoint, parallel=ParallelSettings(**{**wishes, **flags}))
+        assert made.muster is None or made.shares_experts
+        return made.muster
+
+    head = muster()
+    assert (head.listens, head.first_copy, head.num_here, head.num_copies) == (True, 0, 2, 4)
+    assert (head.port, head.meeting_port) == (29551, 29552)
+    node = muster(data_parallel_start_rank=2, headless=True)
+    assert (node.listens, node.first_copy) == (False, 2)
+    assert node.facts == head.facts
+    assert muster(data_parallel_hybrid_lb=True).listens
+    assert not muster(data_parallel_start_rank=2).listens
+    assert muster(data_parallel_size_local=0).listens
+    assert muster(expert_parallel_scope="machine") is None
+    assert muster(enable_expert_parallel=False) is None

@@ -194,7 +194,7 @@ def towers(ours: Rank) -> None:
 def lonely(ours: Rank) -> None:
     """Rank 0 tries a sum in one kernel that rank 1 takes no part in; both go on with NCCL."""
     rank, name = ours.nccl.tp_rank, "lonely"
-    store = Meeting(ours.folder / name).store(rank, 2)
+    store = Meeting(ours.folder / name).store(2)
     one_kernel._TRIAL_LIMIT_S = 3.0
     if rank == 1:
         one_kernel._prove = lambda *given: []

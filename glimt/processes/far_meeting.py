@@ -1,0 +1,112 @@
+"""How two machines come together over a `FarLink`: one lets in, the other looks for it."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from glimt.errors import StartupError
+from glimt.processes.far_link import Admitted, FarLink, Introduction
+from glimt.processes.node_link import (
+    HANDSHAKE_LIMIT_S,
+    LinkLost,
+    NodeLink,
+    TurnedAway,
+    examine,
+    introduce,
+)
+
+REJOIN_LIMIT_S = 600.0  # of tries to reach the head, before giving up
+RETRY_S = 1.0
+CONNECT_LIMIT_S = 5.0
+
+
+async def let_in(
+    connection: socket.socket,
+    address: str,
+    token: str,
+    objection: Callable[[Introduction], str],
+    log: logging.Logger,
+) -> tuple[FarLink, Introduction] | None:
+    """Who has connected, once it has proved itself and nothing speaks against it; it is not told
+    yet (`Admitted`). None: it was turned away, and the log says why.
+    """
+    link = NodeLink(connection)
+    try:
+        await asyncio.to_thread(examine, link, token)
+    except (LinkLost, OSError) as error:
+        log.warning("a machine at %s was not let in: %s", address, error)
+        link.close()
+        return None
+    far = await FarLink.over(link)
+    try:
+        who = await asyncio.wait_for(far.receive(), HANDSHAKE_LIMIT_S)
+        if not isinstance(who, Introduction):
+            raise LinkLost("it does not speak our language")
+        reason = objection(who)
+        if reason:
+            far.send(TurnedAway(reason))
+            await far.flush()
+            raise LinkLost(reason)
+    except (LinkLost, TimeoutError) as error:
+        log.warning("a machine at %s was not let in: %s", address, error)
+        far.close()
+        return None
+    return far, who
+
+
+async def find_head(
+    host: str, port: int, token: str, who: Introduction, log: logging.Logger
+) -> FarLink:
+    """Look for the head and be let in. Raises StartupError if it refuses, or is not found."""
+    where = f"{host}:{port}"
+    log.info("looking for the head at %s", where)
+    deadline_s = time.monotonic() + REJOIN_LIMIT_S
+    while True:
+        try:
+            return await _try_to_join(host, port, token, who, log)
+        except (OSError, LinkLost, TimeoutError) as error:
+            if time.monotonic() > deadline_s:
+                raise StartupError(
+                    f"the head at {where} could not be reached for {REJOIN_LIMIT_S:.0f} s "
+                    f"({error}): is it started with the same --data-parallel-address and "
+                    "--data-parallel-rpc-port, and may this machine reach it?"
+                ) from None
+            await asyncio.sleep(RETRY_S)
+
+
+async def _try_to_join(
+    host: str, port: int, token: str, who: Introduction, log: logging.Logger
+) -> FarLink:
+    link = await asyncio.to_thread(_prove, host, port, token)
+    far = await FarLink.over(link)
+    try:
+        far.send(who)
+        reply: Any = await asyncio.wait_for(far.receive(), CONNECT_LIMIT_S)
+    except BaseException:
+        far.close()
+        raise
+    if isinstance(reply, TurnedAway):
+        far.close()
+        raise StartupError(f"the head refuses this machine: {reply.reason}")
+    if not isinstance(reply, Admitted):
+        far.close()
+        raise LinkLost("what listens there is no head")
+    log.info("let in by the head")
+    return far
+
+
+def _prove(host: str, port: int, token: str) -> NodeLink:
+    """Connect, and prove each other's knowledge of the token; blocks. Raises StartupError."""
+    link = NodeLink(socket.create_connection((host, port), CONNECT_LIMIT_S))
+    try:
+        reason = introduce(link, token)
+    except BaseException:
+        link.close()
+        raise
+    if reason is not None:
+        link.close()
+        raise StartupError(f"the head at {host}:{port} refuses: {reason}")
+    return link
