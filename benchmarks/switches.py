@@ -11,12 +11,15 @@ segment_tile=0     that of the vision tower this one of `triton_segments.CONFIGS
 gates_apart=1      torch computes experts' gates and ups as two products
 moe_at_once=1      very few tokens' experts are chosen and computed in one launch
 soon_mib=16        the end of a product has what is read next fetched, at most so much
+encodes_beside=0   steps wait for their images                  tower_stream=1   the tower has its
+tower_sms=88       … and so many multiprocessors                                  own stream
 """
 
 from typing import Any
 
 from glimt.kernels import attention, choice, draws, experts, grouped, twins
-from glimt.runner import build
+from glimt.processes import build as processes_build
+from glimt.runner import build, streams
 
 Switches = dict[str, int | str]
 
@@ -37,6 +40,9 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "gate_up_tile": (grouped, "GATE_UP_TILE"),
     "down_tile": (grouped, "DOWN_TILE"),
     "gates_apart": (grouped, "APART"),
+    "encodes_beside": (processes_build, "ENCODES_BESIDE"),
+    "tower_stream": (streams, "OWN_STREAM"),
+    "tower_sms": (streams, "TOWER_SMS"),
 }
 _SHIPPED = {
     name: getattr(module, attribute)

@@ -21,12 +21,15 @@ class StepDraft:
         self.num_image_queries = 0
         self.num_image_hits = 0
         self.waits_for_masks = False
+        self.may_wait = not limits.encodes_beside  # for images that are not encoded yet
+        self.holds_back = False  # a request, for such images
         self._images = images
         self._with_images: list[Request] = []
         self._no_more_images = False
 
-    def claim_images(self, request: Request, num_tokens: int) -> int:
-        """How many of its next `num_tokens` tokens can be computed in this step.
+    def claim_images(self, request: Request, num_tokens: int) -> int | None:
+        """How many of its next `num_tokens` tokens can be computed in this step; None if all their
+        images are on their way, and the step must not wait for them.
 
         Their embeddings are then held by the request until its KV has passed them. The first
         request that finds no room or no budget closes the cache for all behind it in this step,
@@ -34,20 +37,32 @@ class StepDraft:
         """
         start = request.num_computed_tokens
         end = start + num_tokens
+        is_ready = True
         for span in request.images:
             if span.start >= end:
                 break
             span_end = span.start + span.num_tokens
-            if span_end > start and not self._claim(request, span, span_end):
-                return max(span.start - start, 0)
-        return num_tokens
+            if span_end <= start:
+                continue
+            image = self._claim(request, span, span_end)
+            if image is None:
+                end = max(span.start, start)
+                break
+            is_ready &= image.is_ready
+        if is_ready or self.may_wait:
+            return end - start
+        # All at once when they are ready: a chunk of the few tokens before an image would cost
+        # those who decode beside it more than it gains.
+        self.holds_back = True
+        return None
 
-    def add(self, request: Request, num_tokens: int, new_pages: tuple[int, ...] = ()) -> None:
+    def add(self, request: Request, num_tokens: int) -> None:
         """The request computes its next `num_tokens` tokens in this step."""
         start = request.num_computed_tokens
         samples = request.advance(num_tokens)
         if samples and request.may_be_masked:
             self.waits_for_masks = True
+        new_pages = request.tell_pages()
         self.work.append(RowWork(request.row, start, num_tokens, new_pages, samples))
         self.requests.append(request)
         self.token_budget -= num_tokens
@@ -78,21 +93,22 @@ class StepDraft:
                     kept.append((end, image))
             request.held_images = kept
 
-    def _claim(self, request: Request, span: ImageSpan, span_end: int) -> bool:
-        if any(end == span_end and image.is_live for end, image in request.held_images):
-            self._note(request)
-            return True
+    def _claim(self, request: Request, span: ImageSpan, span_end: int) -> CachedImage | None:
+        for end, held in request.held_images:
+            if end == span_end and held.is_live:
+                self._note(request)
+                return held
         if self._no_more_images:
-            return False
+            return None
         image = self._images.find(span.content_hash) or self._encode(request, span)
         if image is None:
             self._no_more_images = True
-            return False
+            return None
         self.num_image_queries += 1
         self._images.hold(image)
         request.held_images.append((span_end, image))
         self._note(request)
-        return True
+        return image
 
     def _encode(self, request: Request, span: ImageSpan) -> CachedImage | None:
         if span.num_tokens > self.image_budget:

@@ -10,15 +10,18 @@ from collections.abc import Iterable
 
 
 class CachedImage:
-    """One embedding. `is_live` turns False when it was forgotten while somebody held it."""
+    """One embedding. `is_live` turns False when it was forgotten while somebody held it;
+    `is_ready` turns True when a step that reads it would not have to wait for it.
+    """
 
-    __slots__ = ("content_hash", "is_live", "num_holders", "num_tokens")
+    __slots__ = ("content_hash", "is_live", "is_ready", "num_holders", "num_tokens")
 
     def __init__(self, content_hash: bytes, num_tokens: int) -> None:
         self.content_hash = content_hash
         self.num_tokens = num_tokens
         self.num_holders = 0
         self.is_live = True
+        self.is_ready = False
 
 
 class ImageCache:
@@ -47,6 +50,13 @@ class ImageCache:
         self.num_tokens += num_tokens
         self._set_unheld(image)
         return image
+
+    def encoded(self, content_hashes: Iterable[bytes]) -> None:
+        """The executor says that these need no waiting for."""
+        for content_hash in content_hashes:
+            image = self._images.get(content_hash)
+            if image is not None:
+                image.is_ready = True
 
     def hold(self, image: CachedImage) -> None:
         """One more request needs it."""

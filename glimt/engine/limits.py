@@ -23,7 +23,9 @@ class SchedulerLimits:
     max_model_len: int  # prompt and output of one request together, tokens
     image_budget: int  # image tokens encoded in one step
     image_cache_tokens: int  # image tokens that the executor's embedding cache holds
+    largest_image: int = 2**31 - 1  # tokens of an image that there is memory to encode
     prefix_caching: bool = True
+    encodes_beside: bool = True  # steps that have other work do not wait for images
     policy: SchedulingPolicy = "fcfs"
     vocab_size: int = 2**31 - 1  # ids are 0 … vocab_size - 1
     watched_pages: float = 0.0  # share of the KV pages whose lives are told, 0 to 1
@@ -35,8 +37,8 @@ class SchedulerLimits:
 
     @property
     def max_image_tokens(self) -> int:
-        """The largest span that can be encoded: it must fit one step and the cache."""
-        return min(self.image_budget, self.image_cache_tokens)
+        """The largest span that can be encoded: it must fit the tower, one step and the cache."""
+        return min(self.largest_image, self.image_budget, self.image_cache_tokens)
 
     def num_pages_for(self, num_tokens: int) -> int:
         """Pages that hold the KV of `num_tokens` tokens."""

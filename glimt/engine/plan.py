@@ -66,8 +66,9 @@ class Lockstep(msgspec.Struct, frozen=True, array_like=True):
 class StepPlan:
     """One pass over all scheduled rows, in this order: free, take, encode, compute, sample.
 
-    `encode` lists images whose embeddings are needed in this step and are not in the executor's
-    image cache; `drop_images` are the cache entries (by key) to give up first. The cache key is
+    `encode` lists images that are not in the executor's image cache and whose embeddings are needed
+    in this step or soon: those that none of its work reads may be finished in a later step.
+    `drop_images` are the cache entries (by key) to give up first. The cache key is
     `ImageSpan.content_hash` (the client tower has mixed the tenant's salt into it).
     """
 
@@ -107,6 +108,9 @@ class StepResult:
 
     `failed` rows have an error instead of a token (NaN logits, a bad image): these requests end,
     the others do not notice.
+
+    `encoded`: images, of this step or of earlier ones, that nobody has to wait for any more. Each
+    is told once, and those that cannot be encoded are, too: who computes them finds out.
     """
 
     step: int
@@ -114,6 +118,7 @@ class StepResult:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     failed: dict[int, ErrorInfo] = field(default_factory=dict)
+    encoded: tuple[bytes, ...] = ()
 
 
 class InFlight(Protocol):

@@ -51,6 +51,7 @@ class Request:
         "rank",
         "row",
         "page_ids",  # its page table
+        "untold_pages",  # its last pages, of which the executor knows nothing yet
         "page_hashes",  # of its full pages from the first, as far as anyone asked
         "next_page_end",  # KV up to here makes one more page full and so findable
         "num_tokens",  # prompt and output, the one still on the device included
@@ -81,6 +82,7 @@ class Request:
         self.rank: Rank = (1, submit.priority if limits.policy == "priority" else 0, arrival)
         self.row = NO_ROW
         self.page_ids: list[int] = []
+        self.untold_pages: tuple[int, ...] = ()
         self.page_hashes: list[bytes] = []
         self.next_page_end = 0
         self.num_tokens = self.num_prompt_tokens
@@ -122,6 +124,13 @@ class Request:
         return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     @property
+    def prompt_logprobs_to_send(self) -> tuple[TokenLogprobs, ...] | None:
+        """What goes out with the first token only."""
+        if self.submit.sampling.prompt_logprobs is None or len(self.output_ids) > 1:
+            return None
+        return tuple(self.prompt_logprobs)
+
+    @property
     def may_be_masked(self) -> bool:
         """Not every token may come where the step last planned for it draws."""
         if self.constraint is not None:
@@ -136,13 +145,21 @@ class Request:
         self._move(RequestState.COMPILING, RequestState.WAITING)
         self.constraint = constraint
 
-    def admit(self, row: int, pages: list[int], num_cached_tokens: int, page_end: int) -> None:
-        """Take a row and a page table whose first tokens are computed already."""
+    def admit(
+        self, row: int, hits: list[int], new_pages: list[int], num_cached_tokens: int, page_end: int
+    ) -> None:
+        """Take a row and a page table whose first pages, the `hits`, are computed already."""
         self._move(RequestState.WAITING, RequestState.RUNNING)
         self.row = row
-        self.page_ids = pages
+        self.page_ids = [*hits, *new_pages]
+        self.untold_pages = tuple(new_pages)
         self.num_computed_tokens = num_cached_tokens
         self.next_page_end = page_end
+
+    def tell_pages(self) -> tuple[int, ...]:
+        """The pages that go to the executor with the next work, once."""
+        pages, self.untold_pages = self.untold_pages, ()
+        return pages
 
     def advance(self, num_tokens: int) -> bool:
         """Plan the next tokens. True if this reaches the last one, so the step draws another."""
@@ -188,6 +205,7 @@ class Request:
         self._move(RequestState.RUNNING, RequestState.WAITING)
         self.row = NO_ROW
         self.page_ids = []
+        self.untold_pages = ()
         self.num_computed_tokens = 0
         self.num_preemptions += counts
         if self.num_preemptions >= MAX_PREEMPTIONS:

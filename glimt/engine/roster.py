@@ -68,8 +68,8 @@ class Roster:
         num_pages = (request.num_tokens - 1) // page_size
         return self.pool.match(request.page_hash(place, page_size) for place in range(num_pages))
 
-    def seat(self, request: Request, hits: Sequence[int], num_new_pages: int) -> tuple[int, ...]:
-        """A waiting request runs, with pages for all its tokens. Gives the new ones.
+    def seat(self, request: Request, hits: Sequence[int], num_new_pages: int) -> None:
+        """A waiting request runs, with pages for all its tokens.
 
         Raises RuntimeError if there is no row or are not so many pages; ask before.
         """
@@ -81,9 +81,8 @@ class Roster:
         num_cached = len(hits) * page_size
         next_page_end = num_cached + page_size if self.limits.prefix_caching else _NEVER
         self.waiting.remove(request)
-        request.admit(self._free_rows.pop(), [*hits, *new_pages], num_cached, next_page_end)
+        request.admit(self._free_rows.pop(), [*hits], new_pages, num_cached, next_page_end)
         self.running.add(request)
-        return tuple(new_pages)
 
     def preempt(self, request: Request, *, counts: bool = True) -> None:
         """A running request gives up everything and waits."""

@@ -3,6 +3,10 @@
 There are no phases: a request has tokens, some of them computed, and each step computes more of
 them within the token budget. Running requests go first, then waiting ones are admitted, both in
 order of rank (arrival, or priority and arrival); nobody overtakes a request that waits for room.
+
+A request whose images are not encoded yet gets its row and pages, and computes nothing while others
+have something to compute, whose steps so never wait for the vision tower.
+
 When pages run out, the last running request is preempted: it gives up its pages and is computed
 again later, on the same tokens. After three times it goes first, is admitted only when its
 longest possible course fits beside the other such requests, and is never preempted again.
@@ -30,7 +34,7 @@ from glimt.engine.roster import Roster
 from glimt.engine.terminal import Addressed, refuse, terminal
 from glimt.errors import GlimtError, InvalidRequest, RequestError, StepFailed
 from glimt.grammar.compiler import GrammarCompiler
-from glimt.wire import EngineStats, ErrorInfo, Output, Submit, TokenLogprobs
+from glimt.wire import EngineStats, ErrorInfo, Output, Submit
 
 _RUNNING, _FINISHED = RequestState.RUNNING, RequestState.FINISHED
 
@@ -138,8 +142,10 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step, and count it as computed. None if there is nothing to compute."""
         draft = StepDraft(self._step + 1, self.limits, self.roster.images)
-        self._continue_running(draft)
-        self._admit_waiting(draft)
+        self._fill(draft)
+        if draft.holds_back and not draft.work:
+            draft.may_wait = True  # nobody else would have to
+            self._fill(draft)
         if not draft.work:
             return None
         draft.release_passed_images()
@@ -159,6 +165,10 @@ class Scheduler:
         self._in_flight.append(InFlightStep(plan, draft.requests))
         return plan
 
+    def _fill(self, draft: StepDraft) -> None:
+        self._continue_running(draft)
+        self._admit_waiting(draft)
+
     def _continue_running(self, draft: StepDraft) -> None:
         running = self.roster.running.requests
         page_size = self.limits.page_size
@@ -173,9 +183,8 @@ class Scheduler:
             if start < request.num_prompt_tokens or num_tokens > 1:
                 # One token of the budget is kept for everyone who comes after.
                 num_tokens = min(num_tokens, draft.token_budget - (len(running) - place))
-                num_tokens = draft.claim_images(request, num_tokens)
-                if num_tokens > 0:
-                    draft.add(request, num_tokens)
+                if (claimed := draft.claim_images(request, num_tokens) or 0) > 0:
+                    draft.add(request, claimed)
             elif start < len(request.page_ids) * page_size:
                 draft.add_decode(request)
             elif (page := self._grow(request)) is not None:
@@ -212,18 +221,19 @@ class Scheduler:
             return False
         request.num_computed_tokens = len(hits) * page_size
         num_tokens = min(request.num_tokens - len(hits) * page_size, draft.token_budget)
-        num_tokens = draft.claim_images(request, num_tokens)
-        if num_tokens == 0:
+        claimed = draft.claim_images(request, num_tokens)
+        if claimed == 0:
             request.num_computed_tokens = 0
             return False
-        new_pages = roster.seat(request, hits, num_new_pages)
+        roster.seat(request, hits, num_new_pages)
         if not request.scheduled_s:
             request.scheduled_s = self._clock()
             request.num_cached_tokens = len(hits) * page_size
             self._prefix_query_tokens += request.num_tokens
             self._prefix_hit_tokens += request.num_cached_tokens
         draft.new_rows.append(request.new_row(len(hits)))
-        draft.add(request, num_tokens, new_pages)
+        if claimed is not None:  # else it has its place, and begins when its images are there
+            draft.add(request, claimed)
         return True
 
     def _keeps_promises(self, request: Request) -> bool:
@@ -259,6 +269,7 @@ class Scheduler:
         """Write the tokens of a finished step back. Steps are committed in order."""
         step = self._take_in_flight(plan)
         outputs: list[Addressed] = []
+        self.roster.images.encoded(result.encoded)
         token_ids, logprobs, failed = result.token_ids, result.logprobs, result.failed
         for work, request in zip(plan.work, step.requests, strict=True):
             if request is None or request.state is _FINISHED:
@@ -295,7 +306,7 @@ class Scheduler:
                 None,
                 request.num_cached_tokens,
                 request.scheduled_s,
-                _first(request),
+                request.prompt_logprobs_to_send,
             )
             if finish_reason is None:
                 outputs.append((submit.server, output))
@@ -387,10 +398,3 @@ class Scheduler:
             step_tokens=self._step_tokens,
             page_lives=() if self._watch is None else self._watch.told(),
         )
-
-
-def _first(request: Request) -> tuple[TokenLogprobs, ...] | None:
-    """What goes out with the first token only."""
-    if request.submit.sampling.prompt_logprobs is None or len(request.output_ids) > 1:
-        return None
-    return tuple(request.prompt_logprobs)

@@ -85,6 +85,7 @@ class SimulatedExecutor:
     """Fake device memory of `num_pages` pages and `image_cache_tokens` of embeddings.
 
     `on_encode` is called when the pixels of a span are read, that is, as late as possible.
+    Embeddings are found to be ready so many steps after their own as `encode_steps`.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class SimulatedExecutor:
         model: SimulatedModel | None = None,
         faults: Faults | None = None,
         on_encode: Callable[[ImageSpan], None] = lambda span: None,
+        encode_steps: int = 0,
     ) -> None:
         self.model = model or SimulatedModel()
         self.faults = faults or Faults()
@@ -108,6 +110,8 @@ class SimulatedExecutor:
         self._rows: dict[int, _Row] = {}
         self._embeddings: dict[bytes, int] = {}  # content hash -> tokens
         self._launched: deque[SimulatedStep] = deque()
+        self._encode_steps = encode_steps
+        self._unready: deque[tuple[int, bytes]] = deque()  # (step, content hash)
 
     def launch(self, plan: StepPlan) -> InFlight:
         """Take a step on. Raises InjectedFault on demand."""
@@ -168,12 +172,19 @@ class SimulatedExecutor:
             self._on_encode(span)
             if not self.faults.hits(3, self.faults.bad_image, plan.step, place):
                 self._embeddings[span.content_hash] = span.num_tokens
+            self._unready.append((plan.step + self._encode_steps, span.content_hash))
         if sum(self._embeddings.values()) > self._image_cache_tokens:
             self._complain(plan, "encodes more than the image cache holds")
-        result = StepResult(plan.step)
+        result = StepResult(plan.step, encoded=self._encoded(plan.step))
         for work in plan.work:
             self._compute_row(plan, work, result, masks.get(work.row))
         return result
+
+    def _encoded(self, step: int) -> tuple[bytes, ...]:
+        ready: list[bytes] = []
+        while self._unready and self._unready[0][0] <= step:
+            ready.append(self._unready.popleft()[1])
+        return tuple(ready)
 
     def _compute_row(
         self, plan: StepPlan, work: RowWork, result: StepResult, mask: IntArray | None

@@ -33,7 +33,7 @@ from glimt.processes.launch import resolve
 from glimt.processes.sizes import longest_request, step_sizes
 from glimt.processes.starting import Plan
 from glimt.runner.batch import build_batch, gather_work
-from glimt.runner.build import KvDtype, kv_layout
+from glimt.runner.build import KvDtype, kv_layout, pixel_reader
 from glimt.runner.encoder import ImageEncoder
 from glimt.runner.forward import hidden_states
 from glimt.runner.rows import RowTable
@@ -73,10 +73,8 @@ class Pupil:
         vision = self.config.vision
         self._encoder = ImageEncoder(
             self._model,
-            arenas,
-            patch_size=vision.patch_size,
-            merge_size=vision.merge_size,
-            max_patches=self._steps.image_budget * vision.merge_size**2,
+            pixel_reader(self._model, arenas, self.device),
+            max_patches=self._steps.pass_tokens * vision.merge_size**2,
             device=self.device,
         )
 
@@ -91,7 +89,8 @@ class Pupil:
         rows, num_pages = self._take(lessons)
         kv = self._layout.allocate(num_pages, self.device)
         images = [image for lesson in lessons for image in lesson.prompt.images]
-        if errors := self._encoder.encode(images, ()):
+        self._encoder.start(images)
+        if errors := self._encoder.finish(images):
             raise RuntimeError(f"images cannot be read: {errors}")
         hidden: list[list[Tensor]] = [[] for _ in lessons]
         for work in passes([lesson.num_tokens for lesson in lessons], self.max_tokens):

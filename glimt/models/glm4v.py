@@ -21,7 +21,7 @@ from glimt.layers.moe import Moe
 from glimt.layers.norm import RmsNorm
 from glimt.models.config import ModelConfig
 from glimt.models.decoder import DecoderLayer, norm_mesh, text_angles
-from glimt.models.vision import Grid, Vision
+from glimt.models.vision import Grid, Slices, Vision
 from glimt.parallel.exchange import Exchange
 from glimt.parallel.mesh import Mesh
 
@@ -67,6 +67,10 @@ class Glm4v(nn.Module):
         """
         images: list[Tensor] = self.vision(patches, grids, self.mesh if spread else Mesh.single())
         return images
+
+    def encode_in_slices(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> Slices:
+        """`encode_images`, with stops."""
+        return self.vision.slices(patches, grids, Mesh.single())
 
     def empty_embeddings(self, num_tokens: int) -> Tensor:
         """[num_tokens, D], uninitialised: room for what another rank's tower gives."""

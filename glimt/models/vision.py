@@ -13,7 +13,7 @@ Y output width, B = P / merge² merge blocks, N heads, H head dim. Patch rows co
 merge × merge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from glimt.models.patch_shares import PatchShares
 from glimt.parallel.mesh import Mesh
 
 Grid = tuple[int, int]  # height and width in patches
+Slices = Generator[None, None, list[Tensor]]
+"""A pass that stops after each of its blocks, for other work to come between; gives [B, Y] of each
+image at the end."""
 
 
 class Vision(nn.Module):
@@ -52,6 +55,10 @@ class Vision(nn.Module):
 
         `ranks`: each computes a share of the patches.
         """
+        return finish(self.slices(patches, grids, ranks))
+
+    def slices(self, patches: Sequence[Tensor], grids: Sequence[Grid], ranks: Mesh) -> Slices:
+        """`forward`, block by block. Patches are read before the first stop."""
         lengths = [height * width for height, width in grids]
         block_size = self.config.merge_size**2
         shares = PatchShares.over(ranks, sum(lengths), block_size)
@@ -61,6 +68,7 @@ class Vision(nn.Module):
         delta_SD: Tensor | None = None
         for block in self.blocks:
             x_SD, delta_SD = block(x_SD, delta_SD, angles, lengths, shares)
+            yield
         x_SD, _ = self.norm_out.add(x_SD, delta_SD)
         y_BY = self.merger(self.downsample(x_SD.view(-1, self.downsample.weight.shape[1])))
         y_BY = shares.collect(y_BY, block_size)
@@ -95,6 +103,16 @@ class Vision(nn.Module):
         }
         cos_PJ, sin_PJ = (torch.cat([parts[grid][i] for grid in grids]) for i in (0, 1))
         return Angles(shares.own(cos_PJ), shares.own(sin_PJ), interleaved=False)
+
+
+def finish(slices: Slices) -> list[Tensor]:
+    """All that is left of a pass, without a stop."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            images: list[Tensor] = end.value
+            return images
 
 
 class VisionBlock(nn.Module):

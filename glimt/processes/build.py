@@ -34,12 +34,15 @@ from glimt.processes.sizes import StepSizes, longest_request, memory_sizes, step
 from glimt.processes.team import Loss, Team, TeamMachine
 from glimt.processes.work_sizes import work_sizes
 from glimt.runner.build import ExecutorSizes, KvDtype, build_executor, kv_layout
-from glimt.runner.encoder import PixelSource
 from glimt.runner.graphs import Record, cuda_recorder
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes, run_largest_step
+from glimt.runner.pixels import PixelSource
 from glimt.runner.tower_costs import TowerCosts, can_spread, measure_costs
 from glimt.wire import EngineInfo
+
+# Whether steps that have other work go on while images are encoded, or wait for them.
+ENCODES_BESIDE = True
 
 # Called with the name of a phase, its seconds, and a detail for people.
 Report = Callable[[str, float, str], None]
@@ -202,7 +205,7 @@ def _tower_costs(
     if device.type == "cpu" or not can_spread(model):
         return None
     with phases.phase("tower") as detail:
-        max_patches = steps.image_budget * model.config.vision.merge_size**2
+        max_patches = steps.pass_tokens * model.config.vision.merge_size**2
         costs = measure_costs(model, max_patches, device)
         detail.append(
             f"an image of 1024 tokens: {1e3 * costs.of_dealt([4096], model.mesh.tp_size):.1f} ms"
@@ -263,6 +266,8 @@ def _limits(
         max_num_batched_tokens=steps.max_num_batched_tokens,
         max_model_len=sizes.max_model_len,
         image_budget=steps.image_budget,
+        largest_image=steps.largest_image,
+        encodes_beside=ENCODES_BESIDE,
         image_cache_tokens=steps.image_cache_tokens,
         prefix_caching=start.prefix_caching,
         policy=_policy(start.policy),
@@ -346,12 +351,15 @@ def _fit(
     device: torch.device,
 ) -> ExecutorSizes:
     """How much fits beside weights and the largest step."""
+    patches_of_token = model.config.vision.merge_size**2
     sizes = ExecutorSizes(
         num_pages=1,
         page_size=steps.page_size,
         max_num_seqs=steps.max_num_seqs,
         max_model_len=longest,
-        max_patches=steps.image_budget * model.config.vision.merge_size**2,
+        max_patches=steps.pass_tokens * patches_of_token,
+        max_image_patches=steps.largest_image * patches_of_token,
+        image_cache_tokens=steps.image_cache_tokens,
     )
 
     def free_for_kv() -> int:
@@ -367,6 +375,7 @@ def _fit(
         max_num_seqs=sizes.max_num_seqs,
         max_model_len=memory.max_model_len,
         max_patches=sizes.max_patches,
+        max_image_patches=sizes.max_image_patches,
     )
 
 

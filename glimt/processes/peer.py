@@ -33,8 +33,8 @@ from glimt.processes.engine import Heartbeat, use_spare_cores
 from glimt.processes.machine import Machine, settle
 from glimt.processes.plan_message import OrderMessage, PlanMessage, ToPeer, unpack
 from glimt.processes.ranks import Place
-from glimt.runner.encoder import PixelSource
 from glimt.runner.launched import CrashedStep
+from glimt.runner.pixels import PixelSource
 from glimt.transport import Inbox
 from glimt.wire import PixelRef
 

@@ -14,7 +14,9 @@ class StepSizes:
     page_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    image_budget: int  # image tokens encoded in one step
+    image_budget: int  # image tokens whose encoding one step starts
+    pass_tokens: int  # image tokens that go through the vision tower together
+    largest_image: int  # tokens
     image_cache_tokens: int
 
 
@@ -25,6 +27,10 @@ class MemorySizes:
     max_model_len: int
     num_pages: int
 
+
+# Images of a thousand tokens keep a GPU busy one by one; smaller ones gain from company. Who comes
+# later in a pass is not ready earlier for it.
+_PASS_TOKENS = {"cuda": 2048, "cpu": 512}
 
 # On a CPU one step of 8192 tokens would hold every stream up for seconds.
 _DEFAULTS = {"cuda": (64, 256, 8192), "cpu": (16, 32, 1024)}
@@ -39,13 +45,16 @@ def step_sizes(start: EngineStart, device_type: str, longest: int) -> StepSizes:
         max_num_seqs = min(seqs, max_num_batched_tokens or tokens)
     if max_num_batched_tokens is None:
         max_num_batched_tokens = max(tokens, max_num_seqs)
-    # The largest image must fit one pass of the tower, but no image beyond the context can come.
-    image_budget = max(max_num_batched_tokens, min(start.image_max_tokens, longest))
+    # The largest image must fit one step, but no image beyond the context can come.
+    largest_image = min(start.image_max_tokens, longest)
+    image_budget = max(max_num_batched_tokens, largest_image)
     return StepSizes(
         page_size=start.page_size or page_size,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         image_budget=image_budget,
+        pass_tokens=_PASS_TOKENS[device_type],
+        largest_image=largest_image,
         image_cache_tokens=max(2 * image_budget, 4 * max_num_batched_tokens),
     )
 

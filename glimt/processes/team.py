@@ -41,8 +41,8 @@ from glimt.processes.folders import make_folder, remove_stale_folders
 from glimt.processes.machine import Machine
 from glimt.processes.node_link import FromRank, LinkLost, RankEnded
 from glimt.processes.plan_message import OrderMessage, ToPeer, pack
-from glimt.runner.encoder import PixelSource
 from glimt.runner.launched import CrashedStep
+from glimt.runner.pixels import PixelSource
 from glimt.transport import Fanout
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,13 @@ from typing import Literal
 import torch
 
 from glimt.models.glm4v import Glm4v
+from glimt.runner import streams
 from glimt.runner.chunk_graphs import ChunkGraphs
-from glimt.runner.encoder import ImageEncoder, PixelSource
+from glimt.runner.encoder import ImageEncoder
 from glimt.runner.executor import ModelExecutor
 from glimt.runner.graphs import DecodeGraphs, Record
 from glimt.runner.kv_cache import KvLayout
+from glimt.runner.pixels import PixelReader, PixelSource
 from glimt.runner.rows import RowTable
 from glimt.runner.tower_costs import TowerCosts
 
@@ -26,7 +28,8 @@ PROMPT_GRAPHS = False
 class ExecutorSizes:
     """All limits of an executor.
 
-    `max_patches`: of one pass of the vision tower, unless a single image has more.
+    `max_patches`: of one pass of the vision tower, unless a single image has more, which has
+    `max_image_patches` at most.
     `image_cache_tokens`: what plans let the image cache hold.
     """
 
@@ -35,6 +38,7 @@ class ExecutorSizes:
     max_num_seqs: int
     max_model_len: int
     max_patches: int
+    max_image_patches: int = 0
     image_cache_tokens: int = 0
 
 
@@ -76,22 +80,33 @@ def build_executor(
         vocab_size=config.text.vocab_size,
         device=device,
     )
+    has_two = streams.OWN_STREAM and device.type == "cuda" and model.mesh.tp_size == 1
+    order = streams.two_streams(device) if has_two else streams.Streams(device)
     encoder = ImageEncoder(
         model,
-        arenas,
-        patch_size=config.vision.patch_size,
-        merge_size=config.vision.merge_size,
+        pixel_reader(model, arenas, device),
         max_patches=sizes.max_patches,
         device=device,
         mesh=model.mesh,
         costs=tower_costs,
+        streams=order,
     )
     kv = layout.allocate(sizes.num_pages + (record is not None), device)
+    order.follow_current()
     if record is None:
-        return ModelExecutor(model, rows, kv, encoder, device)
+        return ModelExecutor(model, rows, kv, encoder, device, streams=order)
     given = (model, rows, kv, sizes.num_pages * sizes.page_size, record)
     prompt_graphs = PROMPT_GRAPHS if prompt_graphs is None else prompt_graphs
     # Steps with prompts differ between replicas that exchange rows, and a graph exchanges its own.
     alone = model.mesh.dp_size == 1
     chunk_graphs = ChunkGraphs(*given) if prompt_graphs and alone else None
-    return ModelExecutor(model, rows, kv, encoder, device, DecodeGraphs(*given), chunk_graphs)
+    graphs = DecodeGraphs(*given)
+    return ModelExecutor(model, rows, kv, encoder, device, graphs, chunk_graphs, order)
+
+
+def pixel_reader(model: Glm4v, arenas: Sequence[PixelSource], device: torch.device) -> PixelReader:
+    """Reads what this model's tower takes."""
+    vision = model.config.vision
+    return PixelReader(
+        arenas, patch_size=vision.patch_size, merge_size=vision.merge_size, device=device
+    )

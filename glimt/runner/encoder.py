@@ -1,175 +1,252 @@
-"""Runs the vision tower and keeps embeddings by image, as long as plans say."""
+"""Runs the vision tower and keeps embeddings by image, as long as plans say.
+
+    start ──▶ staged ──(a pass is formed)──▶ under way ──(its last slice)──▶ there ──▶ drop
+
+An image that a step reads is made whole before it (`finish`). Others are encoded in slices behind
+steps (`go_on`), in the order in which they came; images that wait for the tower at the same time
+go through it together.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from glimt.errors import StepFailed
+from glimt.models.vision import Slices
 from glimt.parallel.mesh import Mesh
-from glimt.runner.staging import pin
-from glimt.runner.tower_costs import SPREAD, TowerCosts, share_out
-from glimt.wire import ErrorInfo, ImageSpan, PixelRef
+from glimt.runner.dealt_images import VisionTower, encode_dealt
+from glimt.runner.pixels import PixelReader
+from glimt.runner.streams import Streams
+from glimt.runner.tower_costs import TowerCosts
+from glimt.runner.tower_pass import TowerPass, slice_blocks
+from glimt.wire import ErrorInfo, ImageSpan
 
 logger = logging.getLogger(__name__)
 
 _UNREADABLE = ErrorInfo(StepFailed.code, "The pixels of an image could not be read.")
 
 
-class PixelSource(Protocol):
-    """Where pixels lie: `glimt.arena.SharedArena`."""
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """An image whose turn has not come."""
 
-    def view(self, ref: PixelRef) -> memoryview:
-        """The bytes of `ref`. Raises ValueError outside of the source."""
-        ...
+    span: ImageSpan
+    patches: Tensor  # on the host
+
+    @property
+    def num_patches(self) -> int:
+        return self.patches.shape[0]
 
 
-class VisionTower(Protocol):
-    """The half of a model that this file needs: `glimt.models.glm4v.Glm4v`."""
+@dataclass(slots=True)
+class _Embedding:
+    """What an image became; `event` until steps have been told to wait for it."""
 
-    def encode_images(
-        self, patches: list[Tensor], grids: list[tuple[int, int]], *, spread: bool = False
-    ) -> list[Tensor]:
-        """uint8 patches [P, 3, F, 14, 14] and grids (h, w) to embeddings [num_tokens, D];
-        `spread` over all ranks.
-        """
-        ...
-
-    def empty_embeddings(self, num_tokens: int) -> Tensor:
-        """Memory for one image's embeddings."""
-        ...
+    rows_TD: Tensor
+    event: torch.cuda.Event | None
 
 
 class ImageEncoder:
     """Embeddings by `ImageSpan.content_hash`.
 
-    `arenas` by number. Images are packed into passes of at most `max_patches` patches (one image
-    alone may have more), which bounds the tower's activation memory. Where every rank of `mesh` has
-    the whole tower, the images of a step are dealt out to the ranks, and spread over all of them
-    where that is faster by `costs`.
+    Images are packed into passes of at most `max_patches` patches (one image alone may have more),
+    which bounds the tower's activation memory. Where every rank of `mesh` has the whole tower, the
+    images of a pass are dealt out to the ranks, and spread over all of them where that is faster by
+    `costs`; then it has so many times the patches.
     """
 
     def __init__(
         self,
         tower: VisionTower,
-        arenas: Sequence[PixelSource],
+        reader: PixelReader,
         *,
-        patch_size: int,
-        merge_size: int,
         max_patches: int,
         device: torch.device,
         mesh: Mesh | None = None,
         costs: TowerCosts | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self._tower = tower
+        self._reader = reader
         self._costs = costs
         self._mesh = mesh or Mesh.single()
-        self._arenas = arenas
-        self._patch_size = patch_size
-        self._merge_size = merge_size
+        self._deals = self._mesh.tp_size > 1 and not self._mesh.splits_tower
         self._max_patches = max_patches
         self._device = device
-        self._embeddings: dict[bytes, Tensor] = {}
+        self._streams = streams or Streams(device)
+        self._staged: dict[bytes, _Staged] = {}
+        self._passes: list[TowerPass] = []
+        self._under_way: dict[bytes, TowerPass] = {}
+        self._there: dict[bytes, _Embedding] = {}
         self._unplanned: set[bytes] = set()
+        self._untold: dict[bytes, torch.cuda.Event | None] = {}  # who waits for them may go on
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """Give embeddings up. Kernels already launched still read theirs: same stream."""
+        """Give images up, wherever they are. Kernels already launched still read theirs: the memory
+        is used again on their stream, or after it has gone so far.
+        """
         for key in (*keys, *self._unplanned):
-            self._embeddings.pop(key, None)
+            self._there.pop(key, None)
+            self._staged.pop(key, None)
+            self._untold.pop(key, None)
+            done = self._under_way.pop(key, None)
+            if done is not None and done not in self._under_way.values():
+                self._passes.remove(done)
+                done.cancel()
         self._unplanned.clear()
 
-    def encode(
-        self, planned: Iterable[ImageSpan], used: Iterable[ImageSpan]
-    ) -> dict[bytes, ErrorInfo]:
-        """Make sure that images have embeddings; gives the errors of those that could not be read.
-
-        `planned` stay until they are dropped. `used` by the step but not there (an earlier step
-        that failed did not leave them, say) are made as well, so one failure does not follow an
-        image around; they stay until the next `drop`, as no plan accounts for them.
-        """
-        wanted: dict[bytes, list[ImageSpan]] = {span.content_hash: [span] for span in planned}
-        for span in used:
-            if span.content_hash not in wanted and span.content_hash not in self._embeddings:
-                self._unplanned.add(span.content_hash)
-            wanted.setdefault(span.content_hash, []).append(span)
-        ready: list[tuple[ImageSpan, Tensor]] = []
-        errors: dict[bytes, ErrorInfo] = {}
-        for key, spans in wanted.items():
-            if key in self._embeddings:
+    def start(self, planned: Iterable[ImageSpan]) -> None:
+        """Take the pixels of images, which stay until they are dropped."""
+        for span in planned:
+            key = span.content_hash
+            if key in self._staged or key in self._under_way:
                 continue
-            patches = self._first_readable(spans)
+            if key not in self._there:
+                patches = self._reader.read([span])
+                if patches is not None:
+                    self._staged[key] = _Staged(span, patches)
+                    continue
+            self._untold[key] = None
+
+    def finish(self, used: Iterable[ImageSpan]) -> dict[bytes, ErrorInfo]:
+        """Launch all that is missing of images that the next step reads, and have it wait for them;
+        gives the errors of those that cannot be read.
+
+        Images that were not started (an earlier step that failed did not leave them, say) are
+        made as well, so one failure does not follow an image around; they stay until the next
+        `drop`, as no plan accounts for them.
+        """
+        spans_of: dict[bytes, list[ImageSpan]] = {}
+        for span in used:
+            spans_of.setdefault(span.content_hash, []).append(span)
+        errors: dict[bytes, ErrorInfo] = {}
+        for key, spans in spans_of.items():
+            if key in self._there or key in self._staged or key in self._under_way:
+                continue
+            patches = self._reader.read(spans)
             if patches is None:
                 errors[key] = _UNREADABLE
             else:
-                ready.append((spans[0], patches))
-        self._run_all(ready)
+                self._staged[key] = _Staged(spans[0], patches)
+                self._unplanned.add(key)
+        self._complete(spans_of.keys() - errors.keys())
+        for key in spans_of.keys() - errors.keys():
+            self._join(self._there[key])
         return errors
 
+    def go_on(self, num_rows: int) -> None:
+        """Launch the next slice behind a step of so many rows; all slices behind none."""
+        while self._passes or self._staged:
+            if not self._passes:
+                self._form(list(self._staged))
+            first = self._passes[0]
+            with self._streams.of_tower():
+                self._try_slice(first, num_rows)
+            if num_rows:
+                return
+
+    def encoded(self) -> tuple[bytes, ...]:
+        """Planned images that no step has to wait for any more, and such as cannot be encoded; each
+        is told once. Does not wait for the device.
+        """
+        ready = [key for key, event in self._untold.items() if event is None or event.query()]  # type: ignore[no-untyped-call]
+        for key in ready:
+            del self._untold[key]
+        return tuple(ready)
+
     def part(self, key: bytes, low: int, high: int) -> Tensor:
-        """Rows [low, high) of an image's embeddings [num_tokens, D]."""
-        return self._embeddings[key][low:high]
+        """Rows [low, high) of the embeddings [num_tokens, D] of an image that is finished."""
+        return self._there[key].rows_TD[low:high]
 
-    def _first_readable(self, spans: list[ImageSpan]) -> Tensor | None:
-        """Patches from any of the places where an image is said to lie."""
-        for span in spans:
-            try:
-                return self._patches(span)
-            except (ValueError, IndexError, RuntimeError):
-                logger.exception("cannot read the pixels of an image: %s", span.pixels)
-        return None
+    def _join(self, embedding: _Embedding) -> None:
+        if embedding.event is not None:
+            self._streams.join(embedding.event, [embedding.rows_TD])
+            embedding.event = None
 
-    def _patches(self, span: ImageSpan) -> Tensor:
-        """uint8 [P, 3, F, patch, patch] on the host. Raises ValueError if bytes do not fit."""
-        merged_h, rest_h = divmod(span.grid_h, self._merge_size)
-        merged_w, rest_w = divmod(span.grid_w, self._merge_size)
-        if rest_h or rest_w or merged_h * merged_w != span.num_tokens:
-            raise ValueError(f"{span.num_tokens} tokens for {span.grid_h} x {span.grid_w} patches")
-        view = self._arenas[span.pixels.arena].view(span.pixels)
-        shape = (span.grid_h * span.grid_w, 3, span.num_frames, self._patch_size, self._patch_size)
-        return torch.frombuffer(view, dtype=torch.uint8).view(shape)
+    def _complete(self, keys: Iterable[bytes]) -> None:
+        """Launch all of the passes that these images are in, and of no others."""
+        missing = {key for key in keys if key not in self._there}
+        if staged := [key for key in self._staged if key in missing]:
+            while staged:
+                staged = self._form(staged)
+        with self._streams.of_tower():
+            for one in [one for one in self._passes if missing.intersection(one.keys)]:
+                self._advance(one, None)
 
-    def _run_all(self, images: list[tuple[ImageSpan, Tensor]]) -> None:
-        mesh = self._mesh
-        if mesh.tp_size == 1 or mesh.splits_tower:
-            for group in self._passes(images):
-                self._run(group)
-            return
-        owners = share_out([len(patches) for _, patches in images], mesh.tp_size, self._costs)
-        of_all = [image for image, owner in zip(images, owners, strict=True) if owner == SPREAD]
-        for group in self._passes(of_all):
-            self._run(group, spread=True)
-        mine = [image for image, owner in zip(images, owners, strict=True) if owner == mesh.tp_rank]
-        for group in self._passes(mine):
-            self._run(group)
-        for (span, _), owner in zip(images, owners, strict=True):
-            if owner == SPREAD:
-                continue
-            own_TD = self._embeddings.get(span.content_hash)
-            if own_TD is None:
-                own_TD = self._tower.empty_embeddings(span.num_tokens)
-            self._embeddings[span.content_hash] = mesh.tp_broadcast(own_TD, owner)
+    def _form(self, keys: list[bytes]) -> list[bytes]:
+        """A pass of the first of these staged images; gives those that are left."""
+        limit = self._max_patches * (self._mesh.tp_size if self._deals else 1)
+        count, num_patches = 0, 0
+        while count < len(keys):
+            num_patches += self._staged[keys[count]].num_patches
+            if count and num_patches > limit:
+                break
+            count += 1
+        group = [self._staged.pop(key) for key in keys[:count]]
+        with self._streams.of_tower():
+            one = TowerPass([image.span for image in group], self._slices(group))
+        self._passes.append(one)
+        self._under_way.update(dict.fromkeys(one.keys, one))
+        return keys[count:]
 
-    def _passes(
-        self, images: list[tuple[ImageSpan, Tensor]]
-    ) -> Iterable[list[tuple[ImageSpan, Tensor]]]:
-        group: list[tuple[ImageSpan, Tensor]] = []
-        num_patches = 0
-        for span, patches in images:
-            if group and num_patches + len(patches) > self._max_patches:
-                yield group
-                group, num_patches = [], 0
-            group.append((span, patches))
-            num_patches += len(patches)
-        if group:
-            yield group
-
-    def _run(self, group: list[tuple[ImageSpan, Tensor]], *, spread: bool = False) -> None:
-        embeddings = self._tower.encode_images(
-            [pin(patches, self._device) for _, patches in group],
-            [(span.grid_h, span.grid_w) for span, _ in group],
-            spread=spread,
+    def _slices(self, group: Sequence[_Staged]) -> Slices:
+        patches = [image.patches.to(self._device, non_blocking=True) for image in group]
+        grids = [(image.span.grid_h, image.span.grid_w) for image in group]
+        if not self._deals:
+            return self._tower.encode_in_slices(patches, grids)
+        return encode_dealt(
+            self._tower,
+            patches,
+            grids,
+            [image.span.num_tokens for image in group],
+            mesh=self._mesh,
+            costs=self._costs,
+            max_patches=self._max_patches,
         )
-        for (span, _), embedding_TD in zip(group, embeddings, strict=True):
-            self._embeddings[span.content_hash] = embedding_TD
+
+    def _try_slice(self, one: TowerPass, num_rows: int) -> None:
+        """What goes wrong concerns those who wait for the images, and no step beside it. Raises
+        where ranks have parted."""
+        blocks = None
+        if num_rows:
+            kind = "beside" if self._streams.are_two else self._device.type
+            blocks = slice_blocks(one.num_patches, num_rows, kind)
+        try:
+            self._advance(one, blocks)
+        except Exception:
+            if self._mesh.tp_size > 1:
+                raise
+            logger.exception("a pass of the vision tower failed")
+
+    def _advance(self, one: TowerPass, blocks: int | None) -> None:
+        """Raises what the tower raises; the pass is gone then, its images can be tried again."""
+        try:
+            embeddings = one.advance(blocks)
+        except Exception:
+            self._passes.remove(one)
+            for key in self._take_keys(one):
+                self._untold[key] = None
+            raise
+        if embeddings is not None:
+            self._passes.remove(one)
+            self._keep(one, embeddings)
+
+    def _take_keys(self, one: TowerPass) -> list[bytes]:
+        """The images of a pass that somebody still wants."""
+        keys = [key for key in one.keys if self._under_way.get(key) is one]
+        for key in keys:
+            del self._under_way[key]
+        return keys
+
+    def _keep(self, one: TowerPass, embeddings: list[Tensor]) -> None:
+        """Take over what a pass gave at its end."""
+        if len(embeddings) > 1:  # of one tensor, which would stay as long as any of them
+            embeddings = [rows_TD.clone() for rows_TD in embeddings]
+        event = self._streams.mark()
+        by_key = dict(zip(one.keys, embeddings, strict=True))
+        for key in self._take_keys(one):
+            self._there[key] = _Embedding(by_key[key], event)
+            self._untold[key] = event

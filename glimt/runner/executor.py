@@ -4,6 +4,8 @@ The device runs one stream of steps in the order of their plans. A token drawn i
 written to its row's history on the device, where the next step reads it, so step n + 1 can be
 launched before the host has seen what step n drew. Only rows under a grammar need the host between
 the forward pass and the draw: their step draws when it is given its masks.
+
+Images that no row of a step reads are encoded a slice at a time behind it, or beside it.
 """
 
 import logging
@@ -22,12 +24,13 @@ from glimt.runner.chunk_graphs import ChunkGraphs
 from glimt.runner.encoder import ImageEncoder
 from glimt.runner.forward import embedded
 from glimt.runner.graphs import DecodeGraphs, plain_draw
-from glimt.runner.launched import CrashedStep, LaunchedStep
-from glimt.runner.prompt_logprobs import judge
+from glimt.runner.launched import CrashedStep, LaunchedStep, Start
+from glimt.runner.prompt_logprobs import PromptJudgement, judge
 from glimt.runner.rows import RowTable
 from glimt.runner.sampler import DrawInputs, DrawOutputs
 from glimt.runner.split_draw import draw_over_ranks
 from glimt.runner.staging import ReturnedTensors, ReturnPath
+from glimt.runner.streams import Streams
 from glimt.wire import ErrorInfo, ImageSpan
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class ModelExecutor:
         device: torch.device,
         graphs: DecodeGraphs | None = None,
         chunk_graphs: ChunkGraphs | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self._model = model
         self._rows = rows
@@ -54,6 +58,7 @@ class ModelExecutor:
         self._encoder = encoder
         self._graphs = graphs
         self._chunk_graphs = chunk_graphs
+        self.streams = streams or Streams(device)
         self._return_path = ReturnPath(device)
 
     @property
@@ -64,10 +69,11 @@ class ModelExecutor:
     @torch.inference_mode()
     def record_graphs(self) -> None:
         """Record the graphs that most steps will want, if there are any; takes seconds."""
-        if self._graphs is not None:
-            self._graphs.record_all()
-        if self._chunk_graphs is not None:
-            self._chunk_graphs.record_all()
+        with self.streams.of_steps():
+            if self._graphs is not None:
+                self._graphs.record_all()
+            if self._chunk_graphs is not None:
+                self._chunk_graphs.record_all()
 
     def launch(self, plan: StepPlan) -> LaunchedStep | CrashedStep:
         """Start a step; returns without waiting for the device (on a CPU: when it is done).
@@ -76,8 +82,10 @@ class ModelExecutor:
         `result()`, after which later plans may still be launched.
         """
         try:
-            with torch.inference_mode():
-                return self._launch(plan)
+            with torch.inference_mode(), self.streams.of_steps():
+                step = self._launch(plan)
+                self._encoder.go_on(len(plan.work))
+                return step
         except Exception as error:
             logger.exception("step %d failed", plan.step)
             return CrashedStep(plan, error)
@@ -97,9 +105,7 @@ class ModelExecutor:
         if not work:
             if plan.lockstep is not None:
                 self._take_part(plan.lockstep, exchange)
-            return LaunchedStep(
-                plan, failed, [], [], None, lambda _: self._return_path.send([]), rows.device
-            )
+            return self._launched(plan, failed, [], [], lambda _: self._return_path.send([]))
         gathered = gather_work(rows, work)
         may_replay = plan.lockstep is None or plan.lockstep.all_decode
         if self._graphs is not None and gathered.is_decoding and may_replay:
@@ -113,8 +119,29 @@ class ModelExecutor:
             drawn = self._draw(batch.drawn_place_N, logits_NU, draws)
             return self._return_path.send([*drawn, *judged])
 
+        return self._launched(
+            plan, failed, batch.sampling_rows, batch.draws, start, batch.judgement
+        )
+
+    def _launched(
+        self,
+        plan: StepPlan,
+        failed: dict[int, ErrorInfo],
+        sampling_rows: list[int],
+        draws: list[DrawInputs],
+        start: Start,
+        judgement: PromptJudgement | None = None,
+    ) -> LaunchedStep:
         return LaunchedStep(
-            plan, failed, batch.sampling_rows, batch.draws, batch.judgement, start, rows.device
+            plan,
+            failed,
+            sampling_rows,
+            draws,
+            judgement,
+            start,
+            self._rows.device,
+            streams=self.streams,
+            encoded=self._encoder.encoded,
         )
 
     def _exchange(self, lockstep: Lockstep | None) -> Exchange:
@@ -156,8 +183,7 @@ class ModelExecutor:
                 self._draw(decoding.drawn_place_N, decoding.logits_NU, draws)
             )
 
-        sampling_rows = gathered.row_N.tolist()
-        return LaunchedStep(plan, failed, sampling_rows, draws, None, start, self._rows.device)
+        return self._launched(plan, failed, gathered.row_N.tolist(), draws, start)
 
     def _take(self, new: NewRow) -> None:
         try:
@@ -170,14 +196,15 @@ class ModelExecutor:
         return [item for item in work if item.row not in self._rows.errors]
 
     def _encode(self, plan: StepPlan) -> None:
-        """Encode the plan's images and any that its rows miss; rows of broken ones are lost."""
+        """Start the plan's images, and finish those that its rows read; rows of broken ones are
+        lost."""
         spans_of: dict[int, list[ImageSpan]] = {}
         for item in self._healthy(plan.work):
             parts = self._rows.image_parts(item.row, item.start, item.start + item.num_tokens)
             if parts:
                 spans_of[item.row] = [part.span for part in parts]
-        used = [span for spans in spans_of.values() for span in spans]
-        errors = self._encoder.encode(plan.encode, used)
+        self._encoder.start(plan.encode)
+        errors = self._encoder.finish(span for spans in spans_of.values() for span in spans)
         for row, spans in spans_of.items():
             for span in spans:
                 if span.content_hash in errors:

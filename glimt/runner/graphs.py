@@ -27,6 +27,7 @@ from torch import Tensor
 from glimt.layers.attention import KvCache, Step
 from glimt.models.glm4v import Glm4v
 from glimt.parallel.exchange import Exchange
+from glimt.runner import streams
 from glimt.runner.batch import Gathered
 from glimt.runner.rows import RowTable
 from glimt.runner.sampler import MAX_SCORES_PER_DRAW, DrawInputs
@@ -59,10 +60,12 @@ _STEP_ARRAYS = (
 def cuda_recorder() -> Record:
     """Records CUDA graphs, all into one pool of memory: only one of them runs at a time."""
     pool = torch.cuda.graph_pool_handle()
+    # What is recorded keeps the priority of the stream that it was recorded on.
+    stream = streams.new_stream(None, "steps") if streams.OWN_STREAM else None
 
     def record(work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             work()
         replay: Work = graph.replay
         return replay

@@ -10,6 +10,7 @@ from glimt.engine.plan import StepPlan, StepResult, TokenMasks
 from glimt.runner.prompt_logprobs import PromptJudgement, read_judgement
 from glimt.runner.sampler import DrawInputs, DrawOutputs, masked, read_draw
 from glimt.runner.staging import ReturnedTensors
+from glimt.runner.streams import Streams
 from glimt.wire import ErrorInfo
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,17 @@ class LaunchedStep:
         judgement: PromptJudgement | None,
         start: Start,
         device: torch.device,
+        *,
+        streams: Streams,
+        encoded: Callable[[], tuple[bytes, ...]],
     ) -> None:
-        """Calls `start` at once unless the plan waits for masks. Raises what it raises."""
+        """Calls `start` at once unless the plan waits for masks. Raises what it raises.
+
+        `encoded`: see `StepResult`; asked when the result is.
+        """
         self.plan = plan
+        self._streams = streams
+        self._encoded = encoded
         self._failed = failed
         self._sampling_rows = sampling_rows
         self._draws = draws
@@ -48,7 +57,7 @@ class LaunchedStep:
         if start is None:
             return
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._streams.of_steps():
                 self._draws = [
                     masked(inputs, self._rows_of(inputs), masks, self._device)
                     for inputs in self._draws
@@ -63,7 +72,7 @@ class LaunchedStep:
         if self._returned is None:
             raise self._error or RuntimeError(f"step {self.plan.step} was given no masks")
         host = list(self._returned.wait())
-        result = StepResult(step=self.plan.step, failed=dict(self._failed))
+        result = StepResult(self.plan.step, failed=dict(self._failed), encoded=self._encoded())
         for inputs in self._draws:
             token_N, status_N, *logprobs = host[: _num_tensors(inputs)]
             del host[: _num_tensors(inputs)]

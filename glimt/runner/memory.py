@@ -1,5 +1,6 @@
 """How much memory is free, and how much of it a step needs for itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from glimt.engine.plan import NewRow, RowWork, StepPlan
 from glimt.errors import NotEnoughMemory
 from glimt.models.glm4v import Glm4v
+from glimt.runner import streams
 from glimt.runner.build import ExecutorSizes, build_executor
 from glimt.runner.chunk_graphs import MAX_TOKENS
 from glimt.runner.executor import ModelExecutor
@@ -17,6 +19,8 @@ from glimt.runner.kv_cache import KvLayout
 from glimt.wire import ImageSpan, PixelRef, SamplingParams
 
 MAX_CPU_KV_BYTES = 4 * 2**30
+
+_WORKSPACE_BYTES = 64 * 2**20  # that libraries take for the stream of recordings
 
 _CGROUPS = (  # version 2 and version 1: limit, usage, statistics, page cache that can go
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -89,8 +93,9 @@ def peak_step_bytes(
     """Bytes that the largest step takes beyond what is allocated now; 0 on a CPU.
 
     Runs it: all rows with `max_num_batched_tokens` tokens between them, every sampling feature
-    that needs room, and the largest pass of the vision tower. The row tables are part of it, and
-    so are a full image cache and, if there is a recorder, the memory that graphs keep.
+    that needs room, while the largest pass of the vision tower has begun, and then that pass. The
+    row tables are part of it, and so are a full image cache and, if graphs are to be recorded,
+    what they keep.
     """
     if device.type == "cpu":
         return 0
@@ -98,10 +103,16 @@ def peak_step_bytes(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    run_largest_step(model, layout, sizes, max_num_batched_tokens, device)
-    peak = torch.cuda.max_memory_allocated(device) - before
+    peaks: list[int] = []
+
+    def note() -> None:
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
+        torch.cuda.reset_peak_memory_stats(device)
+
+    run_largest_step(model, layout, sizes, max_num_batched_tokens, device, done=note)
+    peak = sum(peaks) if streams.OWN_STREAM else max(peaks)  # a stream's memory is its own
     if record is not None:
-        peak += _graph_bytes(model, layout, sizes, device, record)
+        peak += _graph_bytes(model, layout, sizes, device)
     torch.cuda.empty_cache()
     embedding_bytes = model.config.text.hidden_size * model.embedding.weight.dtype.itemsize
     return peak + sizes.image_cache_tokens * embedding_bytes
@@ -113,8 +124,13 @@ def run_largest_step(
     sizes: ExecutorSizes,
     max_num_batched_tokens: int,
     device: torch.device,
+    *,
+    done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry out the step that `peak_step_bytes` describes. Raises what it raises."""
+    """Carry out the step that `peak_step_bytes` describes. Raises what it raises.
+
+    `done` is called after the step, and again after the pass of the tower.
+    """
     # Every row is given the same few pages: what the KV holds does not matter here.
     num_rows = min(sizes.max_num_seqs, max_num_batched_tokens)
     length = min(max_num_batched_tokens // num_rows, sizes.max_model_len)
@@ -127,8 +143,16 @@ def run_largest_step(
     pages = tuple(range(num_pages))
     rows = tuple(_text_row(row, length, sampling, pages) for row in range(num_rows))
     work = tuple(RowWork(row, 0, length, samples=True) for row in range(num_rows))
-    image = pixels.span(sizes.max_patches, model.config.vision.merge_size)
-    executor.launch(StepPlan(step=0, new_rows=rows, encode=(image,), work=work)).result()
+    largest = max(sizes.max_patches, sizes.max_image_patches)
+    image = pixels.span(largest, model.config.vision.merge_size)
+    begun = StepPlan(step=0, new_rows=rows, encode=(image,), work=work[:1])
+    executor.launch(begun).result()
+    executor.launch(StepPlan(step=1, work=work)).result()
+    done()
+    executor.launch(StepPlan(step=2)).result()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    done()
 
 
 def _graph_bytes(
@@ -136,15 +160,18 @@ def _graph_bytes(
     layout: KvLayout,
     sizes: ExecutorSizes,
     device: torch.device,
-    record: Record,
 ) -> int:
-    """What graphs of the largest steps keep; those of smaller ones share it: one runs at a time."""
-    executor = record_largest_graphs(model, layout, sizes, device, record)
-    torch.cuda.synchronize(device)
+    """What graphs of the largest steps keep; those of smaller ones share it: one runs at a time.
+
+    It is what the allocator had to take for the same steps as they come: nothing is recorded, which
+    takes as long as many steps, for addresses that will be others.
+    """
     torch.cuda.empty_cache()
+    executor = record_largest_graphs(model, layout, sizes, device, lambda work: work)
+    torch.cuda.synchronize(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    del executor  # it held the graphs until here
-    return kept
+    del executor
+    return kept + _WORKSPACE_BYTES
 
 
 def record_largest_graphs(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glimt.engine.admission import read_prompt
-from glimt.engine.plan import StepResult
+from glimt.engine.plan import StepPlan, StepResult
 from glimt.engine.request import Request, RequestState
 from glimt.engine.scheduler import Scheduler
 from glimt.errors import BadSettings
@@ -396,11 +396,85 @@ def test_small_images_do_not_keep_a_large_one_waiting() -> None:
         make_submit(2, [2, 3, 4, *[1] * 16], images=[large], max_tokens=1),
         make_submit(3, [1] * 61, images=small, max_tokens=1),
     )
-    for _ in range(4):  # "first" leaves no room for "large" in the second step
+    for _ in range(7):  # "first" leaves no room for "large" in the second step
         rig.step()
     rig.settle()
     assert rig.end(2).finish_reason == "length"
     rig.run()
+    rig.assert_answered()
+
+
+def rows_of(plan: StepPlan | None) -> dict[int, int]:
+    assert plan is not None
+    return {work.row: work.num_tokens for work in plan.work}
+
+
+def decoding_beside_an_image(**limits: object) -> Rig:
+    """Request 1 decodes; 2 comes, whose image takes three steps, and then 3 without one."""
+    rig = Rig(make_limits(max_num_batched_tokens=64, **limits), encode_steps=3)
+    rig.add(make_submit(1, [2, 3], max_tokens=30))
+    rig.step()
+    image = make_image(2, 8, "cat", 2)
+    rig.add(make_submit(2, [2, 3, *[1] * 8, 4], images=[image], max_tokens=4))
+    rig.add(make_submit(3, [4, 5, 6], max_tokens=20))
+    return rig
+
+
+def test_who_decodes_does_not_wait_for_an_image_and_neither_does_who_came_after_it() -> None:
+    rig = decoding_beside_an_image()
+    plan = rig.step()
+    assert [span.num_tokens for span in plan.encode] == [8]
+    assert rows_of(plan) == {0: 1, 2: 3}
+    for _ in range(4):  # three, and the one that is planned before the result is read
+        assert rows_of(rig.step()) == {0: 1, 2: 1}
+    assert rows_of(rig.step()) == {0: 1, 1: 11, 2: 1}, "the prompt in one piece"
+    rig.run()
+    rig.assert_answered()
+
+
+def test_steps_wait_for_images_where_they_are_told_to() -> None:
+    rig = decoding_beside_an_image(encodes_beside=False)
+    assert rows_of(rig.step()) == {0: 1, 1: 11, 2: 3}
+    rig.run()
+    rig.assert_answered()
+
+
+def test_an_image_that_nobody_would_wait_for_is_waited_for() -> None:
+    rig = Rig(make_limits(), encode_steps=3)
+    for request_id in (1, 2):
+        image = make_image(1, 8, f"image {request_id}", request_id)
+        rig.add(make_submit(request_id, [2, *[1] * 8, 3], images=[image]))
+    plan = rig.step()
+    assert rows_of(plan) == {0: 10, 1: 10}
+    assert len(plan.encode) == 2
+    rig.run()
+    rig.assert_answered()
+
+
+def test_a_request_aborted_while_its_image_is_encoded_leaves_nothing() -> None:
+    rig = decoding_beside_an_image(image_cache_tokens=8, image_budget=8)
+    rig.step()
+    assert rig.scheduler.roster.images.num_tokens == 8
+    rig.abort(2)
+    other = make_image(0, 8, "dog", 4)
+    rig.add(make_submit(4, [*[1] * 8, 4], images=[other], max_tokens=4))
+    plan = rig.step()
+    assert plan.freed_rows == (1,)
+    assert plan.drop_images == (make_image(2, 8, "cat").content_hash,)
+    assert [span.content_hash for span in plan.encode] == [other.content_hash]
+    rig.run()
+    rig.assert_answered(1, 3, 4)
+    assert rig.end(2).finish_reason == "abort"
+
+
+def test_a_request_that_waits_for_its_image_can_be_preempted() -> None:
+    rig = Rig(make_limits(num_pages=8, max_model_len=32), encode_steps=50)
+    rig.add(make_submit(1, [2, 3], max_tokens=26))
+    rig.step()
+    image = make_image(2, 8, "cat", 2)
+    rig.add(make_submit(2, [2, 3, *[1] * 8, 4], images=[image], max_tokens=4))
+    rig.run()
+    assert rig.scheduler.stats().preemptions == 1
     rig.assert_answered()
 
 
@@ -417,7 +491,10 @@ def test_an_embedding_stays_while_its_image_is_half_computed() -> None:
 
 
 def test_an_embedding_forgotten_in_the_middle_of_its_image_is_made_again() -> None:
-    rig = Rig(make_limits(max_num_batched_tokens=8, max_num_seqs=2, prefix_caching=False))
+    limits = make_limits(
+        max_num_batched_tokens=8, max_num_seqs=2, prefix_caching=False, encodes_beside=False
+    )
+    rig = Rig(limits)
     rig.add(make_submit(1, [1] * 6, images=[make_image(0, 5, "cat", 1)], max_tokens=9))
     rig.add(make_submit(2, [1] * 21, images=[make_image(5, 5, "cat", 2)], max_tokens=3))
     rig.step()
@@ -529,7 +606,7 @@ def test_a_step_that_raised_ends_its_requests_and_nobody_else() -> None:
 
 
 def test_an_image_of_a_failed_step_is_encoded_again_for_those_who_relied_on_it() -> None:
-    rig = Rig(make_limits(max_num_batched_tokens=9))
+    rig = Rig(make_limits(max_num_batched_tokens=9, encodes_beside=False))
     for request_id in (1, 2):
         image = make_image(0, 8, "cat", request_id)
         rig.add(make_submit(request_id, [*[1] * 8, 2], images=[image], max_tokens=2))

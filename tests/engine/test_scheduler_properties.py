@@ -42,7 +42,8 @@ def play(rng: random.Random, rig: Rig, *, abort_probability: float, num_requests
 def test_every_request_gets_the_tokens_it_would_get_alone(seed: int) -> None:
     rng = random.Random(seed)
     limits = random_limits(rng)
-    rig = Rig(limits, model=model(limits, 0.1), compiler=tiny_compiler())
+    slow = rng.choice([0, 0, 1, 5])
+    rig = Rig(limits, model=model(limits, 0.1), compiler=tiny_compiler(), encode_steps=slow)
     play(rng, rig, abort_probability=0.0, num_requests=rng.randint(1, 12))
     rig.assert_answered()
     assert rig.executor.num_missing_embeddings == 0
@@ -53,7 +54,8 @@ def test_every_request_gets_the_tokens_it_would_get_alone(seed: int) -> None:
 def test_aborts_at_any_moment_end_one_request_and_change_no_other(seed: int) -> None:
     rng = random.Random(seed)
     limits = random_limits(rng)
-    rig = Rig(limits, model=model(limits, 0.05), compiler=tiny_compiler())
+    slow = rng.choice([0, 0, 1, 5])
+    rig = Rig(limits, model=model(limits, 0.05), compiler=tiny_compiler(), encode_steps=slow)
     play(rng, rig, abort_probability=0.3, num_requests=rng.randint(1, 12))
     rig.assert_consistent()
     assert {rig.end(request_id).finish_reason for request_id in rig.submits} <= {
@@ -77,7 +79,8 @@ def test_failures_end_requests_with_an_error_and_leave_the_others_exact(seed: in
         nan=rng.choice([0.0, 0.03]),
         bad_image=rng.choice([0.0, 0.2]),
     )
-    rig = Rig(limits, faults=faults, compiler=tiny_compiler())
+    slow = rng.choice([0, 0, 1, 5])
+    rig = Rig(limits, faults=faults, compiler=tiny_compiler(), encode_steps=slow)
     play(rng, rig, abort_probability=0.1, num_requests=rng.randint(1, 12))
     rig.assert_consistent()
 

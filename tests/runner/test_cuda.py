@@ -15,6 +15,7 @@ from glimt.models.dummy import fill_dummy
 from glimt.models.glm4v import Glm4v
 from glimt.models.names import fp8_modules
 from glimt.parallel.mesh import Mesh
+from glimt.runner import streams
 from glimt.runner.build import ExecutorSizes, kv_layout
 from glimt.runner.graphs import Work, cuda_recorder
 from glimt.runner.memory import kv_cache_bytes, measure_free, peak_step_bytes
@@ -122,6 +123,57 @@ def test_graphs_on_a_gpu_change_no_token(gpu: torch.device, kind: str) -> None:
     for seed in range(4):
         executor = make_executor(tiny_model(kind, gpu), album, record=cuda_recorder())
         assert Schedule(executor, asks, seed=seed, depth=1 + seed % 3).run() == expected
+
+
+@pytest.mark.parametrize("with_graphs", [False, True])
+@pytest.mark.parametrize("num_sms", [0, 64])
+def test_a_tower_on_its_own_stream_changes_no_token(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch, with_graphs: bool, num_sms: int
+) -> None:
+    """Images begun early, read late and dropped in between, in the allocator's used memory."""
+    monkeypatch.setattr(streams, "OWN_STREAM", True)
+    monkeypatch.setattr(streams, "TOWER_SMS", num_sms)
+    streams.two_streams.cache_clear()
+    album = Album()
+    asks = [make_ask(album, layout, n) for n, layout in enumerate(("tbt", "tit", "tvt", "t") * 2)]
+    expected = Schedule(make_executor(tiny_model("glm4v_moe"), album), asks, whole=True).run()
+    for seed in range(6):
+        record = cuda_recorder() if with_graphs else None
+        executor = make_executor(tiny_model("glm4v_moe", gpu), album, record=record)
+        assert executor.streams.are_two
+        found = Schedule(executor, asks, seed=seed, depth=1 + seed % 3, ahead=0.5).run()
+        assert found == expected
+    streams.two_streams.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_an_image_beside_decoding_rows_never_waits_for_the_device(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "OWN_STREAM", True)
+    streams.two_streams.cache_clear()
+    album = Album()
+    text, *others = [make_ask(album, layout, n) for n, layout in enumerate(("tt", "tbt", "tbt"))]
+    executor = make_executor(dummy_model(gpu, None, fp8=True), album, page_size=16)
+    rows = (new_row(text, 0, (0, 1)),)
+    executor.launch(StepPlan(0, new_rows=rows, work=(RowWork(0, 0, 6, samples=True),))).result()
+    told: list[bytes] = []
+    at = 6
+    try:
+        for ask in others:
+            steps = []
+            for encode in (ask.images, (), ()):
+                work = (RowWork(0, at, 1, samples=True),)
+                steps.append(executor.launch(StepPlan(at, encode=encode, work=work)))
+                at += 1
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+            told += [key for step in steps for key in step.result().encoded]
+            torch.cuda.set_sync_debug_mode("error")  # the first one compiles
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        streams.two_streams.cache_clear()
+    assert told == [image.content_hash for ask in others for image in ask.images]
 
 
 @cache

@@ -1,30 +1,43 @@
 """Packing, keeping and dropping of image embeddings."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
+from glimt.models.vision import Grid, Slices
 from glimt.runner.encoder import ImageEncoder
-from glimt.wire import ImageSpan
+from glimt.runner.pixels import PixelReader
+from glimt.runner.tower_pass import slice_blocks
+from glimt.wire import ErrorInfo, ImageSpan
 from tests.support.tiny_model import CPU, Album, tiny_model
 
-ALBUM = Album()
+ALBUM = Album(1 << 24)
 
 
 class Tower:
-    """The real tower, and how many patches each pass had."""
+    """The real tower, and how many patches each pass had; `blocks` are launched so far."""
 
     def __init__(self, kind: str = "glm4v") -> None:
         self.passes: list[list[int]] = []
+        self.blocks = 0
+        self.is_broken = False
         self._model = tiny_model(kind)
 
-    def encode_images(
-        self, patches: list[Tensor], grids: list[tuple[int, int]], *, spread: bool = False
-    ) -> list[Tensor]:
-        assert not spread
+    def encode_in_slices(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> Slices:
         self.passes.append([len(image) for image in patches])
-        with torch.inference_mode():
-            return self._model.encode_images(patches, grids)
+        slices = self._model.encode_in_slices(patches, grids)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as end:
+                embeddings: list[Tensor] = end.value
+                return embeddings
+            self.blocks += 1
+            if self.is_broken:
+                raise RuntimeError("no memory")
+            yield
 
 
 def image(height: int, width: int, *, frames: int = 1, seed: int = 0) -> ImageSpan:
@@ -34,10 +47,23 @@ def image(height: int, width: int, *, frames: int = 1, seed: int = 0) -> ImageSp
     return ALBUM.add(patches, (height, width), 0)
 
 
-def encoder(tower: Tower, max_patches: int = 64) -> ImageEncoder:
-    return ImageEncoder(
-        tower, [ALBUM.arena], patch_size=14, merge_size=2, max_patches=max_patches, device=CPU
-    )
+class Encoder(ImageEncoder):
+    """Encodes as an executor has it done."""
+
+    def encode(self, planned: list[ImageSpan], used: list[ImageSpan]) -> dict[bytes, ErrorInfo]:
+        self.start(planned)
+        with torch.inference_mode():
+            return self.finish(used)
+
+    def step(self, num_rows: int = 1) -> tuple[bytes, ...]:
+        with torch.inference_mode():
+            self.go_on(num_rows)
+        return self.encoded()
+
+
+def encoder(tower: Tower, max_patches: int = 64) -> Encoder:
+    reader = PixelReader([ALBUM.arena], patch_size=14, merge_size=2, device=CPU)
+    return Encoder(tower, reader, max_patches=max_patches, device=CPU)  # type: ignore[arg-type]
 
 
 IMAGES = [image(4, 4), image(2, 6), image(4, 6, frames=2), image(2, 2), image(8, 8)]
@@ -45,17 +71,17 @@ IMAGES = [image(4, 4), image(2, 6), image(4, 6, frames=2), image(2, 2), image(8,
 
 def test_passes_keep_to_the_patch_budget_except_for_one_large_image() -> None:
     tower = Tower()
-    assert encoder(tower, max_patches=30).encode(IMAGES, []) == {}
+    assert encoder(tower, max_patches=30).encode(IMAGES, IMAGES) == {}
     assert tower.passes == [[16, 12], [24, 4], [64]]
 
 
 @pytest.mark.parametrize("kind", ["glm4v", "glm4v_moe"])
 def test_an_image_has_the_same_embeddings_packed_and_alone(kind: str) -> None:
     packed = encoder(Tower(kind), max_patches=10**6)
-    packed.encode(IMAGES, [])
+    packed.encode(IMAGES, IMAGES)
     for span in IMAGES:
         single = encoder(Tower(kind))
-        single.encode([span], [])
+        single.encode([span], [span])
         whole = single.part(span.content_hash, 0, span.num_tokens)
         assert whole.shape == (span.num_tokens, 64)
         torch.testing.assert_close(
@@ -88,3 +114,106 @@ def test_an_image_that_no_plan_accounts_for_stays_for_one_step() -> None:
     images.drop([])
     images.encode([], [IMAGES[1]])
     assert tower.passes == [[12], [12], [12]]
+
+
+def test_an_image_is_encoded_a_slice_at_a_time_behind_steps() -> None:
+    large = image(64, 64)  # so large that a slice is one block
+    assert slice_blocks(64 * 64, 1, "cpu") == 1
+    tower = Tower()
+    images = encoder(tower)
+    images.start([large])
+    told = [images.step() for _ in range(3)]
+    assert tower.blocks == 2
+    assert told == [(), (), (large.content_hash,)], "two blocks, and what comes after them"
+    assert images.step() == (), "it is told once"
+    alone = encoder(Tower())
+    alone.encode([large], [large])
+    part = (large.content_hash, 0, large.num_tokens)
+    assert images.finish([large]) == {}
+    assert torch.equal(images.part(*part), alone.part(*part))
+
+
+def test_images_that_wait_at_the_same_time_go_through_the_tower_together() -> None:
+    tower = Tower()
+    images = encoder(tower, max_patches=30)
+    images.start([IMAGES[0]])
+    assert images.step() == (IMAGES[0].content_hash,)
+    for one in IMAGES[1:]:  # of several steps
+        images.start([one])
+    told = [images.step() for _ in range(3)]
+    assert tower.passes == [[16], [12], [24, 4], [64]]
+    assert [len(keys) for keys in told] == [1, 2, 1]
+
+
+def test_a_step_that_reads_an_image_finishes_it_and_no_other() -> None:
+    first, second = image(64, 64, seed=1), image(64, 64, seed=2)
+    tower = Tower()
+    images = encoder(tower, max_patches=64 * 64)
+    images.start([first, second])
+    images.step()
+    assert images.encode([], [second]) == {}
+    assert (tower.blocks, len(tower.passes)) == (1 + 2, 2)
+    assert images.step() == (second.content_hash,)
+    assert images.step(num_rows=0) == (first.content_hash,), "with no row beside it, all at once"
+
+
+def test_an_image_dropped_on_its_way_is_given_up() -> None:
+    large = image(64, 64)
+    tower = Tower()
+    images = encoder(tower)
+    images.start([large, IMAGES[0]])
+    images.step()
+    images.drop([large.content_hash, IMAGES[0].content_hash])
+    assert [images.step() for _ in range(4)] == [()] * 4
+    assert tower.blocks == 1
+    images.start([large])
+    assert images.step(num_rows=0) == (large.content_hash,)
+    assert tower.passes == [[4096], [4096]]
+
+
+def test_what_goes_wrong_behind_a_step_is_tried_again_by_who_reads_the_image() -> None:
+    tower = Tower()
+    images = encoder(tower)
+    tower.is_broken = True
+    images.start([IMAGES[0]])
+    assert images.step() == (IMAGES[0].content_hash,), "nobody waits for it in vain"
+    with pytest.raises(RuntimeError, match="no memory"):
+        images.encode([], [IMAGES[0]])
+    tower.is_broken = False
+    assert images.encode([], [IMAGES[0]]) == {}
+    assert images.part(IMAGES[0].content_hash, 0, 4).shape == (4, 64)
+
+
+def test_of_images_that_went_together_each_keeps_its_own_memory_alone() -> None:
+    images = encoder(Tower(), max_patches=10**6)
+    images.encode(IMAGES, IMAGES)
+    own = images.part(IMAGES[0].content_hash, 0, IMAGES[0].num_tokens)
+    assert own.untyped_storage().nbytes() == own.nbytes
+
+
+def test_pixels_may_be_overwritten_once_an_image_has_started() -> None:
+    span = image(4, 4, seed=9)
+    expected = encoder(Tower())
+    expected.encode([span], [span])
+    images = encoder(Tower())
+    images.start([span])
+    ALBUM.arena.view(span.pixels)[:] = bytes(span.pixels.nbytes)
+    assert images.encode([], [span]) == {}
+    part = (span.content_hash, 0, span.num_tokens)
+    assert torch.equal(images.part(*part), expected.part(*part))
+
+
+@pytest.mark.parametrize(
+    ("where", "num_patches", "num_rows", "expected"),
+    [
+        ("cuda", 5376, 1, 6),
+        ("cuda", 5376, 64, 12),
+        ("cuda", 256, 1, 13),
+        ("cuda", 24576, 1, 1),
+        ("beside", 24576, 1, 13),
+    ],
+)
+def test_slices_are_as_long_as_who_decodes_can_bear(
+    where: str, num_patches: int, num_rows: int, expected: int
+) -> None:
+    assert slice_blocks(num_patches, num_rows, where) == expected

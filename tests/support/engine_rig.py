@@ -25,6 +25,7 @@ class Rig:
         model: SimulatedModel | None = None,
         faults: Faults | None = None,
         compiler: GrammarCompiler | None = None,
+        encode_steps: int = 0,
     ) -> None:
         self.limits = limits
         self.compiler = compiler
@@ -37,6 +38,7 @@ class Rig:
             model=self.model,
             faults=faults,
             on_encode=self._on_encode,
+            encode_steps=encode_steps,
         )
         self.plans: list[StepPlan] = []
         self.outputs: defaultdict[int, list[Output]] = defaultdict(list)

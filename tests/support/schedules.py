@@ -45,6 +45,7 @@ class Schedule:
         seed: int = 0,
         depth: int = 1,
         whole: bool = False,
+        ahead: float = 0.1,
         num_pages: int = 64,
         page_size: int = 4,
     ) -> None:
@@ -53,6 +54,7 @@ class Schedule:
         self._random = random.Random(seed)
         self._depth = depth  # steps launched before the first result is read
         self._whole = whole  # no preemption, no chunks, nobody waits
+        self._ahead = ahead  # how likely an image is begun before it is needed
         self._page_size = page_size
         self._free_pages = list(range(num_pages))
         self._random.shuffle(self._free_pages)
@@ -101,6 +103,10 @@ class Schedule:
                     needed.add(image.content_hash)
         if not work:
             return None
+        for image in [image for course in self.courses for image in course.ask.images]:
+            if image.content_hash not in self._cached | needed and chance() < self._ahead:
+                encode.append(image)
+                needed.add(image.content_hash)
         dropped = [key for key in sorted(self._cached - needed) if chance() < 0.3]
         self._cached = (self._cached - set(dropped)) | needed
         freed, self._freed = tuple(self._freed), []

@@ -1,0 +1,104 @@
+"""Who decodes goes on while images of others are encoded, and all tokens stay what they were."""
+
+from collections import deque
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glimt.engine.limits import SchedulerLimits
+from glimt.engine.plan import InFlight, StepPlan
+from glimt.engine.scheduler import Scheduler
+from glimt.runner import tower_pass
+from tests.support.schedules import Schedule
+from tests.support.tiny_model import Album, Ask, make_ask, make_executor, tiny_model
+
+ALBUM = Album()
+LAYOUTS = ("tt", "tbt", "it", "tvt")
+
+
+@pytest.fixture(autouse=True)
+def _a_block_behind_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tower_pass, "_WORK", {"cpu": 1})
+
+
+@cache
+def ask(layout: str, seed: int, max_tokens: int = 8) -> Ask:
+    return make_ask(ALBUM, layout, seed, max_tokens=max_tokens)
+
+
+@cache
+def alone(layout: str, seed: int, max_tokens: int = 8) -> list[int]:
+    one = [ask(layout, seed, max_tokens)]
+    executor = make_executor(tiny_model("glm4v_moe"), ALBUM)
+    return Schedule(executor, one, whole=True).run()[0]
+
+
+def run(
+    arrivals: dict[int, list[Ask]], depth: int, *, encodes_beside: bool = True
+) -> tuple[list[list[int]], list[StepPlan]]:
+    """Answers in the order of arrival, and all plans. `arrivals` by the number of the turn."""
+    limits = SchedulerLimits(
+        num_pages=64,
+        page_size=4,
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        max_model_len=160,
+        image_budget=48,
+        image_cache_tokens=96,
+        encodes_beside=encodes_beside,
+    )
+    scheduler = Scheduler(limits)
+    executor = make_executor(tiny_model("glm4v_moe"), ALBUM)
+    answers: list[list[int]] = []
+    plans: list[StepPlan] = []
+    flying: deque[InFlight] = deque()
+    turn = 0
+    while scheduler.has_requests or flying or turn <= max(arrivals):
+        for one in arrivals.get(turn, []):
+            assert scheduler.add(one.submit(len(answers))) == []
+            answers.append([])
+        turn += 1
+        plan = scheduler.schedule()
+        if plan is not None:
+            plans.append(plan)
+            flying.append(executor.launch(plan))
+        while flying and (len(flying) >= depth or plan is None):
+            step = flying.popleft()
+            for _, output in scheduler.commit(step.plan, step.result()):
+                assert output.error is None
+                answers[output.request_id] += output.token_ids
+        assert scheduler.roster.check() == []
+    return answers, plans
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_steps_go_on_between_the_blocks_of_the_tower(depth: int) -> None:
+    arrivals = {0: [ask("tt", 1, 20)], 3: [ask("tbt", 2)]}
+    answers, plans = run(arrivals, depth)
+    assert answers == [alone("tt", 1, 20), alone("tbt", 2)]
+    begun = next(place for place, plan in enumerate(plans) if plan.encode)
+    prompt = next(place for place, plan in enumerate(plans) if len(plan.work) > 1)
+    assert prompt - begun == 3, "two blocks, and what comes after them"
+    assert all(plan.num_tokens == 1 for plan in plans[begun:prompt])
+    waiting_answers, waiting_plans = run(arrivals, depth, encodes_beside=False)
+    assert waiting_answers == answers
+    [first] = [plan for plan in waiting_plans if plan.encode]
+    assert len(first.work) == 2
+
+
+choices = st.tuples(st.integers(0, 12), st.sampled_from(LAYOUTS), st.integers(0, 3))
+
+
+@settings(max_examples=8)
+@given(chosen=st.lists(choices, min_size=1, max_size=6), depth=st.integers(1, 2))
+def test_whenever_images_come_no_token_changes(
+    chosen: list[tuple[int, str, int]], depth: int
+) -> None:
+    arrivals: dict[int, list[Ask]] = {}
+    expected = []
+    for turn, layout, seed in sorted(chosen, key=lambda choice: choice[0]):
+        arrivals.setdefault(turn, []).append(ask(layout, seed))
+        expected.append(alone(layout, seed))
+    assert run(arrivals, depth)[0] == expected
