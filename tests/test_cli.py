@@ -1,5 +1,6 @@
 """The command line: fast, complete, and honest about what it cannot do."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -58,6 +59,23 @@ def test_help_imports_neither_torch_nor_the_server() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["glimt.config", "glimt.hub"])
+def test_an_early_ctrl_c_leaves_no_traceback(module: str) -> None:
+    """It comes while that module is found: of the command line, or of the command."""
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *rest):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from glimt.__main__ import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "serve", "/no/such/folder"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
 
 
 def test_every_flag_has_a_sentence_of_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ MAX_FUNCTION_LINES = 60
 # Imports inside functions are how cycles and slow starts hide. Those allowed have a reason.
 LAZY_IMPORTS = {
     "glimt/__init__.py": "glimt.LLM is looked up on use, so that torch-free parts stay torch-free",
+    "glimt/__main__.py": "Ctrl-C while the command loads ends it like any other",
     "glimt/cli.py": "`glimt --help` must not import the commands",
     "glimt/bench/cli.py": "the benchmark client starts in under half a second",
     "glimt/bench/serve.py": "what evaluates a run is not needed before it",
