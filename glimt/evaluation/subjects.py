@@ -43,7 +43,7 @@ def subjects_of(model: str | None, wishes: EvalWishes) -> list[Subject]:
     if problems:
         raise BadSettings("nothing was asked:", problems)
     first = Subject(
-        wishes.base_url,
+        None if wishes.base_url is None else _with_scheme(wishes.base_url),
         model or wishes.model_name or (builtin.NAME if wishes.base_url is None else None),
         {} if wishes.base_url is not None else _settings(wishes, against=False),
     )
@@ -72,6 +72,10 @@ def _is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
+def _with_scheme(base_url: str) -> str:
+    return base_url if "://" in base_url else f"http://{base_url}"
+
+
 def _has_against_flags(wishes: EvalWishes) -> bool:
     return any(getattr(wishes, name) is not None for name in _AGAINST_FLAGS)
 
@@ -79,8 +83,8 @@ def _has_against_flags(wishes: EvalWishes) -> bool:
 def _naming(model: str | None, wishes: EvalWishes) -> Iterator[str]:
     if model is not None and wishes.model_name not in (None, model):
         yield f"MODEL is {model} and --model is {wishes.model_name}: name one"
-    if wishes.base_url is not None and not _is_url(wishes.base_url):
-        yield f"--base-url {wishes.base_url}: begins with http:// or https://"
+    if wishes.base_url is not None and not _is_url(_with_scheme(wishes.base_url)):
+        yield f"--base-url {wishes.base_url}: write it like http://127.0.0.1:8000/v1"
     both_remote = wishes.against is None or _is_url(wishes.against)
     if wishes.base_url is not None and both_remote:
         for name in _LOCAL_FLAGS:

@@ -206,6 +206,7 @@ def test_certificates_are_checked_unless_told_otherwise(
     ("url", "expected"),
     [
         ("http://h", Address("h", 80, False, "")),
+        ("h:8", Address("h", 8, False, "")),
         ("https://h/v/", Address("h", 443, True, "/v")),
         ("http://[::1]:8", Address("::1", 8, False, "")),
     ],

@@ -149,7 +149,7 @@ def test_accuracy_is_kept_where_logits_could_not_be_compared(
         (["--base-url", "http://x", "--against-quantization", "fp8"], "need a checkpoint to load"),
         (["m", "--against", "http://x", "--against-quantization", "fp8"], "are for local models"),
         (["m", "--against", "n", "--against-model", "o"], "goes with --against URL"),
-        (["--base-url", "x"], "begins with http:// or https://"),
+        (["--base-url", "ftp://x"], "write it like http://"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

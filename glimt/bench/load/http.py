@@ -57,9 +57,9 @@ class Address:
 
     @classmethod
     def of(cls, url: str) -> "Address":
-        """Take apart http(s)://host[:port][/prefix]. Raises BadSettings."""
+        """Take apart [http(s)://]host[:port][/prefix]. Raises BadSettings."""
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
         except ValueError as error:
             raise BadSettings(f"--base-url {url}: {error}") from None
