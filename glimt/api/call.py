@@ -119,11 +119,7 @@ class Boundary:
             route = call.match.route if call.match is not None else None
             seconds = self._clock() - call.arrival_s
             self._tracing.note(scope, route, call.id, status, seconds, call.facts)
-        is_quiet = not self._log_access or (
-            call.match is not None
-            and (call.match.route.is_quiet or call.match.route.path in self._quiet_paths)
-        )
-        if is_quiet and status < 500:  # probes and scrapes are not worth a line
+        if self._is_quiet(call, status):
             return
         fields = {
             "id": call.id,
@@ -135,6 +131,15 @@ class Boundary:
             **call.facts,
         }
         log_finish(logger, fields, failed=status >= 500)
+
+    def _is_quiet(self, call: Call, status: int) -> bool:
+        """Probes and scrapes are not worth a line, nor is a probe that finds nothing ready."""
+        if call.match is None:
+            return status < 500 and not self._log_access
+        route = call.match.route
+        if status >= 500:
+            return status == 503 and route.is_probe
+        return not self._log_access or route.is_quiet or route.path in self._quiet_paths
 
     def _observe(self, call: Call, scope: Scope, status: int, num_bytes: int) -> None:
         self._metrics.observe_response(status)

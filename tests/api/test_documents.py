@@ -277,6 +277,16 @@ async def test_lines_of_finished_requests_can_be_turned_off(stream: io.StringIO)
     assert statuses == [200, 503], "failures keep their lines"
 
 
+async def test_a_probe_that_finds_nothing_ready_has_no_line(stream: io.StringIO) -> None:
+    set_up("info", as_json=True, stream=stream)
+    serving = Serving()
+    serving.engine.die()
+    assert (await serving.ask("GET", "/health")).status == 503
+    assert stream.getvalue() == "", "an orchestrator asks every few seconds while weights load"
+    await serving.chat()
+    assert json.loads(stream.getvalue())["status"] == 503
+
+
 async def test_a_request_that_starts_is_logged_when_asked_for(stream: io.StringIO) -> None:
     set_up("info", as_json=True, stream=stream)
     await Serving(log_requests=True).chat(seed=7, stop="secret")
