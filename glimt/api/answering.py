@@ -31,6 +31,7 @@ Headers = list[tuple[bytes, bytes]]
 # Bodies above this are decoded in a thread: 4 MB of base64 take about 2 ms.
 _INLINE_BYTES = 256 * 2**10
 _MAX_SHOWN_FIELDS = 16
+_MAX_NAMES = 8
 
 _SSE = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -123,7 +124,15 @@ def refuse_if_closed(state: ApiState) -> None:
 def check_model(state: ApiState, model: str | None) -> None:
     """Raises ModelNotFound for a name that is not served; no name means any."""
     if model and model not in state.served_names:
-        raise ModelNotFound(f"the model {model[:128]!r} is not served here", param="model")
+        raise unserved(state, model)
+
+
+def unserved(state: ApiState, model: str) -> ModelNotFound:
+    """What is answered to a name that is not served: those that are."""
+    served = ", ".join(state.served_names[:_MAX_NAMES])
+    more = ", …" if len(state.served_names) > _MAX_NAMES else ""
+    text = f"the model {model[:128]!r} is not served here; there is {served}{more}"
+    return ModelNotFound(text, param="model")
 
 
 def check_form(request: RequestFields) -> None:

@@ -70,7 +70,9 @@ class BodyLimits:
         if length.isdigit() and int(length[:20]) > limit:
             raise _too_large(limit)
         if not _is_json(headers.get(b"content-type", [])):
-            text = "Content-Type must be application/json"
+            text = (
+                "Content-Type must be application/json (curl: -H 'Content-Type: application/json')"
+            )
             raise HttpError("unsupported_media_type", text, _CLOSE)
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:

@@ -6,10 +6,9 @@ import msgspec
 from msgspec import Meta
 from starlette.types import Receive, Scope, Send
 
-from glimt.api.answering import json_response
+from glimt.api.answering import json_response, unserved
 from glimt.api.call import Call
 from glimt.api.state import ApiState
-from glimt.errors import ModelNotFound
 
 
 class ModelLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +54,7 @@ async def one_model(state: ApiState, scope: Scope, receive: Receive, send: Send)
     call: Call = scope["glimt.call"]
     name = call.match.argument if call.match is not None else ""
     if name not in state.served_names:
-        raise ModelNotFound(f"the model {name[:128]!r} is not served here", param="model")
+        raise unserved(state, name)
     await json_response(_card(state, name))(scope, receive, send)
 
 

@@ -114,7 +114,8 @@ def _newest_line(text: str) -> str:
     """The newest line that tells of progress; lines with name=value tell of settings."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
     told = [line for line in lines if line and "=" not in line and not line.startswith("glimt ")]
-    return told[-1] if told else "checking the checkpoint"
+    is_checked = any(line.startswith("resolved: ") for line in lines)
+    return told[-1] if told else "loading torch" if is_checked else "checking the checkpoint"
 
 
 def _private(path: str, flags: int) -> int:

@@ -119,7 +119,11 @@ class MediaFetcher:
     async def _from_file(self, source: MediaSource) -> Payload:
         root = self._policy.local_root
         if root is None:
-            raise MediaBlocked("this server reads no local files", param=source.param)
+            raise MediaBlocked(
+                "this server reads no local files: send them as data: addresses, or let the "
+                "operator give --allowed-local-media-path",
+                param=source.param,
+            )
         limit = self._policy.max_bytes(source.kind)
         try:
             async with asyncio.timeout(self._policy.timeout_s):
@@ -145,9 +149,15 @@ class MediaFetcher:
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError, _NoAnswer) as error:
             log.warning(
                 "a media fetch failed",
-                extra={"fields": {"host": address.host, "reason": repr(error)}},
+                extra={
+                    "fields": {"host": address.host, "reason": str(error) or type(error).__name__}
+                },
             )
-            raise MediaFetchFailed("the media could not be fetched", param=source.param) from None
+            raise MediaFetchFailed(
+                "the media could not be fetched; check the address, or send the file itself as a "
+                "data: address",
+                param=source.param,
+            ) from None
 
     async def _follow(self, address: WebAddress, source: MediaSource) -> bytes:
         for _ in range(self._policy.max_redirects + 1):

@@ -4,6 +4,7 @@ Everything that can be refused is refused here, before any child starts and any 
 """
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -124,7 +125,11 @@ def bind(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         where = server.uds or f"{server.host}:{server.port}"
-        raise BadSettings(f"cannot listen on {where}: {error.strerror}") from None
+        why = str(error.strerror)
+        if error.errno == errno.EADDRINUSE:
+            flag = "--port" if server.uds is None else "--uds"
+            why += f"; stop what is there, or give another {flag}"
+        raise BadSettings(f"cannot listen on {where}: {why}") from None
     listener.listen(2048)
     return listener
 

@@ -385,6 +385,7 @@ async def test_an_unknown_model_is_a_404() -> None:
         reply = await Serving().chat(model=model)
         assert (reply.status, reply.error["code"]) == (404, "model_not_found")
         assert reply.error["param"] == "model"
+        assert reply.error["message"].endswith(f"is not served here; there is {MODEL}, alias")
 
 
 async def test_unknown_fields_are_reported_not_dropped() -> None:

@@ -262,9 +262,9 @@ async def test_every_useless_answer_reads_the_same() -> None:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         errors.append(await refusal(f"http://127.0.0.1:{port}/", policy(port)))
-    assert {(type(error), error.message) for error in errors} == {
-        (MediaFetchFailed, "the media could not be fetched")
-    }
+    (told,) = {(type(error), error.message) for error in errors}
+    assert told[0] is MediaFetchFailed
+    assert told[1].startswith("the media could not be fetched")
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -1,5 +1,6 @@
 """Settings and a checkpoint become a plan, or a message that says what to change."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,20 @@ def test_a_socket_of_a_dead_server_is_replaced_and_no_other_file(tmp_path: Path)
     bind(settings).close()
     path.unlink()
     path.write_text("precious")
-    with pytest.raises(BadSettings, match="cannot listen"):
+    with pytest.raises(BadSettings, match=r"cannot listen on .*: .* give another --uds"):
         bind(settings)
     assert path.read_text() == "precious"
+
+
+def test_who_finds_the_port_taken_is_told_what_to_do() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = Settings(model="m", server=ServerSettings(port=taken.getsockname()[1]))
+        with pytest.raises(
+            BadSettings, match=r"in use; stop what is there, or give another --port"
+        ):
+            bind(settings)
 
 
 def test_what_was_resolved_is_said_in_one_line(checkpoint: Path) -> None:
