@@ -1,10 +1,11 @@
 """Check that the documents tell the truth where a machine can tell.
 
 Checked: relative links lead to files; files named in backticks exist; `file.py: name` pairs (as in
-docs/life-of-a-request.md) name a function, class or method of that file; README's tree has one
-line for each module of the package; the tables of docs/serving.md and docs/benchmarking.md are
-those that tools/doc_tables.py makes from the code; make targets named in backticks exist; each
-error code of glimt/errors.py is in docs/errors.md. Exit status 1 and one line per lie.
+docs/life-of-a-request.md) name a function, class or method of that file; README has a line for
+each package, docs/tree.md one for each module; the tables of docs/serving.md and
+docs/benchmarking.md are those that tools/doc_tables.py makes from the code; make targets named in
+backticks exist; each error code of glimt/errors.py is in docs/errors.md. Exit status 1 and one line
+per lie.
 """
 
 import ast
@@ -76,10 +77,24 @@ def first_sentence(file: Path) -> str:
     return sentence.rstrip(".:;")
 
 
+def all_packages() -> list[Path]:
+    """Their folders, the parents before what they hold."""
+    return sorted(init.parent for init in (ROOT / "glimt").rglob("__init__.py"))
+
+
+def packages() -> str:
+    """The packages as a list, in their own words."""
+    lines = ["```"]
+    for package in all_packages():
+        name = f"{package.relative_to(ROOT)}/"
+        lines.append(f"{name:<23}{first_sentence(package / '__init__.py')}")
+    return "\n".join([*lines, "```"])
+
+
 def tree() -> str:
     """The package as a list: one line per file, in its own words."""
     lines = ["```"]
-    for package in sorted(init.parent for init in (ROOT / "glimt").rglob("__init__.py")):
+    for package in all_packages():
         name = f"{package.relative_to(ROOT)}/"
         lines.append(f"{name:<27}{first_sentence(package / '__init__.py')}")
         lines += [
@@ -92,7 +107,8 @@ def tree() -> str:
 
 # What is made from the code, by document: each stands between two comments that name it.
 MADE = {
-    "README.md": {"tree": tree},
+    "README.md": {"packages": packages},
+    "docs/tree.md": {"tree": tree},
     "docs/serving.md": doc_tables.TABLES,
     "docs/errors.md": doc_tables.ERROR_TABLES,
     "docs/api.md": api_tables.TABLES,

@@ -7,6 +7,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -317,3 +319,24 @@ def test_a_known_picture_is_cached_and_changes_no_answer(client: Any) -> None:
     assert again.usage.prompt_tokens_details.cached_tokens > 16
     other = ask(client, user("What does it say?", sign("EDIT")))
     assert other.usage.prompt_tokens_details.cached_tokens < 16
+
+
+@pytest.mark.parametrize("client", ["bf16"], indirect=True)
+def test_the_example_of_the_readme_runs_as_it_is_printed(client: Any, tmp_path: Path) -> None:
+    """Apart from the address, and the name under which the tests' servers serve."""
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for printed, here in (
+        ("http://127.0.0.1:8000/v1", str(client.base_url)),
+        ("glimt-builtin", "tiny"),
+    ):
+        assert printed in example
+        example = example.replace(printed, here)
+    (tmp_path / "build" / "demo").mkdir(parents=True)
+    shapes().save(tmp_path / "build" / "demo" / "scene.png")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "circle" in done.stdout
+    assert "square" in done.stdout
