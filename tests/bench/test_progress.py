@@ -1,8 +1,26 @@
 """The live line: what a user sees while a benchmark runs."""
 
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from glimt.bench import run
+from glimt.bench.load.bodies import DIALECTS
 from glimt.bench.load.http import Exchange
+from glimt.bench.load.outcome import told_error
 from glimt.bench.load.runner import Counters
+from glimt.bench.options import (
+    Backend,
+    DataOptions,
+    LoadOptions,
+    Options,
+    SamplingOptions,
+    TargetOptions,
+)
 from glimt.bench.report.progress import RunLine
+from tests.support.mock_server import MockServer
 
 
 def test_the_line_tells_rate_flight_tokens_first_bytes_and_failures() -> None:
@@ -24,3 +42,56 @@ def test_tokens_of_open_requests_count_and_rates_are_those_of_the_last_seconds()
         counters.open[0].num_events += 10
         text = line(float(second))
     assert "~10 tok/s" in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "words"),
+    [
+        ("openai-chat", {"error": {"message": "no room"}}, "no room"),
+        ("vllm", {"error": {"message": "no room"}}, "no room"),
+        ("openai-responses", {"type": "error", "error": {"message": "no room"}}, "no room"),
+        ("openai-chat", {"choices": [{"delta": {"content": 'an "error": x'}}]}, ""),
+        ("openai-responses", {"type": "response.completed", "response": {"error": None}}, ""),
+    ],
+)
+def test_an_error_within_a_stream_is_seen_while_the_run_goes_on(
+    backend: Backend, error: dict[str, Any], words: str
+) -> None:
+    reads = [(1, b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')] * 9
+    last = f"data: {json.dumps(error)}\n\n".encode()
+    exchange = Exchange(status=200, reads=[*reads, (2, last), (3, b"data: [DONE]\n\n")])
+    assert told_error(exchange, DIALECTS[backend]) == words
+
+
+def test_the_line_of_a_run_counts_streams_that_end_in_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched: list[RunLine] = []
+
+    class Watched(RunLine):
+        """A line that is looked at once more when the run is over."""
+
+        def __init__(self, counters: Callable[[], list[Counters]], total: int | None) -> None:
+            super().__init__(counters, total)
+            watched.append(self)
+
+    monkeypatch.setattr(run, "RunLine", Watched)
+    server = MockServer("--ttft-ms", "1", "--gap-ms", "1")
+    try:
+        script = json.dumps({"script": {"end": "error", "end_after": 2}})
+        options = Options(
+            target=TargetOptions(
+                backend="openai-chat",
+                endpoint="/v1/chat/completions",
+                base_url=server.url,
+                skip_tokenizer_init=True,
+            ),
+            load=LoadOptions(num_prompts=3),
+            data=DataOptions(random_input_len=5, random_output_len=6),
+            sampling=SamplingOptions(extra_body=script),
+        )
+        run.Bench(options, lambda _: None).run(options)
+    finally:
+        server.stop()
+    (line,) = watched
+    assert "3 failed (scripted trouble)" in line(1.0)

@@ -5,6 +5,7 @@ Everything else is a failure with a class of its own and as much of the server's
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from glimt.bench.load.http import Exchange
 from glimt.bench.load.sse import messages
 
 _MAX_ERROR_CHARS = 500
+_LAST_READS = 4  # an error is the last or the last but one event of its stream
+_ERROR = re.compile(rb'"error"\s*:\s*(?!null)|event: error')  # in texts quotes are escaped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,12 @@ def judge(exchange: Exchange, answer: Answer) -> tuple[Failure | None, str]:
     if not answer.chunk_ns:
         return "no_tokens", "the answer is complete and has no token"
     return None, ""
+
+
+def told_error(exchange: Exchange, dialect: Dialect) -> str:
+    """What an error within a stream says, or "": only an answer whose end has one is read."""
+    tail = b"".join(read for _, read in exchange.reads[-_LAST_READS:])
+    return answer_of(exchange, dialect).error if _ERROR.search(tail) else ""
 
 
 def tokens_per_chunk(answer: Answer) -> list[int] | None:

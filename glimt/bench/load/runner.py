@@ -17,7 +17,7 @@ from glimt.bench.load.bodies import DIALECTS
 from glimt.bench.load.dialects import Answer
 from glimt.bench.load.gate import Gate
 from glimt.bench.load.http import Exchange, HttpClient
-from glimt.bench.load.outcome import Circumstances, answer_of, describe, judge
+from glimt.bench.load.outcome import Circumstances, answer_of, describe, judge, told_error
 from glimt.bench.load.pacing import Pacer
 from glimt.bench.options import Backend
 
@@ -251,6 +251,9 @@ class Runner:
         if exchange.status != 200 or exchange.failure is not None:
             counters.failed += 1
             counters.last_error = exchange.error or f"HTTP {exchange.status}"
+        elif error := told_error(exchange, DIALECTS[self._backend]):
+            counters.failed += 1
+            counters.last_error = error
         elif exchange.reads:
             counters.ttfts_ns.append(exchange.reads[0][0] - exchange.start_ns)
 
