@@ -8,7 +8,7 @@ requests, the requests are.
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,12 +16,21 @@ from glimt.bench.events import EventLog, RequestEvent, RunEnd, RunStart, read_lo
 from glimt.bench.figures.pairs import PairedChange, paired_changes
 from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import Difference, differences
-from glimt.bench.figures.summary import summarise
+from glimt.bench.figures.summary import Summary, summarise
 from glimt.bench.report.html import report, write_text
 from glimt.bench.report.series import comparison_page, comparison_tables, text_table
 from glimt.errors import BadSettings
 
 Say = Callable[[str], None]
+
+
+class Comparison(NamedTuple):
+    """What changed in all, request by request, and what there is to doubt of each side."""
+
+    changes: dict[str, Difference]
+    pairs: list[PairedChange]
+    doubts: list[str]
+
 
 _ARRAYS = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
 
@@ -40,10 +49,10 @@ def compare_runs(
     before: Sequence[EventLog], after: Sequence[EventLog], question: Question, tell: Say
 ) -> dict[str, Any]:
     """Set runs side by side: tables to `tell`; gives the page for a report."""
-    changes, pairs = compare(before, after, question)
-    for table in comparison_tables(changes, pairs):
+    comparison = compare(before, after, question)
+    for table in comparison_tables(*comparison):
         tell(text_table(table) + "\n")
-    return comparison_page(changes, pairs)
+    return comparison_page(*comparison)
 
 
 def load(path: Path) -> list[EventLog]:
@@ -59,15 +68,25 @@ def load(path: Path) -> list[EventLog]:
 
 def compare(
     before: Sequence[EventLog], after: Sequence[EventLog], question: Question
-) -> tuple[dict[str, Difference], list[PairedChange]]:
-    """What changed, in all and request by request."""
+) -> Comparison:
+    """What changed, in all and request by request, and whether either client was too busy."""
     ours = [summarise(log, question) for log in before]
     theirs = [summarise(log, question) for log in after]
     is_paired = len(ours) == len(theirs)
     pairs = []
     if len(before) == len(after) == 1 and _same_requests(before[0], after[0]):
         pairs = paired_changes(before[0].requests, after[0].requests)
-    return differences(ours, theirs, is_paired=is_paired), pairs
+    doubts = [*_doubts("before", ours), *_doubts("after", theirs)]
+    return Comparison(differences(ours, theirs, is_paired=is_paired), pairs, doubts)
+
+
+def _doubts(side: str, runs: Sequence[Summary]) -> list[str]:
+    """Why a side is not to be trusted, in the words of its first run of which that is so."""
+    doubtful = [run.client.doubts for run in runs if not run.client.is_trusted]
+    if not doubtful:
+        return []
+    count = f" in {len(doubtful)} of {len(runs)} runs" if len(runs) > 1 else ""
+    return [f"NOT TRUSTWORTHY {side}{count}: {', '.join(doubtful[0])}"]
 
 
 def _results(content: bytes, path: Path) -> list[dict[str, Any]]:
@@ -113,6 +132,7 @@ def _log_of(result: dict[str, Any], path: Path) -> EventLog:
         ),
         requests=[_request(index, first, *column) for index, column in enumerate(columns)],
         end=RunEnd(end_ns=round(float(result["duration"]) * 1e9)),
+        told_doubts=(own.get("client") or {}).get("doubts") or [],
     )
 
 

@@ -138,6 +138,7 @@ class EventLog(msgspec.Struct, kw_only=True):
     server: list[ServerEvent] = []
     power: list[PowerEvent] = []
     end: RunEnd
+    told_doubts: list[str] = []  # of a saved result, which has no health: what its client said
 
     def events(self) -> Iterator[Event]:
         """The log as a sequence, head first and end last."""

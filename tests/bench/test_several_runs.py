@@ -1,5 +1,6 @@
 """Repeats, sweeps, searches and comparisons: what several runs say together."""
 
+import json
 import math
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glimt.bench.compare import compare, load
+from glimt.bench.compare import compare, compare_runs, load
 from glimt.bench.events import EventLog, HealthEvent, PowerEvent, write_log
 from glimt.bench.figures.energy import energy
 from glimt.bench.figures.objectives import parse_objectives
@@ -26,6 +27,8 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
+from glimt.bench.outputs import wording
+from glimt.bench.report.result import result as result_of
 from glimt.bench.report.series import (
     comparison_tables,
     repeats_table,
@@ -114,9 +117,10 @@ def test_a_result_of_vllms_client_can_be_compared(tmp_path: Path) -> None:
     (log,) = load(theirs)
     ours = tmp_path / "raw.jsonl"
     write_log(ours, [log])
-    changes, pairs = compare(load(theirs), load(ours), Question())
+    changes, pairs, doubts = compare(load(theirs), load(ours), Question())
     assert all(change.before == change.after for change in changes.values())
     assert [pair.interval.mean for pair in pairs] == [0, 0, 0]
+    assert doubts == []
     done = subprocess.run(
         [sys.executable, "-m", "glimt", "bench", "compare", str(theirs), str(ours)],
         capture_output=True,
@@ -152,7 +156,7 @@ def test_two_saved_runs_are_compared_by_an_option_too(tmp_path: Path) -> None:
 def test_other_requests_are_not_paired() -> None:
     other = run_with(20)
     other.requests[0].prompt_tokens = 99
-    assert compare([run_with(20)], [other], Question())[1] == []
+    assert compare([run_with(20)], [other], Question()).pairs == []
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"duration": 1}'])
@@ -220,11 +224,11 @@ def test_tables_of_several_runs_say_what_they_compare() -> None:
     runs = [(log, summarise(log, Question())) for log in (run_with(5), run_with(9))]
     runs += [(log, summarise(log, Question())) for log in (run_with(30, request_rate=2.0),)]
     text = text_table(sweep_table(runs, "rate"))
-    assert [line.split()[0] for line in text.splitlines()[1:]] == ["rate", "2", "10"]
+    assert [line.split()[0] for line in text.splitlines()[3:]] == ["rate", "2", "10"]
     assert "±" in text
     assert text.count("kept up") == 2
     changes = differences(summaries(10, 11, 12), summaries(30, 31, 32), is_paired=True)
-    assert "worse" in text_table(comparison_tables(changes, [])[0])
+    assert "worse" in text_table(comparison_tables(changes, [], [])[0])
 
 
 def test_a_client_that_was_too_busy_is_told_of_in_tables_of_several_runs() -> None:
@@ -232,10 +236,32 @@ def test_a_client_that_was_too_busy_is_told_of_in_tables_of_several_runs() -> No
     busy.health = [HealthEvent(at_ns=MS, cpu=0.95, loop_lag_ns=0, in_flight=1)]
     runs = [(log, summarise(log, Question())) for log in (busy, run_with(5, request_rate=2.0))]
     lines = text_table(sweep_table(runs, "rate")).splitlines()
-    assert lines[2].endswith("kept up")
-    assert lines[3].endswith("too busy")
+    assert lines[-2].endswith("kept up")
+    assert lines[-1].endswith("too busy")
+    assert max(map(len, text_table(sweep_table(runs[:1], "concurrency")).splitlines())) <= 80
     table = repeats_table(intervals([summary for _, summary in runs]), 1)
     assert "in 1 of them the client did not keep up" in table["says"]
+
+
+def test_a_comparison_says_which_side_was_measured_by_a_client_that_was_too_busy(
+    tmp_path: Path,
+) -> None:
+    busy = run_with(5)
+    busy.health = [HealthEvent(at_ns=MS, cpu=0.95, loop_lag_ns=0, in_flight=1)]
+    calm, log, result = run_with(5), tmp_path / "busy.jsonl", tmp_path / "busy.json"
+    write_log(log, [busy])
+    question = Question()
+    details = result_of(
+        busy, summarise(busy, question), wording(Options()), metadata={}, is_detailed=True
+    )
+    result.write_text(json.dumps(details))
+    why = "the client used 95% of a core"
+    for path in (log, result):
+        assert compare([calm], load(path), question).doubts == [f"NOT TRUSTWORTHY after: {why}"]
+    told: list[str] = []
+    page = compare_runs([busy, calm], [calm, calm], question, told.append)
+    assert f"NOT TRUSTWORTHY before in 1 of 2 runs: {why}" in told[0].splitlines()
+    assert why in page["tables"][0]["says"]
 
 
 def test_energy_is_the_counters_or_the_integral_of_power() -> None:

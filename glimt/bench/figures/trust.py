@@ -44,7 +44,7 @@ def client_health(log: EventLog, percentiles: Sequence[float]) -> ClientHealth:
     cpu = _busiest(samples)
     is_burst = _is_burst(log)
     lag, loop_lag = Distribution.of(lags, percentiles), Distribution.of(loop_lags, percentiles)
-    doubts = []
+    doubts = list(log.told_doubts)
     if len(lags) and not is_burst and (p99 := float(np.percentile(lags, 99))) > MAX_LAG_P99_S:
         doubts.append(f"requests left late: P99 {p99 * 1e3:.1f} ms")
     if len(loop_lags) and (p99 := float(np.percentile(loop_lags, 99))) > MAX_LOOP_LAG_P99_S:

@@ -13,6 +13,8 @@ from glimt.bench.figures.summary import Summary
 Data = dict[str, Any]
 Pair = tuple[EventLog, Summary]
 
+_GAP, _MAX_WIDTH = "  ", 80  # of a table, in characters
+
 _SWEPT = (
     ("Throughput", "Output tokens per second", ("output_throughput",)),
     ("Time to first token", "Milliseconds", ("median_ttft_ms", "p99_ttft_ms")),
@@ -87,7 +89,9 @@ def _frontier(tables: Mapping[float, list[dict[str, Scalar]]]) -> Data:
 def sweep_table(runs: Sequence[Pair], varied: str) -> Data:
     """One row per load."""
     keys = ["request_throughput", "output_throughput", "median_ttft_ms", "p99_ttft_ms"]
-    keys += ["median_tpot_ms", "p99_tpot_ms", "mean_concurrent_requests", "failed", "good_fraction"]
+    keys += ["median_tpot_ms", "p99_tpot_ms"]
+    keys += ["mean_concurrent_requests"] if varied == "rate" else []  # else it is what was varied
+    keys += ["failed", "good_fraction"]
     rows, head = [], [varied]
     for load, group in grouped(runs, varied).items():
         tables = [scalars(each) for each in group]
@@ -127,9 +131,9 @@ def repeats_page(table: Data) -> Data:
 
 
 def comparison_tables(
-    changes: Mapping[str, Difference], pairs: Sequence[PairedChange]
+    changes: Mapping[str, Difference], pairs: Sequence[PairedChange], doubts: Sequence[str]
 ) -> list[Data]:
-    """What changed between two sides, in all and request by request."""
+    """What changed between two sides, in all and request by request; before that what to doubt."""
     rows: list[list[Any]] = [
         [
             _title(change.scalar),
@@ -143,7 +147,9 @@ def comparison_tables(
     tables = [
         {
             "title": "Comparison",
-            "says": "Before and after; intervals (95 %) are those of the change over repeats",
+            "says": "\n".join(
+                ["Before and after; intervals (95 %) are those of the change over repeats", *doubts]
+            ),
             "head": ["", "before", "after", "change", "interval"],
             "rows": rows,
         }
@@ -177,24 +183,37 @@ def _pairs_table(pairs: Sequence[PairedChange]) -> Data:
     }
 
 
-def comparison_page(changes: Mapping[str, Difference], pairs: Sequence[PairedChange]) -> Data:
+def comparison_page(
+    changes: Mapping[str, Difference], pairs: Sequence[PairedChange], doubts: Sequence[str]
+) -> Data:
     """The comparison's page."""
-    tables = comparison_tables(changes, pairs)
+    tables = comparison_tables(changes, pairs, doubts)
     return {"kind": "series", "name": "Comparison", "charts": [], "tables": tables}
 
 
 def text_table(table: Data) -> str:
-    """A table for the terminal and for Markdown readers."""
-    rows = [table["head"], *([_plain(cell) for cell in row] for row in table["rows"])]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(table["head"]))]
+    """A table for the terminal; where one line is too narrow, its head has a word on each."""
+    head, rows = [table["head"]], [[_plain(cell) for cell in row] for row in table["rows"]]
+    widths = _widths([*head, *rows])
+    if sum(widths) + len(_GAP) * (len(widths) - 1) > _MAX_WIDTH:
+        words = [cell.split() for cell in table["head"]]
+        height = max(map(len, words))
+        head = [[""] * (height - len(cell)) + cell for cell in words]
+        head = [list(line) for line in zip(*head, strict=True)]
+        widths = _widths([*head, *rows])
+    rows = [*head, *rows]
     lines = [f"{table['title']}: {table['says']}"]
     for row in rows:
         first, *rest = (
             cell.ljust(width) if k == 0 else cell.rjust(width)
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        lines.append("  ".join((first, *rest)).rstrip())
+        lines.append(_GAP.join((first, *rest)).rstrip())
     return "\n".join(lines)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def _plain(cell: Any) -> str:
