@@ -10,6 +10,8 @@ chunk_tile=0       the attention of prompts takes this one of `triton_chunks.CON
 segment_tile=0     that of the vision tower this one of `triton_segments.CONFIGS`
 gates_apart=1      torch computes experts' gates and ups as two products
 moe_at_once=1      very few tokens' experts are chosen and computed in one launch
+by_place=1         a token's experts are found all at once
+scales_first=1     products read their outputs' scales before the weights
 soon_mib=16        the end of a product has what is read next fetched, at most so much
 encodes_beside=0   steps wait for their images                  tower_stream=1   the tower has its
 tower_sms=88       … and so many multiprocessors                                  own stream
@@ -31,6 +33,8 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "decode_at_once": (attention, "DECODES_AT_ONCE"),
     "measure_rows": (attention, "MEASURES"),
     "moe_at_once": (experts, "AT_ONCE"),
+    "by_place": (twins.triton_router, "BY_PLACE"),
+    "scales_first": (twins.triton_support, "SCALES_FIRST"),
     "soon_mib": (twins.triton_soon, "SOON_MIB"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),

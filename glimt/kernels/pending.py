@@ -25,11 +25,15 @@ class LinearParts(NamedTuple):
         return (sum_TD * self.scale_T1 * self.weight_scale_D).bfloat16()
 
 
+ALL_HERE = 0  # for a number of experts: nobody needs to look whether one is here
+
+
 class ExpertRows(NamedTuple):
     """y = Σ_k w_k · row_k, in float32, rounded to bfloat16: the experts' output rows.
 
     Rows are those of `experts_TK` in order, then one of the shared expert for each token, if there
-    is one. Rows of experts outside [0, num_experts) are not set, and do not count.
+    is one. Rows of experts outside [0, num_experts) are not set, and do not count; with ALL_HERE
+    there are none.
     """
 
     row_PD: Tensor  # bfloat16
@@ -44,6 +48,8 @@ class ExpertRows(NamedTuple):
         num_routed = num_tokens * per_token
         row_TKD = self.row_PD[:num_routed].view(num_tokens, per_token, -1).float()
         is_here_TK = (self.experts_TK >= 0) & (self.experts_TK < self.num_experts)
+        if self.num_experts == ALL_HERE:
+            is_here_TK = torch.ones_like(is_here_TK)
         sum_TD = torch.zeros_like(row_TKD[:, 0])
         for k in range(per_token):
             is_here_T1 = is_here_TK[:, k, None]

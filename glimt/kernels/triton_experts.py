@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.pending import ExpertRows
+from glimt.kernels import triton_support
+from glimt.kernels.pending import ALL_HERE, ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
@@ -37,6 +38,7 @@ from glimt.kernels.triton_support import (
 
 MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
 _COMBINE_BLOCK = 512
+_ALL_HERE = tl.constexpr(ALL_HERE)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
@@ -61,6 +63,7 @@ def gate_up_kernel(
     block_t: tl.constexpr,
     block_o: tl.constexpr,
     block_i: tl.constexpr,
+    scales_first: tl.constexpr,
 ):
     """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
     follow_alone()
@@ -79,7 +82,7 @@ def gate_up_kernel(
         token = pair // per_token
     store_inner(
         q_ptr, scale_ptr, weights, weight_scales, inner_ptr, largest_ptr, pair, token,
-        tl.program_id(0), num_inputs, width, column_tiles, block_o, block_i,
+        tl.program_id(0), num_inputs, width, column_tiles, block_o, block_i, scales_first,
     )  # fmt: skip
     let_next_start()
 
@@ -107,6 +110,7 @@ def down_kernel(
     block_o: tl.constexpr,
     block_i: tl.constexpr,
     ahead_bytes: tl.constexpr,
+    scales_first: tl.constexpr,
     soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0: tl.constexpr, step_0: tl.constexpr,
     count_1: tl.constexpr, step_1: tl.constexpr, count_2: tl.constexpr, step_2: tl.constexpr,
     share: tl.constexpr, block_s: tl.constexpr, sign: tl.constexpr,
@@ -132,7 +136,7 @@ def down_kernel(
     follow_alone()
     store_output(
         inner_ptr, largest_ptr, weights, weight_scales, out_ptr, pair, output,
-        num_outputs, width, column_tiles, block_c, block_i,
+        num_outputs, width, column_tiles, block_c, block_i, scales_first,
     )  # fmt: skip
     let_next_start()
     fetch_soon(
@@ -162,10 +166,12 @@ def combine_kernel(
     total = tl.zeros([block], tl.float32)
     for k in tl.static_range(per_token):
         pair = token * per_token + k
-        expert = tl.load(expert_ptr + pair)
-        is_here = (expert >= 0) & (expert < num_experts)
+        is_there = inside
+        if num_experts != _ALL_HERE:
+            expert = tl.load(expert_ptr + pair)
+            is_there = inside & (expert >= 0) & (expert < num_experts)
         row = pair if row_ptr is None else tl.load(row_ptr + pair)
-        part = tl.load(part_ptr + row * num_outputs + output, mask=inside & is_here, other=0.0)
+        part = tl.load(part_ptr + row * num_outputs + output, mask=is_there, other=0.0)
         total += part.to(tl.float32) * tl.load(weight_ptr + pair)
     if shared_ptr is not None:
         shared = tl.load(shared_ptr + token * num_outputs + output, mask=inside, other=0.0)
@@ -285,6 +291,7 @@ def gate_up(
         tiles.block_t,
         tile.block_o,
         tile.block_i,
+        triton_support.SCALES_FIRST,
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -332,6 +339,7 @@ def down(
         tile.block_o,
         tile.block_i,
         ahead(width),
+        triton_support.SCALES_FIRST,
         *fetched.tensors,
         *fetched.constants,
         warps=tile.warps,

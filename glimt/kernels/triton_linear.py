@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels import triton_support
 from glimt.kernels.pending import LinearParts
 from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
@@ -44,7 +45,7 @@ def linear_kernel(
     num_inputs: tl.constexpr, num_outputs: tl.constexpr,
     block_t: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr,
     parts: tl.constexpr, has_bias: tl.constexpr, ahead_bytes: tl.constexpr,
-    measures: tl.constexpr, block_c: tl.constexpr,
+    measures: tl.constexpr, block_c: tl.constexpr, scales_first: tl.constexpr,
     soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0: tl.constexpr, step_0: tl.constexpr,
     count_1: tl.constexpr, step_1: tl.constexpr, count_2: tl.constexpr, step_2: tl.constexpr,
     share: tl.constexpr, block_s: tl.constexpr, sign: tl.constexpr,
@@ -65,19 +66,14 @@ def linear_kernel(
         inverse = tl.div_rn(1.0, scale)
         if (tl.program_id(0) == 0) & (part == 0):
             tl.store(scale_ptr + token, scale, mask=is_token)
+    if scales_first and parts == 1:
+        weight_scale, bias = _of_outputs(weight_scale_ptr, bias_ptr, output, is_output, has_bias)
+        if scale is None:
+            scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
     total = stream(
-        weight_ptr,
-        q_ptr,
-        output,
-        token,
-        is_output,
-        is_token,
-        inverse,
-        num_inputs,
-        block_i,
-        part,
-        parts,
-    )
+        weight_ptr, q_ptr, output, token, is_output, is_token, inverse, num_inputs, block_i,
+        part, parts,
+    )  # fmt: skip
     let_next_start()
     fetch_soon(
         program_number(), soon_0_ptr, soon_1_ptr, soon_2_ptr,
@@ -88,14 +84,26 @@ def linear_kernel(
     if parts > 1:
         tl.store(out_ptr + part.to(tl.int64) * num_tokens * num_outputs + place, total, mask=mask)
     else:
-        if scale is None:
-            scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
-        weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
-        total = total * scale[None, :] * weight_scale[:, None]
+        if not scales_first:
+            weight_scale, bias = _of_outputs(
+                weight_scale_ptr, bias_ptr, output, is_output, has_bias
+            )
+            if scale is None:
+                scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
+        total = total * tl.expand_dims(scale, 0) * weight_scale[:, None]
         if has_bias:
-            bias = tl.load(bias_ptr + output, mask=is_output, other=0.0).to(tl.float32)
             total += bias[:, None]
         tl.store(out_ptr + place, to_bf16(total), mask=mask)
+
+
+@triton.jit
+def _of_outputs(weight_scale_ptr, bias_ptr, output, is_output, has_bias: tl.constexpr):
+    """(scales, biases or again the scales) of some outputs, float32."""
+    weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
+    bias = weight_scale
+    if has_bias:
+        bias = tl.load(bias_ptr + output, mask=is_output, other=0.0).to(tl.float32)
+    return weight_scale, bias
 
 
 @triton.jit
@@ -182,16 +190,12 @@ def fp8_linear(
         parts_PTO,
         largest_TC,
         num_tokens,
-        num_inputs,
-        num_outputs,
-        block_t,
-        tile.block_o,
-        tile.block_i,
-        tile.parts,
+        *(num_inputs, num_outputs, block_t, tile.block_o, tile.block_i, tile.parts),
         has_bias,
         _ahead(num_inputs, tile),
         measures,
         power_of_two(measures),
+        triton_support.SCALES_FIRST,
         *fetched.tensors,
         *fetched.constants,
         warps=tile.warps,

@@ -21,12 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.pending import ExpertRows
+from glimt.kernels import triton_support
+from glimt.kernels.pending import ALL_HERE, ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import down_tile, gate_up_tile
 from glimt.kernels.triton_expert_tiles import store_inner, store_output
-from glimt.kernels.triton_router import logits, total_of
+from glimt.kernels.triton_router import MAX_PLACES, logits, places, total_of
 from glimt.kernels.triton_soon import fetch_soon, soon_of
 from glimt.kernels.triton_support import (
     INTERPRETED,
@@ -39,7 +40,7 @@ from glimt.kernels.triton_support import (
 )
 
 MAX_TOKENS = 4  # more share experts: there each is read once for all of its tokens
-MAX_CHOICE = 256  # experts: each is compared with each
+MAX_CHOICE = MAX_PLACES  # experts
 _BLOCK_T = 16
 _APART = tl.constexpr(32)  # counts, so that each has its own line of the cache
 _FETCHING = tl.constexpr(264)  # programs that may have to wait: two for each processor of an H200
@@ -60,23 +61,10 @@ def choose(
     parts: tl.constexpr,
     normalizes: tl.constexpr,
 ):
-    """(expert, weight) of a token's k-th choice. All places are found at once, by comparing.
-
-    Of equal scores the first expert comes first, and scores that are no numbers come last.
-    """
-    expert = tl.arange(0, block_e)
-    inside = expert < num_experts
-    logit = tl.zeros([block_e], tl.float32)
-    at = logit_ptr + token * num_experts + expert
-    for _ in tl.static_range(parts):
-        logit += tl.load(at, mask=inside, other=0.0)
-        at += num_tokens * num_experts
-    score = 1.0 / (1.0 + tl.exp(-logit))
-    biased = score + tl.load(bias_ptr + expert, mask=inside, other=0.0)
-    biased = tl.where(inside & (biased == biased), biased, float("-inf"))
-    is_more = biased[:, None] > biased[None, :]
-    is_first = (biased[:, None] == biased[None, :]) & (expert[:, None] < expert[None, :])
-    place = tl.sum((is_more | is_first).to(tl.int32), axis=0)
+    """(expert, weight) of a token's k-th choice."""
+    expert, score, place = places(
+        logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
+    )
     weight = tl.sum(tl.where(place == k, score, 0.0), axis=0)
     if normalizes:
         weight /= total_of(tl.where(place < per_token, score, 0.0))
@@ -109,14 +97,16 @@ def _wait(count_ptr, wanted):
 @triton.jit
 def _fetch_tile(
     weight_ptr,
+    number,
     tile,
     num_outputs: tl.constexpr,
     width: tl.constexpr,
     block_o: tl.constexpr,
     fetches: tl.constexpr,
 ):
-    """Have a tile of whole rows, which lie side by side, fetched into the L2 cache."""
-    if fetches:
+    """Have a tile of whole rows, which lie side by side, fetched into the L2 cache; of the first
+    programs, by their number."""
+    if fetches and number < _FETCHING:
         size: tl.constexpr = block_o * width // _PIECES  # a multiple of 32: see `tiles`
         first = tile.to(tl.int64) * (block_o * width) + tl.arange(0, _PIECES) * size
         fetch_ahead(weight_ptr + first, first + size <= num_outputs * width, size)
@@ -131,7 +121,7 @@ def mixture_kernel(
     block_e: tl.constexpr, parts: tl.constexpr, normalizes: tl.constexpr, block_t: tl.constexpr,
     inner_tiles: tl.constexpr, inner_o: tl.constexpr, inner_i: tl.constexpr,
     block_c: tl.constexpr, out_tiles: tl.constexpr, out_o: tl.constexpr, out_i: tl.constexpr,
-    fetches: tl.constexpr,
+    fetches: tl.constexpr, scales_first: tl.constexpr,
     soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0: tl.constexpr, step_0: tl.constexpr,
     count_1: tl.constexpr, step_1: tl.constexpr, count_2: tl.constexpr, step_2: tl.constexpr,
     share: tl.constexpr, block_s: tl.constexpr, sign: tl.constexpr,
@@ -166,21 +156,21 @@ def mixture_kernel(
     if is_inner:
         store_inner(
             q_ptr, scale_ptr, gate_up, gate_up_scale, inner_ptr, largest_ptr, pair, token, tile,
-            hidden, width, inner_tiles, inner_o, inner_i,
+            hidden, width, inner_tiles, inner_o, inner_i, scales_first,
         )  # fmt: skip
         tl.debug_barrier()  # all of this program's numbers are written before they count
         tl.atomic_add(count_ptr, 1, sem="release")
     else:
-        if number < _FETCHING:
-            _fetch_tile(down, tile, hidden, width, out_o, fetches)
+        _fetch_tile(down, number, tile, hidden, width, out_o, fetches)
         _wait(count_ptr, inner_tiles)
         store_output(
             inner_ptr, largest_ptr, down, down_scale, out_ptr, pair,
-            tile * out_o + tl.arange(0, out_o), hidden, width, inner_tiles, block_c, out_i,
+            tile * out_o + tl.arange(0, out_o), hidden, width, inner_tiles,
+            block_c, out_i, scales_first,
         )  # fmt: skip
         fetch_soon(
-            number, soon_0_ptr, soon_1_ptr, soon_2_ptr,
-            count_0, step_0, count_1, step_1, count_2, step_2, share, block_s, sign,
+            number, soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0, step_0, count_1, step_1,
+            count_2, step_2, share, block_s, sign,
         )  # fmt: skip
     let_next_start()
 
@@ -233,12 +223,13 @@ def routed_fp8_moe(
         *(inner_tiles, inner_by.block_o, inner_by.block_i, power_of_two(inner_tiles)),
         *(out_tiles, out_by.block_o, out_by.block_i),
         not INTERPRETED.value,
+        triton_support.SCALES_FIRST,
         *fetched.tensors,
         *fetched.constants,
         warps=inner_by.warps,
         stages=inner_by.stages,
     )
-    return ExpertRows(room.row_PD, room.weights_TK, room.experts_TK, num_experts, has_shared=True)
+    return ExpertRows(room.row_PD, room.weights_TK, room.experts_TK, ALL_HERE, has_shared=True)
 
 
 def _room(x_TD: Tensor, num_tokens: int, per_token: int, width: int, inner_tiles: int) -> _Room:

@@ -24,6 +24,10 @@ from glimt.kernels.triton_support import (
 )
 
 MAX_EXPERTS = 1024
+MAX_PLACES = 256  # experts: each is compared with each
+# Whether all places are found at once, and not the best expert, then the next one. Off until a GPU
+# has shown that it is faster (`--switch by_place=1` of the benchmarks).
+BY_PLACE = False
 _MAX_PARTS = 16
 _PROGRAMS = 128  # about one for each processor
 
@@ -142,6 +146,63 @@ def select_kernel(
     tl.store(expert_ptr + out, chosen.to(tl.int64), mask=place < per_token)
 
 
+@triton.jit
+def places(
+    logit_ptr,
+    bias_ptr,
+    token,
+    num_tokens,
+    num_experts: tl.constexpr,
+    block_e: tl.constexpr,
+    parts: tl.constexpr,
+):
+    """(experts, their scores, the place of each among a token's): all places at once, by comparing.
+
+    Of equal scores the first expert comes first, and scores that are no numbers come last.
+    """
+    expert = tl.arange(0, block_e)
+    inside = expert < num_experts
+    logit = tl.zeros([block_e], tl.float32)
+    at = logit_ptr + token * num_experts + expert
+    for _ in tl.static_range(parts):
+        logit += tl.load(at, mask=inside, other=0.0)
+        at += num_tokens * num_experts
+    score = 1.0 / (1.0 + tl.exp(-logit))
+    biased = score + tl.load(bias_ptr + expert, mask=inside, other=0.0)
+    biased = tl.where(inside & (biased == biased), biased, float("-inf"))
+    is_more = biased[:, None] > biased[None, :]
+    is_first = (biased[:, None] == biased[None, :]) & (expert[:, None] < expert[None, :])
+    return expert, score, tl.sum((is_more | is_first).to(tl.int32), axis=0)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def place_kernel(
+    logit_ptr,
+    bias_ptr,
+    weight_ptr,
+    expert_ptr,
+    num_tokens,
+    scale,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    block_e: tl.constexpr,
+    parts: tl.constexpr,
+    normalizes: tl.constexpr,
+):
+    """`select_kernel` without a loop over the experts that are taken."""
+    follow()
+    token = tl.program_id(0).to(tl.int64)
+    expert, weight, place = places(
+        logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
+    )
+    is_taken = place < per_token
+    if normalizes:
+        weight = weight / total_of(tl.where(is_taken, weight, 0.0))
+    out = token * per_token + place
+    tl.store(weight_ptr + out, weight * scale, mask=is_taken)
+    tl.store(expert_ptr + out, expert.to(tl.int64), mask=is_taken)
+
+
 def route(
     x_TD: Tensor,
     weight_ED: Tensor,
@@ -158,6 +219,16 @@ def route(
     if not num_tokens:
         return weights_TK, experts_TK
     logits_STE = logits(x_TD, weight_ED)
+    if BY_PLACE and num_experts <= MAX_PLACES:
+        launch(
+            place_kernel,
+            (num_tokens, 1, 1),
+            *(logits_STE, bias_E, weights_TK, experts_TK, num_tokens, float(scale)),
+            *(num_experts, num_experts_per_token, power_of_two(num_experts)),
+            *(len(logits_STE), norm_topk_prob),
+            warps=4,
+        )
+        return weights_TK, experts_TK
     launch(
         select_kernel,
         (num_tokens, 1, 1),

@@ -8,11 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.pending import Delta, ExpertRows, LinearParts
+from glimt.kernels.pending import ALL_HERE, Delta, ExpertRows, LinearParts
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.triton_support import follow, launch, power_of_two, row_scale, to_bf16, to_fp8
 
 MAX_WIDTH = 32768  # a row lies in the registers of one program
+
+_ALL_HERE = tl.constexpr(ALL_HERE)
 
 # What a norm adds first.
 _NOTHING, _PLAIN, _PARTS, _EXPERTS, _EXPERTS_AND_SHARED = (tl.constexpr(kind) for kind in range(5))
@@ -87,9 +89,11 @@ def _delta(
     else:
         for k in tl.static_range(count):
             pair = row * count + k
-            expert = tl.load(other_ptr + pair)
-            is_here = (expert >= 0) & (expert < num_experts)
-            part = tl.load(delta_ptr + pair * width + column, mask=inside & is_here, other=0.0)
+            is_there = inside
+            if num_experts != _ALL_HERE:
+                expert = tl.load(other_ptr + pair)
+                is_there = inside & (expert >= 0) & (expert < num_experts)
+            part = tl.load(delta_ptr + pair * width + column, mask=is_there, other=0.0)
             total += part.to(tl.float32) * tl.load(factor_ptr + pair)
         if kind == _EXPERTS_AND_SHARED:
             offset = (num_rows * count).to(tl.int64) * width

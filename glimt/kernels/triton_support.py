@@ -28,6 +28,10 @@ PDL_KERNELS: frozenset[str] = frozenset()  # which kernels start early; none nam
 # in two pieces; below zero as many, line by line.
 AHEAD_BYTES = 0
 
+# Whether products read the scales of their outputs before the weights, not when these are summed,
+# where nothing hides the way to memory. Off until measured (`--switch scales_first=1`).
+SCALES_FIRST = False
+
 _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
 
 

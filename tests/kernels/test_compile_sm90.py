@@ -188,6 +188,17 @@ def mlp(*count: int) -> Fp8Mlp:
     )
 
 
+def test_scales_may_be_read_before_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_support, "SCALES_FIRST", True)
+    rows = QuantizedRows(
+        meta(1, 4096), meta(1, 4096, dtype=torch.float8_e4m3fn), meta(1, 1, dtype=torch.float32)
+    )
+    weight, scale = meta(14336, 4096, dtype=torch.float8_e4m3fn), meta(14336, dtype=torch.float32)
+    (product,) = binaries(lambda: triton_linear.fp8_linear(rows, weight, scale, meta(14336)))
+    assert product.stack_bytes == 0
+    assert "LDG.E" not in product.sass[product.sass.index("QGMMA") :]
+
+
 @pytest.mark.parametrize(("mib", "instruction"), [(24, "UBLKPF"), also(-24, "CCTL")])
 def test_what_is_read_next_is_fetched_after_the_last_own_load(
     mib: int, instruction: str, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from glimt.kernels import reference_experts, triton_experts, triton_mixture, triton_router
+from glimt.kernels import (
+    reference_experts,
+    triton_experts,
+    triton_mixture,
+    triton_router,
+    triton_support,
+)
 from glimt.kernels.reference import QuantizedRows, quantize_rows
 from glimt.kernels.reference_experts import Fp8Mlp
 
@@ -63,6 +69,14 @@ def test_weights_may_stay_as_they_are() -> None:
     mixture = Mixture(2, 8, 32, 64)
     got = mixture.at_once(2, normalizes=False)
     torch.testing.assert_close(got, mixture.defined(2, normalizes=False), rtol=0.02, atol=0.02)
+
+
+def test_scales_may_be_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = Mixture(2, 8, 32, 64)
+    expected = mixture.at_once()
+    monkeypatch.setattr(triton_support, "SCALES_FIRST", True)
+    assert torch.equal(mixture.at_once(), expected)
+    assert torch.equal(mixture.one_by_one(), expected)
 
 
 def test_of_equal_scores_the_first_experts_are_taken() -> None:

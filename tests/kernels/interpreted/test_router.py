@@ -45,6 +45,23 @@ def test_experts_and_weights_are_those_defined(
     torch.testing.assert_close(dense(*got, num_experts), dense(*expected, num_experts))
 
 
+@pytest.mark.parametrize("num_tokens", [1, 5])
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_places_are_found_at_once_as_one_after_the_other(
+    num_tokens: int, normalizes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    x = torch.randn(num_tokens, 64, generator=generator).bfloat16()
+    weight = torch.randn(24, 64, generator=generator).bfloat16() / 8
+    weight[3] = weight[7]  # equal scores
+    expected = routed(x, weight, torch.zeros(24), 5, normalizes)
+    monkeypatch.setattr(triton_router, "BY_PLACE", True)
+    for got, wanted in zip(
+        routed(x, weight, torch.zeros(24), 5, normalizes), expected, strict=True
+    ):
+        assert torch.equal(got, wanted)
+
+
 def test_of_equal_scores_the_first_experts_are_taken() -> None:
     x, weight = torch.ones(2, 64).bfloat16(), torch.zeros(10, 64).bfloat16()
     weights, experts = routed(x, weight, torch.zeros(10), 3, True)
