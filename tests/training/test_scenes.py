@@ -1,6 +1,7 @@
 """The world of the built-in model: what is said about a picture is true of its pixels."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -211,3 +212,19 @@ def test_in_training_an_arguments_name_alone_does_not_tell_what_it_means() -> No
             meanings.setdefault(name, set()).add(slot)
     assert len(meanings) > 1000
     assert {"colour", "shape", "text"} <= meanings["label"]
+
+
+def test_training_prints_doubled_letters_clusters_and_every_small_letter() -> None:
+    rng = random.Random(8)
+    texts = [words.printed(rng, held_out=False) for _ in range(4000)]
+    small = [text for text in texts if text.islower()]
+    assert {letter for text in small for letter in text} >= set("abcdefghijklmnopqrstuvwxyz")
+    assert sum(any(a == b for a, b in pairwise(text)) for text in small) > 40
+    assert all(1 <= len(text) <= 8 for text in texts)
+
+
+def test_a_whole_word_can_be_a_tools_name_in_training_but_never_one_of_the_evaluation() -> None:
+    rng = random.Random(9)
+    verbs = {tools.make_tool(rng, ["size"], False).name.split("_")[0] for _ in range(6000)}
+    assert {"circle", "red", "stop"} <= verbs
+    assert not {"save", "count", "tag"} & verbs

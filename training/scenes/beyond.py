@@ -73,10 +73,36 @@ _FORMS = (
     "What is the square root of {n}?",
 )
 
+# Only for training: beside a picture, "what … is this?" is not always a question about shapes.
+_MORE_FORMS = (
+    "What kind of bird is this?",
+    "Which model of car is this?",
+    "Who made this?",
+    "Who painted this picture?",
+    "What language is this?",
+    "What material is it made of?",
+    "Which country is this?",
+    "What is this animal called?",
+    "What flower is that?",
+    "What date is it?",
+    "How warm is it?",
+    "Is it going to rain?",
+    "What does this cost?",
+    "How heavy is this?",
+    "Where was this taken?",
+    "What song is playing?",
+    "Which street is this?",
+    "What species is the {x}?",
+    "Which kind of {x} is it?",
+    "What mood is she in?",
+)
+
 
 def beyond(rng: random.Random, held_out: bool) -> Turn:
     """A question out of reach. Every fifth form is for the evaluation alone."""
     forms = [form for i, form in enumerate(_FORMS) if (i % 5 == 3) == held_out]
+    if not held_out:
+        forms += _MORE_FORMS
     parts = {
         "x": rng.choice(_THINGS) if rng.random() < 0.7 else words.pseudo_word(rng, 9),
         "y": rng.choice(_THINGS),
