@@ -137,16 +137,17 @@ class ImageEncoder:
             self._join(self._there[key])
         return errors
 
-    def go_on(self, num_rows: int) -> None:
-        """Launch the next slice behind a step of so many rows; all slices behind none."""
-        while self._passes or self._staged:
+    def go_on(self, num_tokens: int) -> None:
+        """Launch the next slice behind a step of so many tokens, and one more for each further pass
+        that waits, so that many images wait no longer than one; behind no tokens, all slices.
+        """
+        num_slices = self._num_waiting()
+        while (self._passes or self._staged) and (num_slices > 0 or not num_tokens):
             if not self._passes:
                 self._form(list(self._staged))
-            first = self._passes[0]
             with self._streams.of_tower():
-                self._try_slice(first, num_rows)
-            if num_rows:
-                return
+                self._try_slice(self._passes[0], num_tokens)
+            num_slices -= 1
 
     def encoded(self) -> tuple[bytes, ...]:
         """Planned images that no step has to wait for any more, and such as cannot be encoded; each
@@ -160,6 +161,20 @@ class ImageEncoder:
     def part(self, key: bytes, low: int, high: int) -> Tensor:
         """Rows [low, high) of the embeddings [num_tokens, D] of an image that is finished."""
         return self._there[key].rows_TD[low:high]
+
+    @property
+    def _pass_limit(self) -> int:
+        """Patches of a pass of several images, over all ranks."""
+        return self._max_patches * (self._mesh.tp_size if self._deals else 1)
+
+    def _num_waiting(self) -> int:
+        """Passes that are under way or to be formed."""
+        count, room = len(self._passes), 0
+        for image in self._staged.values():
+            if image.num_patches > room:
+                count, room = count + 1, self._pass_limit
+            room -= image.num_patches
+        return count
 
     def _join(self, embedding: _Embedding) -> None:
         if embedding.event is not None:
@@ -178,11 +193,10 @@ class ImageEncoder:
 
     def _form(self, keys: list[bytes]) -> list[bytes]:
         """A pass of the first of these staged images; gives those that are left."""
-        limit = self._max_patches * (self._mesh.tp_size if self._deals else 1)
         count, num_patches = 0, 0
         while count < len(keys):
             num_patches += self._staged[keys[count]].num_patches
-            if count and num_patches > limit:
+            if count and num_patches > self._pass_limit:
                 break
             count += 1
         group = [self._staged.pop(key) for key in keys[:count]]
@@ -207,13 +221,13 @@ class ImageEncoder:
             max_patches=self._max_patches,
         )
 
-    def _try_slice(self, one: TowerPass, num_rows: int) -> None:
+    def _try_slice(self, one: TowerPass, num_tokens: int) -> None:
         """What goes wrong concerns those who wait for the images, and no step beside it. Raises
         where ranks have parted."""
         blocks = None
-        if num_rows:
+        if num_tokens:
             kind = "beside" if self._streams.are_two else self._device.type
-            blocks = slice_blocks(one.num_patches, num_rows, kind)
+            blocks = slice_blocks(one.num_patches, num_tokens, kind)
         try:
             self._advance(one, blocks)
         except Exception:

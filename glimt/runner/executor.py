@@ -84,7 +84,7 @@ class ModelExecutor:
         try:
             with torch.inference_mode(), self.streams.of_steps():
                 step = self._launch(plan)
-                self._encoder.go_on(len(plan.work))
+                self._encoder.go_on(plan.num_tokens)
                 return step
         except Exception as error:
             logger.exception("step %d failed", plan.step)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glimt.errors import Unsupported
+
 try:
     from torch.cuda.green_contexts import GreenContext
 except ImportError:  # a torch before them
@@ -93,6 +95,10 @@ class Streams:
         if not TOWER_SMS:
             return new_stream(self._device, "tower")
         self._context = GreenContext.create(num_sms=TOWER_SMS, device_id=self._device.index or 0)
+        if not hasattr(self._context, "Stream"):
+            raise Unsupported(
+                "this torch makes no streams of a part of the GPU: set TOWER_SMS to 0"
+            )
         stream: torch.cuda.Stream = self._context.Stream()
         return stream
 

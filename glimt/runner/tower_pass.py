@@ -14,20 +14,20 @@ from glimt.wire import ImageSpan
 # Launching a block takes the host a third of a millisecond, in which it launches no step.
 _MAX_BLOCKS = 13
 
-# Patches times blocks of a slice behind a step of one row: on one H200 some 8 ms (a block of 5,376
-# patches took 1.4 ms); on a CPU about as long as a step of the built-in model.
+# Patches times blocks of a slice behind a step of one token: on one H200 some 8 ms (a block of
+# 5,376 patches took 1.4 ms); on a CPU about as long as a step of the built-in model.
 _WORK = {"cuda": 32_768, "cpu": 4_096}
-_FULL_STEP = 8  # rows; steps of as many take longer, and so may slices
+_FULL_STEP = 8  # tokens; steps of as many take longer, and so may slices
 
 
-def slice_blocks(num_patches: int, num_rows: int, where: str) -> int:
-    """Blocks of the tower to launch behind a step of `num_rows`, at least one, on a "cuda" or "cpu"
-    device; "beside" steps, on a stream of its own, only the host's time counts.
+def slice_blocks(num_patches: int, num_tokens: int, where: str) -> int:
+    """Blocks of the tower to launch behind a step of `num_tokens`; at least one.
+
+    `where`: on a "cuda" or "cpu" device, or "beside" steps, where only the host's time counts.
     """
     if where == "beside":
         return _MAX_BLOCKS
-    rows = min(num_rows, _FULL_STEP)
-    work = _WORK[where] * (_FULL_STEP + rows) // _FULL_STEP
+    work = _WORK[where] * (_FULL_STEP + min(num_tokens, _FULL_STEP)) // _FULL_STEP
     return max(1, min(_MAX_BLOCKS, work // num_patches))
 
 

@@ -132,6 +132,8 @@ def test_a_tower_on_its_own_stream_changes_no_token(
 ) -> None:
     """Images begun early, read late and dropped in between, in the allocator's used memory."""
     monkeypatch.setattr(streams, "OWN_STREAM", True)
+    if num_sms and not hasattr(streams.GreenContext, "Stream"):
+        pytest.skip("this torch makes no streams of a part of the GPU")
     monkeypatch.setattr(streams, "TOWER_SMS", num_sms)
     streams.two_streams.cache_clear()
     album = Album()

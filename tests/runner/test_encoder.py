@@ -13,7 +13,7 @@ from glimt.runner.tower_pass import slice_blocks
 from glimt.wire import ErrorInfo, ImageSpan
 from tests.support.tiny_model import CPU, Album, tiny_model
 
-ALBUM = Album(1 << 24)
+ALBUM = Album(1 << 25)
 
 
 class Tower:
@@ -55,9 +55,9 @@ class Encoder(ImageEncoder):
         with torch.inference_mode():
             return self.finish(used)
 
-    def step(self, num_rows: int = 1) -> tuple[bytes, ...]:
+    def step(self, num_tokens: int = 1) -> tuple[bytes, ...]:
         with torch.inference_mode():
-            self.go_on(num_rows)
+            self.go_on(num_tokens)
         return self.encoded()
 
 
@@ -140,34 +140,49 @@ def test_images_that_wait_at_the_same_time_go_through_the_tower_together() -> No
     assert images.step() == (IMAGES[0].content_hash,)
     for one in IMAGES[1:]:  # of several steps
         images.start([one])
-    told = [images.step() for _ in range(3)]
+    assert len(images.step()) == 4
     assert tower.passes == [[16], [12], [24, 4], [64]]
-    assert [len(keys) for keys in told] == [1, 2, 1]
+
+
+def test_each_pass_that_waits_has_a_slice_behind_a_step() -> None:
+    tower = Tower()
+    images = encoder(tower, max_patches=64 * 64)
+    three = [image(64, 64, seed=seed) for seed in (1, 2, 3)]
+    images.start(three[:1])
+    images.step()
+    assert tower.blocks == 1
+    images.start(three[1:])
+    assert images.step() == (three[0].content_hash,)
+    assert tower.blocks == 2 + 1, "three slices: one block and the end of one, one of another"
+    assert images.step() == (three[1].content_hash,)
+    assert [images.step() for _ in range(3)] == [(), (), (three[2].content_hash,)]
 
 
 def test_a_step_that_reads_an_image_finishes_it_and_no_other() -> None:
     first, second = image(64, 64, seed=1), image(64, 64, seed=2)
     tower = Tower()
     images = encoder(tower, max_patches=64 * 64)
-    images.start([first, second])
+    images.start([first])
     images.step()
+    images.start([second])
     assert images.encode([], [second]) == {}
     assert (tower.blocks, len(tower.passes)) == (1 + 2, 2)
-    assert images.step() == (second.content_hash,)
-    assert images.step(num_rows=0) == (first.content_hash,), "with no row beside it, all at once"
+    assert images.encoded() == (second.content_hash,)
+    assert images.step(num_tokens=0) == (first.content_hash,), "with no row beside it, all at once"
 
 
 def test_an_image_dropped_on_its_way_is_given_up() -> None:
     large = image(64, 64)
     tower = Tower()
     images = encoder(tower)
-    images.start([large, IMAGES[0]])
+    images.start([large])
     images.step()
+    images.start([IMAGES[0]])
     images.drop([large.content_hash, IMAGES[0].content_hash])
     assert [images.step() for _ in range(4)] == [()] * 4
     assert tower.blocks == 1
     images.start([large])
-    assert images.step(num_rows=0) == (large.content_hash,)
+    assert images.step(num_tokens=0) == (large.content_hash,)
     assert tower.passes == [[4096], [4096]]
 
 
@@ -204,7 +219,7 @@ def test_pixels_may_be_overwritten_once_an_image_has_started() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "num_patches", "num_rows", "expected"),
+    ("where", "num_patches", "num_tokens", "expected"),
     [
         ("cuda", 5376, 1, 6),
         ("cuda", 5376, 64, 12),
@@ -214,6 +229,6 @@ def test_pixels_may_be_overwritten_once_an_image_has_started() -> None:
     ],
 )
 def test_slices_are_as_long_as_who_decodes_can_bear(
-    where: str, num_patches: int, num_rows: int, expected: int
+    where: str, num_patches: int, num_tokens: int, expected: int
 ) -> None:
-    assert slice_blocks(num_patches, num_rows, where) == expected
+    assert slice_blocks(num_patches, num_tokens, where) == expected
