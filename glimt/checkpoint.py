@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from glimt.errors import BadCheckpoint
-from glimt.hub import locate
 from glimt.wire import ImageSettings
 
 __all__ = [
     "Checkpoint",
     "checkpoint_file",
-    "locate",
     "merge_overrides",
     "read_checkpoint",
     "read_json",

@@ -11,35 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from glimt.errors import BadSettings
 from glimt.experts.placement import Placement
 from glimt.models.config import ModelConfig, MoeConfig, TextConfig, VisionConfig
+from glimt.models.split import UNDIVIDED, Range, Split
 from glimt.parallel.mesh import Mesh
 
 Shape = tuple[int, ...]
-Range = tuple[int, int]  # [start, stop)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """One rank's share of everything that is split `size` ways."""
-
-    rank: int = 0
-    size: int = 1
-
-    def part(self, count: int, what: str) -> Range:
-        """This rank's range of `count` things. Raises BadSettings if they cannot be shared."""
-        if count % self.size:
-            raise BadSettings(f"{what} ({count}) cannot be divided among {self.size} GPUs")
-        width = count // self.size
-        return self.rank * width, (self.rank + 1) * width
-
-    def kv_heads(self, count: int) -> Range:
-        """Like `part`; with fewer heads than ranks, neighbouring ranks hold the same head."""
-        if count < self.size and self.size % count == 0:
-            head = self.rank * count // self.size
-            return head, head + 1
-        return self.part(count, "key-value heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +55,9 @@ class Share:
     (either each expert's columns with `text`, or whole experts with `experts`, in order or as
     `placement` says)."""
 
-    text: Split = Split()
-    vision: Split = Split()
-    experts: Split = Split()
+    text: Split = UNDIVIDED
+    vision: Split = UNDIVIDED
+    experts: Split = UNDIVIDED
     placement: Placement | None = None
 
     @staticmethod
@@ -233,7 +210,7 @@ def _moe(
     hidden, width, gate = text.hidden_size, moe.intermediate_size, f"{theirs}.gate"
     yield _whole(f"{ours}.router.weight", f"{gate}.weight", (moe.num_experts, hidden))
     yield _whole(f"{ours}.router.bias", f"{gate}.e_score_correction_bias", (moe.num_experts,))
-    split = share.text if share.experts.size == 1 else Split()
+    split = share.text if share.experts.size == 1 else UNDIVIDED
     start, stop = split.part(width, "expert width")
     gate_up: list[Source] = []
     down: list[Source] = []

@@ -1,11 +1,26 @@
-"""What a head and the machines with its further copies start beside the engines."""
+"""What the flags say of other machines: those of one replica, and those with further copies."""
 
 from glimt import __version__
 from glimt.config import ParallelSettings
 from glimt.copies import DEFAULT_PORT, copies_of, expert_copies
 from glimt.processes.control import EngineStart
 from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
-from glimt.processes.preflight import Facts, facts_of
+from glimt.processes.preflight import ClusterSettings, Facts, facts_of
+
+_MASTER_PORT = 29501
+
+
+def cluster_of(parallel: ParallelSettings, engine: EngineStart) -> ClusterSettings | None:
+    """For a replica over several machines: how they find each other, and this machine's facts."""
+    if parallel.nnodes == 1:
+        return None
+    return ClusterSettings(
+        num_nodes=parallel.nnodes,
+        host=parallel.master_addr or "",
+        port=parallel.master_port or _MASTER_PORT,
+        token=parallel.master_token or "",
+        facts=facts_of(engine, __version__),
+    )
 
 
 def _facts(parallel: ParallelSettings, engine: EngineStart) -> Facts:

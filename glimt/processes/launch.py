@@ -15,7 +15,7 @@ import msgspec
 
 from glimt import __version__
 from glimt.builtin.defaults import with_defaults
-from glimt.checkpoint import Checkpoint, locate, read_checkpoint
+from glimt.checkpoint import Checkpoint, read_checkpoint
 from glimt.config import (
     CacheSettings,
     ServerSettings,
@@ -28,13 +28,15 @@ from glimt.config import (
 from glimt.config_check import check
 from glimt.copies import copies_of
 from glimt.errors import BadSettings
+from glimt.hub import locate
 from glimt.models.config_json import read_config
+from glimt.models.split import check_sizes
 from glimt.placement.orders import wants_ray
 from glimt.placement.placer import Placer
 from glimt.processes.checkpoint_defaults import chat_template, generation_defaults
 from glimt.processes.control import CorsRules, EngineStart, ProfilerSettings, ServerStart
 from glimt.processes.expert_group import expert_placement, shares_experts
-from glimt.processes.far_plan import gate_start, muster_start, uplink_start
+from glimt.processes.far_plan import cluster_of, gate_start, muster_start, uplink_start
 from glimt.processes.folders import remove_stale_folders
 from glimt.processes.media_plan import (
     arena_bytes,
@@ -44,10 +46,9 @@ from glimt.processes.media_plan import (
     pixel_settings,
 )
 from glimt.processes.node import serve_node
-from glimt.processes.preflight import cluster_of
 from glimt.processes.starting import Plan
 from glimt.processes.supervisor import Supervisor
-from glimt.processes.tls import tls_files
+from glimt.processes.tls_plan import tls_files
 from glimt.wire import ImageSettings, MediaLimits
 
 DTYPES = {"half": "float16", "float": "float32"}
@@ -187,15 +188,21 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     image, video = pixel_settings(media, checkpoint)
     server = _server_start(settings, checkpoint, image, video)
     engine = _engine_start(settings, checkpoint, image, video)
-    shares = shares_experts(settings.parallel, checkpoint)
+    parallel = settings.parallel
+    check_sizes(
+        read_config(checkpoint.config, checkpoint.preprocessor_config).text,
+        parallel.tensor_parallel_size,
+        whole_experts=parallel.enable_expert_parallel,
+    )
+    shares = shares_experts(parallel, checkpoint)
     return Plan(
         engine=engine,
         server=server,
-        copies=copies_of(settings.parallel).local,
+        copies=copies_of(parallel).local,
         shares_experts=shares,
-        muster=muster_start(settings.parallel, engine) if shares else None,
-        gate=gate_start(settings.parallel, engine),
-        uplink=uplink_start(settings.parallel, engine),
+        muster=muster_start(parallel, engine) if shares else None,
+        gate=gate_start(parallel, engine),
+        uplink=uplink_start(parallel, engine),
         num_media_workers=_num_media_workers(settings),
         arena_bytes=arena_bytes(
             media,
@@ -263,7 +270,7 @@ def _engine_start(
         log_level=server.log_level,
         log_json=server.log_json,
     )
-    return msgspec.structs.replace(start, cluster=cluster_of(parallel, start, __version__))
+    return msgspec.structs.replace(start, cluster=cluster_of(parallel, start))
 
 
 def _profiler(text: str | None) -> ProfilerSettings | None:

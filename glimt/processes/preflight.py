@@ -11,9 +11,6 @@ from typing import Any
 
 import msgspec
 
-from glimt.config import ParallelSettings
-
-DEFAULT_PORT = 29501
 _HASHED_FILES = ("config.json", "model.safetensors.index.json", "tokenizer.json")
 _SAMPLE_BYTES = 64 * 1024
 # Of EngineStart: what each machine has for itself.
@@ -53,21 +50,6 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     token: str
     facts: Facts
-
-
-def cluster_of(parallel: ParallelSettings, start: Any, glimt: str) -> ClusterSettings | None:
-    """The cluster that the flags ask for, with this machine's facts: its EngineStart
-    `start`, and its version of Glimt.
-    """
-    if parallel.nnodes == 1:
-        return None
-    return ClusterSettings(
-        num_nodes=parallel.nnodes,
-        host=parallel.master_addr or "",
-        port=parallel.master_port or DEFAULT_PORT,
-        token=parallel.master_token or "",
-        facts=facts_of(start, glimt),
-    )
 
 
 def facts_of(start: Any, glimt: str, **more: Any) -> Facts:

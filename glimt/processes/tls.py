@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 
-from glimt.config import ServerSettings
 from glimt.errors import BadSettings
 
 REFRESH_INTERVAL_S = 10.0
@@ -72,19 +71,3 @@ def _changed_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0  # being replaced; its return is a change
-
-
-def tls_files(server: ServerSettings) -> TlsFiles | None:
-    """What the flags say of TLS, tried once. Raises BadSettings."""
-    if server.ssl_certfile is None:
-        return None
-    files = TlsFiles(
-        certfile=server.ssl_certfile,
-        keyfile=server.ssl_keyfile,
-        ca_certs=server.ssl_ca_certs,
-        cert_reqs=server.ssl_cert_reqs,
-        ciphers=server.ssl_ciphers,
-        refresh=server.enable_ssl_refresh,
-    )
-    TlsContext(files)
-    return files

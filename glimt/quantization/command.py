@@ -15,8 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from glimt.checkpoint import checkpoint_file, locate, read_json
+from glimt.checkpoint import checkpoint_file, read_json
 from glimt.errors import BadCheckpoint, BadSettings, StartupError
+from glimt.hub import locate
 from glimt.models.config import ModelConfig
 from glimt.models.config_json import read_config
 from glimt.models.shards import read_headers

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,8 @@ from torch.distributed import ProcessGroup
 from glimt.errors import BadSettings
 from glimt.models.config_json import read_config
 from glimt.models.glm4v import Glm4v
-from glimt.models.names import WHOLE, Parameter, Share, Split, fp8_modules, parameters, scale_name
+from glimt.models.names import WHOLE, Parameter, Share, fp8_modules, parameters, scale_name
+from glimt.models.split import Split, check_sizes
 from glimt.parallel.mesh import Mesh
 from glimt.tiny.weights import tensor_shapes
 from tests.models.test_config import glm_4_1v_flat, glm_4_5v_fp8
@@ -167,6 +169,29 @@ def test_sizes_that_cannot_be_shared_are_refused_with_their_name() -> None:
         list(parameters(config, Share(Split(0, 5))))
     with pytest.raises(BadSettings, match=r"vocabulary \(320\) cannot be divided among 7"):
         list(parameters(config, Share(Split(0, 7))))
+
+
+def refusal(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except BadSettings as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spread", [False, True])
+def test_what_ranks_would_refuse_is_refused_before_they_start(kind: str, spread: bool) -> None:
+    config = read_config(tiny_config(kind))
+    refused = set()
+    for size in range(1, 9):
+        experts = Split(0, 2) if spread else Split()
+        share = Share(text=Split(0, size), experts=experts)
+        late = refusal(lambda share=share: list(parameters(config, share)))
+        early = refusal(lambda size=size: check_sizes(config.text, size, whole_experts=spread))
+        assert early == late
+        refused.add(bool(late))
+    assert refused == {True, False}
 
 
 def test_neighbouring_ranks_share_a_kv_head_when_there_are_more_ranks_than_heads() -> None:

@@ -19,8 +19,9 @@ from torch.distributed import ProcessGroup
 
 from glimt.experts.placement import Placement
 from glimt.models.glm4v import Glm4v
-from glimt.models.names import Share, Split
+from glimt.models.names import Share
 from glimt.models.quantize import quantize_rows, row_scales
+from glimt.models.split import Split
 from glimt.models.weights import inspect, load
 from glimt.parallel.mesh import Mesh
 from glimt.tiny.checkpoint import make_tiny_checkpoint

@@ -13,7 +13,8 @@ import torch
 
 from glimt.kernels.reference_messages import RowForm
 from glimt.models.config_json import read_config
-from glimt.models.names import Share, Split, fp8_modules, parameters, scale_name
+from glimt.models.names import Share, fp8_modules, parameters, scale_name
+from glimt.models.split import Split
 from glimt.planning.constants import SOURCES, load_constants
 from glimt.planning.fit import Room, fit
 from glimt.planning.layout import Cluster, Layout, layouts
