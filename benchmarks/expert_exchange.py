@@ -5,17 +5,20 @@
     python benchmarks/expert_exchange.py --model tiny --device cpu --rows 1 8      whether it runs
 
 For each number of rows of a replica: the exchange alone (nothing is computed), by both ways, and by
-all-gather in a CUDA graph, as decode steps do it; then the whole layer by both ways, and with all
-experts on each GPU, which exchanges nothing and reads more. First, both ways are compared with that
+all-gather in a CUDA graph, as decode steps do it; the layer in such a graph, with the shared expert
+beside the exchange and in turn; then the layer by both ways, and with all experts on each GPU,
+which exchanges nothing and reads more. First, both ways are compared with that
 layer: what differs by more than rounding ends the program with status 1. The last line but one is
 what `DEALS_FROM` of glimt/parallel/exchange.py should say, as far as the time has sufficed.
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from glimt.kernels import QuantizedRows, quantize_rows
 from glimt.layers.dispatch import shared_experts
 from glimt.layers.moe import Moe, Routing
 from glimt.models.dummy import fill_dummy
+from glimt.parallel.beside import Beside
 from glimt.parallel.exchange import Exchange
 from glimt.parallel.group import join_replicas
 from glimt.parallel.mesh import Mesh
@@ -81,6 +85,7 @@ class Rank:
             ep_rank=rank,
             dp_group=groups.device,
             dp_host_group=groups.host,
+            beside=Beside(seat.device),
         )
         self.is_fp8 = options.quantization == "fp8"
         sizes = TINY if options.model == "tiny" else MODELS[options.model]["text_config"]
@@ -89,6 +94,8 @@ class Rank:
         fill_dummy(self.whole, self.device, dtype, seed=0)
         self.part = make_layer(sizes, self.mesh, fp8=self.is_fp8)
         take_share(self.part, self.whole)
+        self.in_turn = copy.copy(self.part)  # the same weights
+        self.in_turn.mesh = replace(self.mesh, beside=None)
         self.num_experts, self.width = sizes["n_routed_experts"], sizes["hidden_size"]
 
     def rows(self, count: int) -> Tensor | QuantizedRows:
@@ -104,7 +111,10 @@ class Rank:
         expected = self.whole(x).float()
         worst = 0.0
         for deals in (False, True):
-            found = self.part(x, Exchange(count + 3, deals)).float()
+            way = Exchange(count + 3, deals)
+            found = self.part(x, way).float()
+            if not torch.equal(found, self.in_turn(x, way).float()):
+                raise SystemExit(f"{count} rows: the shared expert beside the exchange is wrong")
             worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
         return worst
 
@@ -124,15 +134,20 @@ class Rank:
             given = (x, weights_TK, places_TK, way)
             return lambda: shared_experts(self.mesh, each, nothing, *given, is_fp8=self.is_fp8)
 
-        in_graph = None
-        if self.device.type == "cuda":
-            in_graph = self.seat.microseconds(exchange(False), IN_GRAPH, ROUNDS)
+        def in_graph(work: Callable[[], object]) -> float | None:
+            if self.device.type != "cuda":
+                return None
+            return self.seat.microseconds(work, IN_GRAPH, ROUNDS)
+
+        way = Exchange(count, False)
         return {
             "rows": count,
             "gather_us": self._time(exchange(False)),
-            "gather_in_graph_us": in_graph,
+            "gather_in_graph_us": in_graph(exchange(False)),
+            "layer_in_graph_us": in_graph(lambda: self.part(x, way)),
+            "layer_in_turn_in_graph_us": in_graph(lambda: self.in_turn(x, way)),
             "deal_us": self._time(exchange(True)),
-            "layer_gather_us": self._time(lambda: self.part(x, Exchange(count, False))),
+            "layer_gather_us": self._time(lambda: self.part(x, way)),
             "layer_deal_us": self._time(lambda: self.part(x, Exchange(count, True))),
             "layer_whole_us": self._time(lambda: self.whole(x)),
         }

@@ -38,8 +38,8 @@ class Piece:
     must_say: str = ""
 
 
-def _tests(file: str, *more: str) -> tuple[str, ...]:
-    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu2", "--tb=short")
+def _tests(file: str, *more: str, marks: str = "gpu2") -> tuple[str, ...]:
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks, "--tb=short")
     return (*words, f"tests/parallel/{file}", *more)
 
 
@@ -74,6 +74,7 @@ PIECES = (
         75,
         must_say=" passed",
     ),
+    Piece("beside", _tests("test_beside.py", marks="gpu"), 30, must_say=" passed"),
     Piece(
         "exchange",
         ("benchmarks/expert_exchange.py",),

@@ -237,12 +237,25 @@ class Moe(nn.Module):
                 x, weights_TK, experts_TK, shared, defers=self.defers, soon=soon
             )
             return y_TD
-        shared_TD: Tensor = self.shared(x)
+        if self.mesh.dp_size == 1 or self.mesh.beside is None:
+            shared_TD: Tensor = self.shared(x)
+            return self._routed(x, weights_TK, experts_TK, exchange) + shared_TD
+        # While rows travel, which waits for other GPUs.
+        joined = self.mesh.beside.begin(lambda: self.shared(x))
+        routed_TD = self._routed(x, weights_TK, experts_TK, exchange)
+        return routed_TD + joined()
+
+    def _routed(
+        self,
+        x: Tensor | QuantizedRows,
+        weights_TK: Tensor,
+        places_TK: Tensor,
+        exchange: Exchange,
+    ) -> Tensor:
         if self.mesh.dp_size == 1:
-            routed_TD: Tensor = self.experts(x, weights_TK, experts_TK)
-        else:
-            routed_TD = self._exchange(x, weights_TK, experts_TK, exchange)
-        return routed_TD + shared_TD
+            routed_TD: Tensor = self.experts(x, weights_TK, places_TK)
+            return routed_TD
+        return self._exchange(x, weights_TK, places_TK, exchange)
 
     @property
     def _nobody_asks_who_is_chosen(self) -> bool:

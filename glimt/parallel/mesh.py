@@ -23,6 +23,7 @@ from torch.distributed import (
 from glimt.errors import BadSettings
 from glimt.experts.group import Backend
 from glimt.experts.placement import Placement
+from glimt.parallel.beside import Beside
 from glimt.parallel.one_kernel import OneKernelSum
 
 _AllgatherOptions: Any = torch._C._distributed_c10d.AllgatherOptions  # not in the stubs
@@ -47,7 +48,8 @@ class Mesh:
     it and the ranks encode different images. `small_sums`: what sums small tensors, if not NCCL;
     `norm_sums`: what sums few rows and norms them at once.
     `placement`: which rank of the ep axis has which experts, if not in order;
-    `exchange_backend`: how rows reach the experts of other replicas.
+    `exchange_backend`: how rows reach the experts of other replicas, `beside`: where there is work
+    to do meanwhile.
     """
 
     tp_size: int = 1
@@ -65,6 +67,7 @@ class Mesh:
     norm_sums: SumAndNorm | None = None
     placement: Placement | None = None
     exchange_backend: Backend = "auto"
+    beside: Beside | None = None
 
     @staticmethod
     def single() -> "Mesh":

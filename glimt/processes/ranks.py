@@ -9,6 +9,7 @@ import torch
 
 from glimt.experts.group import ExpertGroup
 from glimt.models.config import ModelConfig, VisionConfig
+from glimt.parallel.beside import Beside
 from glimt.parallel.group import Meeting, join, join_replicas
 from glimt.parallel.mesh import Mesh
 from glimt.processes.cluster import listen
@@ -67,6 +68,7 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
         dp_host_group=joined.host,
         placement=start.expert_placement,
         exchange_backend=start.all2all_backend,
+        beside=Beside(device),
     )
 
 
