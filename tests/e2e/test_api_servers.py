@@ -140,6 +140,15 @@ def test_a_killed_server_leaves_the_others_streams_alone_and_comes_back(two: Ser
     assert successor.is_running()
 
 
+def test_the_death_of_the_supervisor_ends_everything(two: Serving) -> None:
+    children = two.children()
+    assert len(children) >= 5  # two servers, two media workers, an engine
+    two.process.kill()
+    two.process.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_servers_that_share_their_images_drain_together_and_leave_nothing(

@@ -109,9 +109,8 @@ def user(text: str, *media: Image.Image | bytes) -> dict[str, Any]:
     return {"role": "user", "content": [*show(*media), {"type": "text", "text": text}]}
 
 
-# FP8 weights are slow on a CPU, so most is asked of them by `make test-all`.
-IN_BOTH = pytest.mark.parametrize("client", ["bf16", "fp8"], indirect=True)
-IN_BF16_FIRST = pytest.mark.parametrize(
+# FP8 weights are slow on a CPU, so they are asked by `make test-all`.
+IN_BOTH = pytest.mark.parametrize(
     "client", ["bf16", pytest.param("fp8", marks=pytest.mark.slow)], indirect=True
 )
 
@@ -187,7 +186,7 @@ def overlap(one: Any, other: Any) -> float:
     return area(both) / (area(one) + area(other) - area(both))
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_it_thinks_if_asked_to_and_only_then(client: Any) -> None:
     question = user("How many shapes are there?", shapes())
     thoughtful = ask(client, question, thinking=True)
@@ -201,7 +200,7 @@ def test_it_thinks_if_asked_to_and_only_then(client: Any) -> None:
     assert brief.choices[0].message.content == "2"
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_it_calls_a_tool_that_it_has_never_seen_and_tells_what_that_said(client: Any) -> None:
     question = user("Call tag_plate for the circle.", shapes())
     choice = ask(client, question, tools=[FLAG_TOOL]).choices[0]
@@ -215,7 +214,7 @@ def test_it_calls_a_tool_that_it_has_never_seen_and_tells_what_that_said(client:
     assert "Saved as 4711." in answer.content
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_a_streamed_call_is_the_same_call(client: Any) -> None:
     question = user("Call tag_plate for the square.", shapes())
     deltas = [
@@ -229,7 +228,7 @@ def test_a_streamed_call_is_the_same_call(client: Any) -> None:
     assert json.loads(arguments) == {"tint": "blue", "outline": "square"}
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_all_three_apis_give_its_answer_and_its_call(client: Any) -> None:
     """Chat is asked above; here the same through responses and messages, each by its own client."""
     [url] = [part["image_url"]["url"] for part in show(shapes())]
@@ -282,7 +281,7 @@ def test_all_three_apis_give_its_answer_and_its_call(client: Any) -> None:
     assert called.content[-1].input == {"tint": "blue", "outline": "square"}
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_it_compares_two_images(client: Any) -> None:
     pictures = (shapes(), green_circle())
     question = "What colour is the circle in the second picture?"
@@ -290,13 +289,13 @@ def test_it_compares_two_images(client: Any) -> None:
     assert says(client, "Which picture has more shapes?", *pictures) == "The first."
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_it_sees_where_something_moves(client: Any) -> None:
     answer = says(client, "In which direction does the circle move?", to_the_right())
     assert "right" in answer.lower()
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_it_remembers_what_was_said(client: Any) -> None:
     first = user("What shape is blue?", shapes())
     history = [first, {"role": "assistant", "content": "A square."}]
@@ -304,12 +303,12 @@ def test_it_remembers_what_was_said(client: Any) -> None:
     assert answer.choices[0].message.content == "Blue."
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_it_says_what_it_is_when_asked_beyond_itself(client: Any) -> None:
     assert "demo model" in says(client, "What is the capital of France?")
 
 
-@IN_BF16_FIRST
+@IN_BOTH
 def test_a_known_picture_is_cached_and_changes_no_answer(client: Any) -> None:
     picture = sign("EXIT")
     once = ask(client, user("What does it say?", picture))

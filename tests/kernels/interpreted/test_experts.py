@@ -39,8 +39,10 @@ def check(
     torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 3, 5, 17, 40])
-@pytest.mark.parametrize("has_shared", [False, True])
+@pytest.mark.parametrize(
+    ("num_tokens", "has_shared"),
+    [(0, False), (0, True), (1, False), (1, True), (3, True), (5, False), (17, True), (40, False)],
+)
 def test_few_tokens_get_what_is_defined(num_tokens: int, has_shared: bool) -> None:
     routed, (weights, experts) = mlps(8, 96, 160), choices(num_tokens, 8, seed=num_tokens)
     shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, 96, 160))) if has_shared else None

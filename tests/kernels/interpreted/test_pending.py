@@ -49,8 +49,7 @@ def test_a_product_with_a_bias_or_in_one_part_leaves_nothing_to_add() -> None:
         assert isinstance(triton_linear.fp8_linear(*given, defers=True), Tensor)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 6])
-@pytest.mark.parametrize("has_shared", [False, True])
+@pytest.mark.parametrize(("num_tokens", "has_shared"), [(1, True), (6, False), (3, True)])
 def test_a_norm_adds_the_rows_of_experts(num_tokens: int, has_shared: bool) -> None:
     def mlp(*count: int) -> Fp8Mlp:
         gate_up, gate_up_scale = quantize_rows(randn(*count, 64, WIDTH, seed=1) / 8)

@@ -20,9 +20,10 @@ def dense(weights: Tensor, experts: Tensor, num_experts: int) -> Tensor:
     return torch.zeros(len(weights), num_experts).scatter_(1, experts, weights)
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 3, 17, 70])
+@pytest.mark.parametrize(
+    ("num_tokens", "normalizes"), [(0, True), (1, False), (3, True), (17, False), (70, True)]
+)
 @pytest.mark.parametrize(("num_experts", "per_token", "width"), [(8, 3, 64), (24, 5, 352)])
-@pytest.mark.parametrize("normalizes", [False, True])
 def test_experts_and_weights_are_those_defined(
     num_tokens: int, num_experts: int, per_token: int, width: int, normalizes: bool
 ) -> None:
