@@ -22,6 +22,8 @@ dist: Any = distributed  # torch's type stubs know half of it
 # sooner. Long enough for one rank to compile kernels while another waits.
 TIMEOUT = timedelta(seconds=300)
 SHARING_TIMEOUT = timedelta(seconds=30)
+# Of what hosts agree on: machines may read their weights at very different speeds.
+HOST_TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def gloo(store: Any, rank: int, size: int, own_address: str = "127.0.0.1") -> Pr
     kind: Any = dist.ProcessGroupGloo
     options = kind._Options()
     options._devices = [kind.create_device(hostname=own_address)]
-    options._timeout = TIMEOUT
+    options._timeout = HOST_TIMEOUT
     options._threads = 2
     return cast(ProcessGroup, kind(store, rank, size, options))
 
