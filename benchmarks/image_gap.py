@@ -2,14 +2,14 @@
 
     python benchmarks/image_gap.py                     GLM-4.5V-FP8, two minutes on one H200
     python benchmarks/image_gap.py encodes_beside=0 "" tower_stream=1 tower_stream=1,tower_sms=88
-    python benchmarks/image_gap.py --model tiny --device cpu --dtype float32 --grid 48 48 \
-        --prompt 32 --text 16 --requests 1 4 --images 6        whether it runs
+    python benchmarks/image_gap.py --model tiny --device cpu --dtype float32 --quantization none \
+        --max-model-len 4096 --grid 24 24 --prompt 16 --text 8 --requests 2 --images 4 --every 8
 
-So many requests decode; every few steps one comes with an image that is new and some text, and is
-answered with one token. For each set of switches (`switches.py`; encodes_beside=0 is how it was
-once, each step waits for its images; "" is the code as it is): milliseconds between two tokens of
-the streams that decode, in steps that computed a prompt and in the others, and to the first token
-of who came with an image. Weights are made once.
+The last one only tells whether it runs. So many requests decode; every few steps one comes with an
+image that is new and some text, and is answered with one token. For each set of switches
+(`switches.py`; encodes_beside=0 is how it was once, each step waits for its images; "" is the code
+as it is): milliseconds between two tokens of the streams that decode, in all steps and in those
+that computed no prompt, and to the first token of who came with an image. Weights are made once.
 """
 
 import argparse
