@@ -67,7 +67,9 @@ class Places:
         self._settings = replace(settings, cache=cache)
         self.refusals: queue.Queue[str] = queue.Queue()
         self._head = _head(self._settings)
-        groups = _groups_of(wish_of(settings, resource), deadline_s)
+        wish = wish_of(settings, resource, start.num_here)
+        groups = _groups_of(wish, deadline_s)
+        self._num_together = wish.num_together
         self._places = ray_cluster.reserve_all(groups)
         for group, reserved in self._places:
             ray_cluster.wait_for(reserved, group, resource, _say)
@@ -82,21 +84,24 @@ class Places:
     def placed(self) -> Placed:
         """What this machine is to do, on which of its GPUs."""
         held = [ray.get(seat.where.remote()) for seat in self._seats_here]
-        settings = of_this_machine(self._settings, self._head, len(held))
+        num_here = len(held) * self._num_together
+        settings = of_this_machine(self._settings, self._head, num_here)
         return Placed(
             settings=encode(settings),
+            num_here=num_here,
             gpus=",".join(gpus for _, gpus in held if gpus),
             what=f"{self._connection.where}: {self._described()}",
         )
 
     def _described(self) -> str:
-        num_here, num_far = len(self._seats_here), len(self._far())
+        num_far, num_here = len(self._far()), len(self._seats_here) * self._num_together
         copies, parts = len(self._places), self._settings.parallel.nnodes
         if parts > 1 and copies > 1:
             return f"{copies} copies of {parts} machines each, the first begins on this machine"
         if parts > 1:
             return f"ranks on this machine and {num_far} other(s)"
-        return f"{num_here} of {num_here + num_far} copies on this machine"
+        together = f", {self._num_together} on each" if self._num_together > 1 else ""
+        return f"{num_here} of {copies * self._num_together} copies on this machine{together}"
 
     def _far(self) -> list[tuple[int, int]]:
         """(group, part) of all places but those of this machine."""
@@ -229,7 +234,8 @@ def _free_port(host: str) -> int:
 
 def _what(settings: Settings) -> str:
     parallel = settings.parallel
-    copy = f"copy {parallel.data_parallel_start_rank}"
+    start, local = parallel.data_parallel_start_rank or 0, parallel.data_parallel_size_local or 1
+    copy = f"copy {start}" if local == 1 else f"copies {start} to {start + local - 1}"
     if parallel.nnodes == 1:
         return f"is the place of {copy}"
     here = parallel.tensor_parallel_size // parallel.nnodes

@@ -30,7 +30,9 @@ class RayMachine:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be placed: `num_copies`, each on `num_parts` machines with `num_ranks` on each."""
+    """What is to be placed: `num_copies`, each on `num_parts` machines with `num_ranks` on each; if
+    that is one machine, `num_together` on it.
+    """
 
     resource: Resource
     num_copies: int
@@ -38,12 +40,13 @@ class Wish:
     num_ranks: int
     spreads: bool  # copies may be on other machines than this one
     num_here: int | None = None  # copies of this machine, if that is settled already
+    num_together: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The machines of one copy: a placement group. `is_here`: the first of them is this one;
-    `may_move`: unless others use this one."""
+    """The machines of one copy, or the machine of several from `copy` on: a placement group.
+    `is_here`: the first of them is this one; `may_move`: unless others use this one."""
 
     copy: int
     is_here: bool
@@ -52,14 +55,15 @@ class Group:
 
 
 def groups_of(wish: Wish, machines: Sequence[RayMachine], here: str) -> tuple[Group, ...]:
-    """One group for each copy; `here` is the id of this machine.
+    """One group for each copy, or for those of a machine; `here` is the id of this machine.
 
     Raises BadSettings if the cluster is too small, whatever else runs in it.
     """
     own = next((machine for machine in machines if machine.id == here), None)
-    bundle: dict[str, float] = {wish.resource: float(wish.num_ranks)}
+    together = wish.num_together
+    bundle: dict[str, float] = {wish.resource: float(wish.num_ranks * together)}
     bundles = (bundle,) * wish.num_parts
-    slots = {machine.id: machine.total // wish.num_ranks for machine in machines}
+    slots = {machine.id: machine.total // (wish.num_ranks * together) for machine in machines}
     if wish.num_parts > 1:
         # No machine has two parts of a copy; by this count they can always be dealt out.
         parts = sum(min(count, wish.num_copies) for count in slots.values())
@@ -69,9 +73,9 @@ def groups_of(wish: Wish, machines: Sequence[RayMachine], here: str) -> tuple[Gr
         if parts < wish.num_copies * wish.num_parts:
             raise BadSettings(_too_few_parts(wish, machines, own))
         return tuple(Group(copy, copy == 0, bundles) for copy in range(wish.num_copies))
-    if sum(slots.values()) < wish.num_copies:
+    if sum(slots.values()) * together < wish.num_copies:
         raise BadSettings(_too_small(wish, machines, own))
-    most_here = slots.get(here, 0)
+    most_here = slots.get(here, 0) * together
     if not wish.spreads:
         if most_here < wish.num_copies:
             raise BadSettings(_too_small_here(wish, machines, own))
@@ -83,7 +87,7 @@ def groups_of(wish: Wish, machines: Sequence[RayMachine], here: str) -> tuple[Gr
     may_move = wish.spreads and wish.num_here is None
     return tuple(
         Group(copy, copy < num_here, bundles, may_move and copy < num_here)
-        for copy in range(wish.num_copies)
+        for copy in range(0, wish.num_copies, together)
     )
 
 
@@ -106,9 +110,10 @@ def _too_small(wish: Wish, machines: Sequence[RayMachine], own: RayMachine | Non
         if parts := _parts_that_fit(size, machines):
             return f"{text}; spread the ranks with --nnodes {parts}"
         return f"{text}; use a smaller one, or a larger cluster"
+    each = f", {wish.num_together} together," if wish.num_together > 1 else ""
     return (
-        f"{wish.num_copies} copies of {size} ranks each do not fit the Ray cluster: {listed}; use "
-        "a smaller --data-parallel-size, or a larger cluster"
+        f"{wish.num_copies} copies of {size} ranks each{each} do not fit the Ray cluster: "
+        f"{listed}; use a smaller --data-parallel-size, or a larger cluster"
     )
 
 

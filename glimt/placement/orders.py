@@ -60,12 +60,12 @@ def problems(parallel: ParallelSettings) -> Iterator[str]:
         ("--headless", parallel.headless),
         ("--data-parallel-rank", parallel.data_parallel_rank is not None),
         ("--data-parallel-start-rank", parallel.data_parallel_start_rank is not None),
-        ("--data-parallel-size-local", parallel.data_parallel_size_local is not None),
         ("--data-parallel-external-lb", parallel.data_parallel_external_lb),
         ("--data-parallel-hybrid-lb", parallel.data_parallel_hybrid_lb),
     ):
         if wanted:
             yield f"{flag}: Ray decides what each machine does; leave it out"
+    yield from _together(parallel)
     if parallel.master_token is not None and len(parallel.master_token) < MIN_TOKEN_LENGTH:
         yield (
             f"--master-token: must have {MIN_TOKEN_LENGTH} characters or more, or be left out: "
@@ -73,7 +73,24 @@ def problems(parallel: ParallelSettings) -> Iterator[str]:
         )
 
 
-def wish_of(settings: Settings, resource: Resource) -> Wish:
+def _together(parallel: ParallelSettings) -> Iterator[str]:
+    """What cannot be of copies that are to be on a machine together."""
+    local, copies = parallel.data_parallel_size_local, parallel.data_parallel_size
+    if local is None:
+        return
+    flag = f"--data-parallel-size-local {local}"
+    if parallel.data_parallel_backend != "ray":
+        yield f"{flag}: Ray decides how many copies are here; leave it out"
+    elif parallel.nnodes > 1:
+        yield f"{flag}: a copy takes --nnodes {parallel.nnodes} machines; leave one of them out"
+    elif local < 1 or copies % local:
+        yield (
+            f"{flag}: Ray places so many on each machine, and --data-parallel-size {copies} is no "
+            "multiple of it"
+        )
+
+
+def wish_of(settings: Settings, resource: Resource, num_here: int | None = None) -> Wish:
     """What is to be placed."""
     parallel = settings.parallel
     copies, parts = parallel.data_parallel_size, parallel.nnodes
@@ -83,7 +100,8 @@ def wish_of(settings: Settings, resource: Resource) -> Wish:
         num_parts=parts,
         num_ranks=parallel.tensor_parallel_size // parts,
         spreads=copies == 1 or parallel.data_parallel_backend == "ray",
-        num_here=parallel.data_parallel_size_local,
+        num_here=num_here,
+        num_together=parallel.data_parallel_size_local or 1,
     )
 
 
@@ -101,8 +119,10 @@ def of_this_machine(settings: Settings, head: Head, num_here: int) -> Settings:
 def of_place(
     settings: Settings, head: Head, copy: int, part: int = 0, ranks: Address | None = None
 ) -> Settings:
-    """For another machine with a copy, or with a part of its ranks, which then meet at `ranks`."""
-    parallel = _without_ray(settings.parallel)
+    """For another machine with a copy (and those that are to be with it), or with a part of its
+    ranks, which then meet at `ranks`.
+    """
+    parallel, together = _without_ray(settings.parallel), settings.parallel.data_parallel_size_local
     if ranks is not None:
         parallel = replace(_with_ranks(parallel, ranks, head.token), node_rank=part)
     if ranks is None or parallel.data_parallel_size > 1:
@@ -110,7 +130,7 @@ def of_place(
             _with_head(parallel, head),
             headless=True,
             data_parallel_start_rank=copy,
-            data_parallel_size_local=1,
+            data_parallel_size_local=together or 1,
         )
     return _without_http(settings, parallel)
 

@@ -86,7 +86,8 @@ class Placer:
     def _run(self) -> None:
         backoff = Backoff()
         while not self._is_stopping:
-            start = PlacerStart(encode(self._wished))
+            num_here = None if self._placed is None else self._placed.num_here
+            start = PlacerStart(encode(self._wished), num_here)
             passed = ("RAY_",)
             self._child = child = Child("ray", "glimt.placement.driver", start, passes=passed)
             while (message := child.line.receive()) is not None:
@@ -139,6 +140,5 @@ def _fixed(wished: Settings, settled: Settings) -> Settings:
             master_token=now.master_token,
             data_parallel_address=now.data_parallel_address,
             data_parallel_rpc_port=now.data_parallel_rpc_port,
-            data_parallel_size_local=now.data_parallel_size_local,
         ),
     )

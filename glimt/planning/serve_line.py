@@ -100,10 +100,8 @@ def ray_lines(plan: Plan, model: str, *, quantize: bool) -> list[tuple[str, str]
     if plan.question.cluster.nodes == 1:
         return []
     placed, each = by_ray(plan, model, quantize=quantize), of_one(plan, model, quantize=quantize)
-    lines = []
-    if placed is not None:
-        words = shlex.join(["glimt", "serve", model, *_flags(placed)])
-        lines.append(("on one machine of a Ray cluster, which finds the others", words))
+    words = shlex.join(["glimt", "serve", model, *_flags(placed)])
+    lines = [("on one machine of a Ray cluster, which finds the others", words)]
     if each is not None:
         command = shlex.join([model, *_flags(each)])
         app = ["serve", "run", "glimt.placement.serve_app:app", f"command={command}"]
@@ -112,17 +110,15 @@ def ray_lines(plan: Plan, model: str, *, quantize: bool) -> list[tuple[str, str]
     return lines
 
 
-def by_ray(plan: Plan, model: str, *, quantize: bool) -> Settings | None:
-    """Settings with which Ray places the ranks or the copies; None where it cannot, because copies
-    that share experts would each be on a machine of its own."""
+def by_ray(plan: Plan, model: str, *, quantize: bool) -> Settings:
+    """Settings with which Ray places the ranks or the copies, those that share experts together."""
     layout, cluster = plan.best.layout, plan.question.cluster
-    if layout.sharing > 1:
-        return None
     parallel = replace(
         _alike(layout),
         nnodes=max(1, layout.tp // cluster.gpus_per_node),
         distributed_executor_backend="ray" if layout.dp == 1 else None,
         data_parallel_backend="ray" if layout.dp > 1 else "mp",
+        data_parallel_size_local=layout.sharing if layout.sharing > 1 else None,
     )
     return replace(settings_of(plan, model, quantize=quantize), parallel=parallel)
 

@@ -14,6 +14,7 @@ import pytest
 from glimt.config import CacheSettings, ParallelSettings, Settings
 from glimt.placement.placer import Placer
 from tests.e2e.test_nodes import FLAGS
+from tests.e2e.test_ranks import metrics_of
 from tests.e2e.test_replicas import QUESTIONS, text_of
 from tests.support.ray_cluster import TwoMachines, actor_of, placed, two_machines
 from tests.support.serving import Serving
@@ -111,3 +112,20 @@ def test_the_end_leaves_nothing(large: Serving) -> None:
     assert large.stop(60) == 0
     _, alive = psutil.wait_procs(ours, timeout=20)
     assert not alive
+
+
+def test_copies_that_share_experts_are_together_on_each_machine(
+    machines: TwoMachines, checkpoint: Path, expected: list[str], tmp_path: Path
+) -> None:
+    flags = ["-dp", "4", "-dpl", "2", "-ep", "--data-parallel-backend", "ray"]
+    with Serving(checkpoint, *flags, *FLAGS, log=tmp_path / "server.txt") as serving:
+        found = [[text_of(serving, question, copy) for question in QUESTIONS] for copy in range(4)]
+        assert found == [expected] * 4
+        text = serving.log.read_text()
+        assert "2 of 4 copies on this machine, 2 on each" in text
+        assert "is the place of copies 2 to 3" in text
+        # Of both machines: a replica that has nothing to do takes part for the one that has.
+        for engine in range(4):
+            idle = f'glimt:idle_steps_total{{engine="{engine}"'
+            row = next(line for line in metrics_of(serving).splitlines() if line.startswith(idle))
+            assert float(row.split()[-1]) > 0

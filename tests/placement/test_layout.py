@@ -54,6 +54,19 @@ def test_copies_of_several_machines_each_begin_here_once() -> None:
         groups_of(wish(2, parts=2, ranks=2), (A, machine("b", 2)), "id-a")
 
 
+def test_copies_that_are_to_be_together_take_one_bundle() -> None:
+    def placed(copies: int, *machines: RayMachine) -> list[tuple[int, bool, dict[str, float]]]:
+        wish = Wish("GPU", copies, 1, 2, spreads=True, num_together=4)
+        groups = groups_of(wish, machines, "id-a")
+        return [(group.copy, group.is_here, group.bundles[0]) for group in groups]
+
+    each = {"GPU": 8.0}
+    assert placed(8, A, B) == [(0, True, each), (4, False, each)]
+    assert placed(8, C, A, B) == [(0, True, each), (4, False, each)]
+    with pytest.raises(BadSettings, match="8 copies of 2 ranks each, 4 together, do not fit"):
+        placed(8, A, C)
+
+
 def test_this_machine_may_have_no_gpus_at_all() -> None:
     assert homes(wish(ranks=8), machine("a", 0), B) == [False]
 

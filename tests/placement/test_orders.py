@@ -98,6 +98,21 @@ def test_parts_of_copies_elsewhere_are_told_both_where_ranks_and_where_copies_me
         assert check(settings) is not None
 
 
+def test_copies_that_are_to_be_together_are_one_place() -> None:
+    together = wished(
+        data_parallel_size=4,
+        data_parallel_size_local=2,
+        data_parallel_backend="ray",
+        enable_expert_parallel=True,
+    )
+    assert wish_of(together, "GPU") == Wish("GPU", 4, 1, 1, spreads=True, num_together=2)
+    here, there = of_this_machine(together, HEAD, 2), of_place(together, HEAD, 2)
+    assert list(copies_of(here.parallel).local) == [0, 1]
+    assert list(copies_of(there.parallel).local) == [2, 3]
+    for settings in (together, here, there):
+        assert check(settings) is not None
+
+
 def test_copies_that_are_all_here_need_to_meet_nobody() -> None:
     parallel = of_this_machine(COPIES, HEAD, 3).parallel
     assert parallel == replace(COPIES.parallel, data_parallel_backend="mp")
@@ -129,7 +144,25 @@ def test_settings_survive_the_way() -> None:
     [
         ({"headless": True}, "--headless: Ray decides"),
         ({"data_parallel_rank": 0}, "--data-parallel-rank: Ray decides"),
-        ({"data_parallel_size_local": 1}, "--data-parallel-size-local: Ray decides"),
+        ({"data_parallel_size_local": 1}, "--data-parallel-size-local 1: Ray decides"),
+        (
+            {
+                "data_parallel_backend": "ray",
+                "data_parallel_size": 4,
+                "data_parallel_size_local": 3,
+            },
+            "--data-parallel-size 4 is no multiple of it",
+        ),
+        (
+            {
+                "data_parallel_backend": "ray",
+                "tensor_parallel_size": 2,
+                "data_parallel_size": 2,
+                "data_parallel_size_local": 1,
+                "nnodes": 2,
+            },
+            "--data-parallel-size-local 1: a copy takes --nnodes 2 machines",
+        ),
         ({"tensor_parallel_size": 3, "nnodes": 2}, "must be a multiple of --nnodes 2"),
         (
             {"tensor_parallel_size": 2, "nnodes": 2, "data_parallel_size": 2},
