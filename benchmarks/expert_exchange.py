@@ -7,9 +7,10 @@
 For each number of rows of a replica: the exchange alone (nothing is computed), by both ways, and by
 all-gather in a CUDA graph, as decode steps do it; the layer in such a graph, with the shared expert
 beside the exchange and in turn; then the layer by both ways, and with all experts on each GPU,
-which exchanges nothing and reads more. First, both ways are compared with that
-layer: what differs by more than rounding ends the program with status 1. The last line but one is
-what `DEALS_FROM` of glimt/parallel/exchange.py should say, as far as the time has sufficed.
+which exchanges nothing and reads more. First, both ways are compared with that layer: what differs
+by more than rounding ends the program with status 1. At the end stand what `DEALS_FROM` of
+glimt/parallel/exchange.py should say, as far as the time has sufficed, and a file for
+`glimt plan --constants`.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from ranks import Seat, add_arguments, run_ranks
 from torch import Tensor, nn
 
 from glimt.kernels import QuantizedRows, quantize_rows
+from glimt.kernels.reference_messages import RowForm
 from glimt.layers.dispatch import shared_experts
 from glimt.layers.moe import Moe, Routing
 from glimt.models.dummy import fill_dummy
@@ -97,6 +99,7 @@ class Rank:
         self.in_turn = copy.copy(self.part)  # the same weights
         self.in_turn.mesh = replace(self.mesh, beside=None)
         self.num_experts, self.width = sizes["n_routed_experts"], sizes["hidden_size"]
+        self.per_token = sizes["num_experts_per_tok"]
 
     def rows(self, count: int) -> Tensor | QuantizedRows:
         """Normed activations of this replica, quantised as the norm before leaves them."""
@@ -104,6 +107,13 @@ class Rank:
         drawn = torch.randn(count, self.width, generator=generator, device=self.device)
         x_TD = drawn.to(self.whole.router.weight.dtype)
         return QuantizedRows(x_TD, *quantize_rows(x_TD)) if self.is_fp8 else x_TD
+
+    @property
+    def pair_bytes(self) -> int:
+        """Of a row on its way to other replicas, and of its result on the way back."""
+        dtype = self.whole.router.weight.dtype
+        sent = torch.float8_e4m3fn if self.is_fp8 else dtype
+        return RowForm(self.width, sent, self.per_token).num_bytes + self.width * dtype.itemsize
 
     def differs(self, count: int) -> float:
         """The largest difference of both ways from the layer with all experts, over its size."""
@@ -179,6 +189,22 @@ def threshold(lines: list[dict[str, float | None]]) -> int | None:
     return None if found is None else int(found)
 
 
+def _num_rows(line: dict[str, float | None]) -> float:
+    return line["rows"] or 0.0
+
+
+def as_constants(lines: list[dict[str, float | None]], gpus: int, pair_bytes: int) -> str:
+    """What `glimt plan --constants` reads: of each collective half of the exchange's time and of
+    the bytes that reach a GPU, `pair_bytes` for each row of the others, there and back."""
+    points = []
+    for line in lines:
+        both_us = line["gather_in_graph_us"] or line["gather_us"] or 0.0
+        num_bytes = (gpus - 1) * (line["rows"] or 0) * pair_bytes / 2
+        points.append(f"[{num_bytes:.0f}, {both_us / 2 / 1e6:.3g}]")
+    note = f"over {gpus} GPUs: python benchmarks/expert_exchange.py --gpus {gpus}"
+    return f'[exchange]\nsource = "measured"\nnote = "{note}"\npoints = [{", ".join(points)}]\n'
+
+
 @torch.inference_mode()
 def measure(seat: Seat, options: argparse.Namespace) -> None:
     """This rank's part."""
@@ -200,6 +226,7 @@ def measure(seat: Seat, options: argparse.Namespace) -> None:
     if seat.rank == 0:
         found = threshold(seat.rows)
         print(f"DEALS_FROM, for {seat.size} replicas: {found or 'nothing'}")
+        print(as_constants(sorted(seat.rows, key=_num_rows), seat.size, rank.pair_bytes), end="")
 
 
 def main() -> int:

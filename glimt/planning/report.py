@@ -221,7 +221,7 @@ def notes(plan: Plan) -> Iterator[str]:
     if any(e.layout.sharing > 1 for e in plan.estimates):
         yield (
             "EP over copies (-dp with -ep): copies of a machine share its experts and step "
-            "together; what they exchange is taken from sums that were measured over two GPUs"
+            f"together; their exchange is taken from {q.constants.origins['exchange'][1]}"
         )
     for m in plan.measured:
         steps = ", ".join(

@@ -82,7 +82,7 @@ def test_ranks_sum_and_draw_and_stop_together_when_their_time_is_up(tmp_path: Pa
     command = ("benchmarks/draws_over_gpus.py", "--device", "cpu", "--json", str(out))
     run(*command, "--rows", "1", "--rounds", "1")
     draws = json.loads(out.read_text())["rows"]
-    assert len(draws) == 6
+    assert len(draws) == 8
     assert all(draw["differ"] == 0 for draw in draws)
 
 
