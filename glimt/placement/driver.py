@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +44,8 @@ from glimt.processes.control import (
     ToChild,
 )
 
+_PORTS = 3  # of a meeting point: copies that share experts also take the two that follow
+_TRIES = 20
 JOIN_LIMIT_S = 15.0  # for machines that are started together with this program
 LOOK_S = 0.5
 SHUTDOWN_LIMIT_S = 8.0
@@ -223,13 +226,28 @@ def _address(host: str | None, port: int | None) -> Address:
 
 
 def _free_port(host: str) -> int:
+    """The first of `_PORTS` in a row."""
+    for _ in range(_TRIES):
+        with ExitStack() as taken:
+            try:
+                first = _take(taken, host, 0)
+            except OSError as error:
+                text = f"{host} is no address of this machine: {error.strerror}"
+                raise BadSettings(text) from None
+            try:
+                for more in range(1, _PORTS):
+                    _take(taken, host, first + more)
+            except (OSError, OverflowError):  # taken, or beyond the last one
+                continue
+            return first
+    raise BadSettings(f"{host} has no {_PORTS} free ports in a row")
+
+
+def _take(taken: ExitStack, host: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as taken:
-        try:
-            taken.bind((host, 0))
-        except OSError as error:
-            raise BadSettings(f"{host} is no address of this machine: {error.strerror}") from None
-        return int(taken.getsockname()[1])
+    one = taken.enter_context(socket.socket(family))
+    one.bind((host, port))
+    return int(one.getsockname()[1])
 
 
 def _what(settings: Settings) -> str:

@@ -70,7 +70,6 @@ def _parallel(plan: Plan, node: int) -> ParallelSettings:
         first = (node // nodes_each) * here
         wishes = replace(
             wishes,
-            expert_parallel_scope="machine" if layout.sharing > 1 else "all",
             data_parallel_size_local=here,
             data_parallel_start_rank=first or None,
             data_parallel_address="NODE0",
@@ -84,6 +83,7 @@ def _alike(layout: Layout) -> ParallelSettings:
         tensor_parallel_size=layout.tp,
         data_parallel_size=layout.dp,
         enable_expert_parallel=layout.spread,
+        expert_parallel_scope="machine" if layout.num_groups > 1 and layout.spread else "all",
     )
 
 
@@ -128,7 +128,8 @@ def of_one(plan: Plan, model: str, *, quantize: bool) -> Settings | None:
     layout, cluster = plan.best.layout, plan.question.cluster
     if layout.tp_crosses_nodes:
         return None
-    parallel = replace(_alike(layout), data_parallel_size=layout.dp // cluster.nodes)
+    copies = layout.dp // cluster.nodes
+    parallel = replace(_alike(layout), data_parallel_size=copies, expert_parallel_scope="all")
     settings = settings_of(plan, model, quantize=quantize)
     if parallel.data_parallel_size > 1:
         return replace(settings, parallel=parallel)

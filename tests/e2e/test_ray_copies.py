@@ -114,17 +114,19 @@ def test_the_end_leaves_nothing(large: Serving) -> None:
     assert not alive
 
 
-def test_copies_that_share_experts_are_together_on_each_machine(
-    machines: TwoMachines, checkpoint: Path, expected: list[str], tmp_path: Path
+@pytest.mark.parametrize("scope", ["machine", "all"])
+def test_copies_share_experts_on_each_machine_or_all(
+    machines: TwoMachines, checkpoint: Path, expected: list[str], tmp_path: Path, scope: str
 ) -> None:
     flags = ["-dp", "4", "-dpl", "2", "-ep", "--data-parallel-backend", "ray"]
+    flags += ["--expert-parallel-scope", scope]
     with Serving(checkpoint, *flags, *FLAGS, log=tmp_path / "server.txt") as serving:
         found = [[text_of(serving, question, copy) for question in QUESTIONS] for copy in range(4)]
         assert found == [expected] * 4
         text = serving.log.read_text()
         assert "2 of 4 copies on this machine, 2 on each" in text
         assert "is the place of copies 2 to 3" in text
-        # Of both machines: a replica that has nothing to do takes part for the one that has.
+        # A replica that has nothing to do takes part for the one that has.
         for engine in range(4):
             idle = f'glimt:idle_steps_total{{engine="{engine}"'
             row = next(line for line in metrics_of(serving).splitlines() if line.startswith(idle))

@@ -29,7 +29,8 @@ def lines_of(plan: Plan, name: str) -> list[str]:
         ("TP32", {"nnodes": 4, "distributed_executor_backend": "ray"}),
         ("TP16 x DP2", {"nnodes": 2, "data_parallel_backend": "ray", "data_parallel_size": 2}),
         ("TP4 x DP8", {"nnodes": 1, "data_parallel_backend": "ray", "data_parallel_size": 8}),
-        ("DP32 + EP8", {"data_parallel_size_local": 8, "data_parallel_size": 32}),
+        ("DP32 + EP8", {"data_parallel_size_local": 8, "expert_parallel_scope": "machine"}),
+        ("TP8 x DP4 + EP8", {"data_parallel_size": 4, "expert_parallel_scope": "machine"}),
     ],
 )
 def test_ray_is_told_how_many_copies_and_machines_and_no_addresses(
