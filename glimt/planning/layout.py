@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from glimt.models.config import ModelConfig
 
+MOST_SHARING = 64  # copies that share experts; of more no plan is made
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -22,13 +24,15 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """`tp` GPUs share each of `dp` copies. With `spread`, experts stay whole and are spread over
-    the GPUs of all copies of a machine. `vision_data`: the tower is whole on each GPU."""
+    the GPUs of all copies of a machine, with `wide` over those of all machines. `vision_data`: the
+    tower is whole on each GPU."""
 
     tp: int = 1
     dp: int = 1
     spread: bool = False
     vision_data: bool = False
     gpus_per_node: int = 8
+    wide: bool = False
 
     @property
     def num_gpus(self) -> int:
@@ -36,10 +40,21 @@ class Layout:
         return self.tp * self.dp
 
     @property
+    def copies_here(self) -> int:
+        """Copies of a machine; 1 where a copy takes several."""
+        return max(1, min(self.dp, self.gpus_per_node // self.tp))
+
+    @property
     def sharing(self) -> int:
-        """Copies that share experts, and so step together: those of a machine."""
-        here = max(1, min(self.dp, self.gpus_per_node // self.tp))
-        return here if self.spread else 1
+        """Copies that share experts, and so step together."""
+        if not self.spread:
+            return 1
+        return self.dp if self.wide else self.copies_here
+
+    @property
+    def sharing_far(self) -> int:
+        """Those of them that are on other machines."""
+        return max(0, self.sharing - self.copies_here)
 
     @property
     def num_groups(self) -> int:
@@ -84,8 +99,8 @@ def layouts(config: ModelConfig, cluster: Cluster) -> Iterator[Layout]:
         if not whole_nodes or not divides(config, tp):
             continue
         data = not _divides_vision(config, tp)
-        for spread in (False, True):
-            layout = Layout(tp, total // tp, spread, data, cluster.gpus_per_node)
+        for spread, wide in ((False, False), (True, False), (True, True)):
+            layout = Layout(tp, total // tp, spread, data, cluster.gpus_per_node, wide)
             if not spread or _can_spread(config, layout):
                 yield layout
 
@@ -109,4 +124,11 @@ def _divides_vision(config: ModelConfig, tp: int) -> bool:
 
 def _can_spread(config: ModelConfig, layout: Layout) -> bool:
     moe = config.text.moe
-    return moe is not None and layout.ep > 1 and moe.num_experts % layout.ep == 0
+    if layout.wide and (not layout.sharing_far or layout.tp_crosses_nodes):
+        return False  # the same as without, or more than is served
+    return (
+        layout.sharing <= MOST_SHARING
+        and moe is not None
+        and layout.ep > 1
+        and moe.num_experts % layout.ep == 0
+    )

@@ -70,23 +70,26 @@ def exchange_s(
     gpu: Gpu,
     collectives: Collectives,
     *,
+    num_far: int = 0,
     floor: bool = False,
 ) -> float:
-    """Rows of all copies of a machine to each other (all-gather), results back (reduce-scatter).
+    """Rows of all copies to each other (all-gather), results back (reduce-scatter).
 
     `num_rows`: of the fullest copy, to which the others fill up; `sizes`: bytes of a row on the way
-    there and of its result on the way back. A GPU gets what each of the others has for it.
+    there and of its result on the way back. A GPU gets what each of the others has for it, from the
+    `num_far` that are on other machines through its adapter.
     """
     if num_copies == 1:
         return 0.0
-    seconds = 0.0
+    seconds = 2 * collectives.node_latency_s if num_far else 0.0
     for size in sizes:
         num_bytes = (num_copies - 1) * num_rows * size
+        far_s = num_far * num_rows * size / collectives.node_link
         if floor:
-            seconds += max(collectives.floor_s, num_bytes / gpu.link)
+            seconds += max(collectives.floor_s, num_bytes / gpu.link, far_s)
         else:
             at_rate_s = num_bytes / (gpu.link * collectives.link_efficiency)
-            seconds += max(interpolate(collectives.exchange, num_bytes), at_rate_s)
+            seconds += max(interpolate(collectives.exchange, num_bytes), at_rate_s, far_s)
     return seconds
 
 

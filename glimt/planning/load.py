@@ -145,7 +145,8 @@ class _Pace:
 def most_at_once(layout: Layout, work: Workload) -> int:
     """Prompts that a step of a group computes at most; each copy as many as fit its step."""
     each = max(1, min(MOST_AT_ONCE, work.chunk // work.prompt_tokens))
-    return min(each * layout.sharing, max(MOST_AT_ONCE, 2 * layout.sharing))
+    copies = layout.sharing
+    return min(each * copies, max(MOST_AT_ONCE, 2 * copies if copies <= MOST_AT_ONCE else copies))
 
 
 def _pace(speed: Speed, work: Workload, rate: float) -> _Pace:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 MOST_AT_ONCE = 8  # larger batches gain little more
-_STATES_PER_BATCH = 4  # longer queues than so many batches are cut off
+_STATES_PER_BATCH = 4  # longer queues than so many batches are cut off, of large ones than 2
+_LARGE_BATCH = 16
 _LEAST_STATES = 24
 _PRECISE = 1e-6
 
@@ -83,7 +84,8 @@ class PromptQueue:
 
     @property
     def _num_states(self) -> int:
-        return max(_LEAST_STATES, _STATES_PER_BATCH * len(self.seconds))
+        batches = _STATES_PER_BATCH if len(self.seconds) <= _LARGE_BATCH else 2
+        return max(_LEAST_STATES, batches * len(self.seconds))
 
     @cached_property
     def _kept_going(self) -> "Factors":

@@ -108,6 +108,7 @@ def _estimate_json(e: Estimate) -> dict[str, Any]:
         "tensor_parallel_size": layout.tp,
         "data_parallel_size": layout.dp,
         "expert_parallel": layout.spread,
+        "expert_parallel_size": layout.ep,
         "mm_encoder_tp_mode": "data" if layout.vision_data else "weights",
         "fits": fit.fits,
         "weight_bytes_per_gpu": fit.weight_bytes,
@@ -220,7 +221,7 @@ def notes(plan: Plan) -> Iterator[str]:
     )
     if any(e.layout.sharing > 1 for e in plan.estimates):
         yield (
-            "EP over copies (-dp with -ep): copies of a machine share its experts and step "
+            "EP over copies (-dp with -ep): those of a machine, or all, share experts and step "
             f"together; their exchange is taken from {q.constants.origins['exchange'][1]}"
         )
     for m in plan.measured:

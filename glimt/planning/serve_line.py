@@ -118,7 +118,7 @@ def by_ray(plan: Plan, model: str, *, quantize: bool) -> Settings:
         nnodes=max(1, layout.tp // cluster.gpus_per_node),
         distributed_executor_backend="ray" if layout.dp == 1 else None,
         data_parallel_backend="ray" if layout.dp > 1 else "mp",
-        data_parallel_size_local=layout.sharing if layout.sharing > 1 else None,
+        data_parallel_size_local=layout.sharing if layout.sharing > 1 and not layout.wide else None,
     )
     return replace(settings_of(plan, model, quantize=quantize), parallel=parallel)
 
@@ -126,7 +126,7 @@ def by_ray(plan: Plan, model: str, *, quantize: bool) -> Settings:
 def of_one(plan: Plan, model: str, *, quantize: bool) -> Settings | None:
     """Settings of a server on one machine, with its share of the copies; None if that cannot be."""
     layout, cluster = plan.best.layout, plan.question.cluster
-    if layout.tp_crosses_nodes:
+    if layout.tp_crosses_nodes or layout.wide:
         return None
     copies = layout.dp // cluster.nodes
     parallel = replace(_alike(layout), data_parallel_size=copies, expert_parallel_scope="all")

@@ -97,6 +97,7 @@ class Speed:
             sizes,
             self.gpu,
             self.constants.collectives,
+            num_far=self.layout.sharing_far,
             floor=self.floor,
         )
 

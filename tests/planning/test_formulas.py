@@ -18,7 +18,7 @@ from glimt.models.split import Split
 from glimt.planning.constants import SOURCES, load_constants
 from glimt.planning.fit import Room, fit
 from glimt.planning.layout import Cluster, Layout, layouts
-from glimt.planning.links import all_reduce_s, row_bytes
+from glimt.planning.links import all_reduce_s, exchange_s, row_bytes
 from glimt.planning.published import published
 from glimt.planning.routing import distinct_experts, fullest_gpu
 from glimt.planning.shares import gpu_share
@@ -283,10 +283,28 @@ def test_a_machines_copies_share_experts_and_others_have_their_own() -> None:
         ("TP8 x DP4 + EP8", 1, 8),
         ("TP16 x DP2 + EP16", 1, 16),
         ("TP32 + EP", 1, 32),
+        ("DP32 + EP", 32, 32),
+        ("TP8 x DP4 + EP", 4, 32),
     ):
         assert (every[name].sharing, every[name].ep) == (sharing, ep)
         assert every[name].num_groups * sharing == every[name].dp
+    assert "TP16 x DP2 + EP" not in every  # copies of several machines share with no other
     assert "DP6 + EP" not in {layout.name for layout in layouts(FP8, Cluster(6))}  # 128 / 6
+
+
+def test_rows_to_other_machines_go_through_the_adapter() -> None:
+    """Sixteen copies, of which eight are on another machine: 1,459 rows from each of those."""
+    gpu, there, back = CONSTANTS.gpu("h200"), 4176, 8192
+    near_s = exchange_s(1459, 8, (there, back), gpu, CONSTANTS.collectives)
+    far_s = exchange_s(1459, 16, (there, back), gpu, CONSTANTS.collectives, num_far=8)
+    through_s = 8 * 1459 * (there + back) / CONSTANTS.collectives.node_link
+    assert far_s == pytest.approx(through_s + 2 * CONSTANTS.collectives.node_latency_s)
+    assert far_s > 3 * near_s
+    wide, narrow = (
+        speed(1, floor=True, layout=Layout(1, 16, spread=True, wide=each)) for each in (True, False)
+    )
+    assert wide.share.weight_bytes < narrow.share.weight_bytes
+    assert wide.step_s(1, 1600) > narrow.step_s(1, 1600)
 
 
 def test_sums_over_more_gpus_take_no_less() -> None:

@@ -250,7 +250,7 @@ def test_the_report_names_layouts_reasons_and_the_command(
         "-> DP4 carries 20 requests/s",
         "glimt serve zai-org/GLM-4.5V-FP8 --data-parallel-size 4",
         "TP2 x DP2 + EP",
-        "copies of a machine share its experts and step together",
+        "share experts and step together",
         "TP1 on h200: a step took 5.2 ms at 1 (estimate 5.2)",
         "TP2 on h200: a step took 4.48 ms at 1 (estimate 4.2)",
     ):

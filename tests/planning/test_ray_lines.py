@@ -30,6 +30,7 @@ def lines_of(plan: Plan, name: str) -> list[str]:
         ("TP16 x DP2", {"nnodes": 2, "data_parallel_backend": "ray", "data_parallel_size": 2}),
         ("TP4 x DP8", {"nnodes": 1, "data_parallel_backend": "ray", "data_parallel_size": 8}),
         ("DP32 + EP8", {"data_parallel_size_local": 8, "expert_parallel_scope": "machine"}),
+        ("DP32 + EP", {"data_parallel_size_local": None, "expert_parallel_scope": "all"}),
         ("TP8 x DP4 + EP8", {"data_parallel_size": 4, "expert_parallel_scope": "machine"}),
     ],
 )
@@ -58,6 +59,7 @@ def test_ray_serve_gets_a_server_for_each_machine(
 
 
 def test_what_ray_cannot_place_has_no_line_for_it(of_four_machines: Plan) -> None:
-    (only,) = lines_of(of_four_machines, "TP16 x DP2")  # no server on one machine
-    assert only.startswith("glimt serve")
+    for name in ("TP16 x DP2", "DP32 + EP"):  # no server on one machine
+        (only,) = lines_of(of_four_machines, name)
+        assert only.startswith("glimt serve")
     assert ray_lines(make_plan(question(), ""), "m", quantize=False) == []
