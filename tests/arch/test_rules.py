@@ -15,6 +15,7 @@ LAZY_IMPORTS = {
     "glimt/__init__.py": "glimt.LLM is looked up on use, so that torch-free parts stay torch-free",
     "glimt/__main__.py": "Ctrl-C while the command loads ends it like any other",
     "glimt/cli.py": "`glimt --help` must not import the commands",
+    "glimt/hub.py": "a folder needs no library of the hub, which takes a fifth of a second",
     "glimt/bench/cli.py": "the benchmark client starts in under half a second",
     "glimt/bench/serve.py": "what evaluates a run is not needed before it",
     "glimt/bench/data/source.py": "only the libraries of the chosen dataset are loaded",
