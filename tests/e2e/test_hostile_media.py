@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.hostile import Canary, ask, image_part, with_parts
+from tests.support.hostile import LITTLE_WORK_S, Canary, ask, image_part, with_parts
 from tests.support.serving import Serving
 
 
@@ -93,7 +93,6 @@ def test_no_address_leads_into_the_house(
             reply = ask(serving, with_parts(image_part(address)))
             assert reply.status == 400, address
             assert reply.error["param"] == "messages[0].content[0].image_url", address
-            assert reply.seconds < 10, address
         with pytest.raises(BlockingIOError):
             listener.accept()
     inside = with_parts(image_part(f"file://{media_folder}/in.png"))
@@ -147,12 +146,13 @@ PICTURES: dict[str, tuple[str, int]] = {
 
 
 @pytest.mark.parametrize(("url", "status"), PICTURES.values(), ids=PICTURES)
-def test_an_odd_picture_is_seen_or_refused_quickly(
+def test_an_odd_picture_is_seen_or_refused_with_little_work(
     serving: Serving, canary: Canary, url: str, status: int
 ) -> None:
+    before_s = canary.work_s()
     reply = ask(serving, with_parts(image_part(url)))
     assert reply.status == status
-    assert reply.seconds < 5
+    assert canary.work_s() - before_s < LITTLE_WORK_S
     canary.sings()
 
 

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import socket
-import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ import psutil
 
 from tests.support.serving import Serving
 
+HANGS_S = 60  # an answer that takes so long does not come, however loaded the machine
 CHAT = "/v1/chat/completions"
 GAUGES = (
     "vllm:num_requests_running{",
@@ -25,12 +25,11 @@ GAUGES = (
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP answer, and how long it took."""
+    """An HTTP answer."""
 
     status: int
     headers: dict[str, str]  # names in lower case
     body: bytes
-    seconds: float
 
     @property
     def json(self) -> Any:
@@ -71,13 +70,12 @@ def ask(
     path: str = CHAT,
     method: str = "POST",
     headers: dict[str, Any] | None = None,
-    timeout: float = 60,
+    timeout: float = HANGS_S,
 ) -> Reply:
     """One request. `body` is bytes as they are, or anything else as JSON."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     address = urlsplit(serving.url)
     connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=timeout)
-    started = time.monotonic()
     try:
         connection.request(
             method, path, data, {"Content-Type": "application/json", **(headers or {})}
@@ -86,9 +84,8 @@ def ask(
         content = response.read()
     finally:
         connection.close()
-    seconds = time.monotonic() - started
     names = {name.lower(): value for name, value in response.getheaders()}
-    return Reply(response.status, names, content, seconds)
+    return Reply(response.status, names, content)
 
 
 def connect(serving: Serving, timeout: float = 20) -> socket.socket:
@@ -108,6 +105,9 @@ def ask_raw(serving: Serving, data: bytes, timeout: float = 20) -> bytes:
         return received
 
 
+LITTLE_WORK_S = 1.0  # of processors; what is refused here takes less than a tenth of it
+
+
 class Canary:
     """What must be the same after whatever a client did: the answer, the engine, the gauges.
 
@@ -125,18 +125,23 @@ class Canary:
         )
         self._text = ask(serving, self._body, headers=headers).text
         self._pids = {each.pid for each in serving.children()}
-        serving.wait_for(self._is_idle, 10)
+        serving.wait_for(self._is_idle, HANGS_S)
 
     def sings(self) -> None:
         """Fails if the server is not what it was."""
         assert ask(self._serving, self._body, headers=self._headers).text == self._text
         assert ask(self._serving, method="GET", path="/readyz").status == 200
         assert {each.pid for each in self._serving.children()} == self._pids
-        self._serving.wait_for(self._is_idle, 10)
+        self._serving.wait_for(self._is_idle, HANGS_S)
 
     def memory_bytes(self) -> int:
         """Resident memory of the server, the engine and the workers."""
         return sum(psutil.Process(pid).memory_info().rss for pid in self._pids)
+
+    def work_s(self) -> float:
+        """Processor seconds of the same so far: what others do on the machine is not in it."""
+        times = [psutil.Process(pid).cpu_times() for pid in self._pids]
+        return float(sum(each.user + each.system for each in times))
 
     def _is_idle(self) -> bool:
         """The engine's gauges follow its answers within a second."""
