@@ -87,6 +87,9 @@ def evaluate(
     for subject in subjects:
         say(f"glimt eval: {len(tasks)} tasks of {file.name} for {subject.label}")
         asked = _ask(work, subject)
+        if not asked.replies and not asked.is_complete and not sides:
+            say("stopped before the first answer; nothing was written")
+            return _EXIT_INTERRUPTED
         everything.append(asked)
         sides.append(side_of(subject.label, tasks, asked, wishes))
         _write_results(work, sides, None)  # kept, should the next model fail to load

@@ -131,25 +131,46 @@ def test_a_server_and_a_checkpoint_are_compared_likewise(
     assert content["comparison"]["divergence"]["mean_kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_an_interruption_leaves_what_was_answered(
-    checkpoint: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C when this task is asked, counted from one."""
     ask = LocalModel.answer
     num_asked = 0
 
     async def answer(self: LocalModel, question: Any) -> Any:
         nonlocal num_asked
         num_asked += 1
-        if num_asked == 4:
+        if num_asked == number:
             os.kill(os.getpid(), signal.SIGINT)
         return await ask(self, question)
 
     monkeypatch.setattr(LocalModel, "answer", answer)
+
+
+def test_an_interruption_leaves_what_was_answered(
+    checkpoint: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(4, monkeypatch)
     arguments = ("--tasks", tasks, "--output", tmp_path, "--device", "cpu", "--concurrency", "1")
     assert run_eval(checkpoint, *arguments, "--max-tokens", "12") == 130
     [side] = results(tmp_path)["sides"]
     assert not side["is_complete"]
     assert [record["id"] for record in side["records"]] == ["c-1", "c-2", "b-1"]
+
+
+def test_an_interruption_before_the_first_answer_leaves_no_table_of_nothing(
+    checkpoint: Path,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupt_at(1, monkeypatch)
+    arguments = ("--tasks", tasks, "--output", tmp_path / "out", "--device", "cpu")
+    assert run_eval(checkpoint, *arguments, "--concurrency", "1") == 130
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "stopped before the first answer" in output.err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(
