@@ -247,7 +247,7 @@ class FigureOptions:
     """Service-level objectives: ttft:200 tpot:50 e2el:10000 (ms), all to be met by a good request.
     Statements on the run are possible too: p99_ttft:2000."""
     slo_preset: str | None = None
-    """Objectives by name: chat, reading, mlperf-vlm-server, mlperf-vlm-interactive."""
+    """Objectives by name: chat, reading, mlperf-vlm-server, and more: a wrong name lists all."""
     steady_window: str = "auto"
     """Which part of the run counts as steady: auto (from the first to the last moment with 80 % of
     the median concurrency), another fraction, or off."""

@@ -73,7 +73,8 @@ class Bench:
             ignore_eos=settings.ignores_eos(options),
         )
         workload = self._workload(options, maker, options.load.num_prompts, seed, "prompts")
-        size = f"{workload.store.num_bytes / 1e6:.1f} MB"
+        num_bytes = workload.store.num_bytes
+        size = f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
         self._say(f"{workload.num_requests} requests, {size}, digest {workload.digest}")
         return Plan(
             options=options,

@@ -1,6 +1,7 @@
 """Asks a model all tasks, several at a time, with a progress bar; Ctrl-C keeps what is there."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,12 @@ async def _ask_all(asking: Asking, respondent: Respondent, asked: Asked) -> None
         asked.facts = respondent.facts()
         began_s = time.monotonic()
         try:
-            with tqdm(total=len(asking.tasks), desc=respondent.name, unit="task") as bar:
+            with tqdm(
+                total=len(asking.tasks),
+                desc=respondent.name,
+                unit="task",
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log gets a line now and then
+            ) as bar:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(len(asking.tasks), asking.wishes.concurrency)):
                         group.create_task(work())

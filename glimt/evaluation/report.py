@@ -167,7 +167,8 @@ def _add_pictures(cards: Sequence[Json], tasks: dict[str, Task], files: MediaFil
     """Fill `pictures` of the cards, mistakes first; how many cards were left without."""
     thumbnails = Thumbnails(files, _PICTURE_BYTES)
     num_left_out = 0
-    for card in tqdm(sorted(cards, key=lambda card: not card["is_wrong"]), desc="report"):
+    mistakes_first = sorted(cards, key=lambda card: not card["is_wrong"])
+    for card in tqdm(mistakes_first, desc="report", delay=2.0):  # a short one needs no bar
         urls = list(thumbnails.pictures(tasks[card["id"]]))
         card["pictures"] = [url for url in urls if url is not None]
         num_left_out += thumbnails.is_full and len(card["pictures"]) < len(urls)

@@ -54,6 +54,7 @@ def load(
         unit_scale=True,
         file=sys.stderr,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log gets a line now and then
+        delay=1.0,  # small models need no bar
         disable=not progress,
     )
     num_threads = max(1, min(max_threads, os.cpu_count() or 1, len(plan.tasks)))
