@@ -1,5 +1,6 @@
 """Judges the wishes of the user before anything is read or started: all problems at once."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -78,6 +79,7 @@ def check(settings: Settings) -> list[str]:
     """
     wants_ray = orders.wants_ray(settings.parallel)
     problems = [
+        *_without_values(settings),
         *_later(settings),
         *_counts(settings.parallel),
         *(orders.problems if wants_ray else _machines)(settings.parallel),
@@ -87,6 +89,15 @@ def check(settings: Settings) -> list[str]:
     if problems:
         raise BadSettings("these settings cannot be used:", problems)
     return list(_notes(settings))
+
+
+def _without_values(settings: Settings) -> Iterator[str]:
+    """A list of keys that is empty would let everybody in."""
+    for group in (settings.models, settings.cache, settings.media, settings.server):
+        for field in dataclasses.fields(group):
+            if getattr(group, field.name) == []:
+                flag = f"--{field.name.replace('_', '-')}"
+                yield f"{flag}: it was given without a value (an unset variable?)"
 
 
 def _later(settings: Settings) -> Iterator[str]:

@@ -166,6 +166,15 @@ def test_ranks_may_be_spread_over_machines(node_rank: int) -> None:
     assert not check(Settings(model="m", parallel=parallel))
 
 
+@pytest.mark.parametrize(
+    "flag", ["--api-key", "--admin-key", "--served-model-name", "--allowed-media-domains"]
+)
+def test_a_list_without_a_value_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--api-key $KEY` of an unset variable must not open the server to everybody."""
+    assert run("serve", flag) == 2
+    assert f"{flag}: it was given without a value" in capsys.readouterr().err
+
+
 def test_all_problems_are_listed_at_once() -> None:
     settings = Settings(
         model="m",
