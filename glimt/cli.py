@@ -25,7 +25,7 @@ from glimt.config import (
     ServerSettings,
     Settings,
 )
-from glimt.config_check import refuse_elsewheres
+from glimt.config_check import refuse_elsewheres, refuse_empty_keys
 from glimt.errors import BadSettings, StartupError
 from glimt.evaluation.wishes import EvalWishes
 from glimt.planning.wishes import PlanWishes
@@ -255,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app.config = tuple(sources)
         if arguments and arguments[0] == "serve":
             refuse_elsewheres(arguments)
+            refuse_empty_keys(os.environ)
         app(list(arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # `glimt … | head` has seen enough

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from glimt import copies
 from glimt.config import (
@@ -70,6 +70,13 @@ def refuse_elsewheres(arguments: Sequence[str]) -> None:
             problems.append(f"{flag}: {reasons[name]}")
     if problems:
         raise BadSettings("these flags are vLLM's and not Glimt's:", problems)
+
+
+def refuse_empty_keys(environment: Mapping[str, str]) -> None:
+    """Raises BadSettings where a variable that should hold keys is set and empty."""
+    for name in ("GLIMT_API_KEY", "GLIMT_ADMIN_KEY"):
+        if environment.get(name) == "":
+            raise BadSettings(f"{name} is set and empty: give it a key, or unset it")
 
 
 def check(settings: Settings) -> list[str]:

@@ -175,6 +175,14 @@ def test_a_list_without_a_value_is_refused(flag: str, capsys: pytest.CaptureFixt
     assert f"{flag}: it was given without a value" in capsys.readouterr().err
 
 
+def test_an_empty_key_in_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GLIMT_API_KEY", "")
+    assert run("serve", "/no/such/folder") == 2
+    assert "GLIMT_API_KEY is set and empty" in capsys.readouterr().err
+
+
 def test_all_problems_are_listed_at_once() -> None:
     settings = Settings(
         model="m",
