@@ -6,9 +6,11 @@ Heavy imports happen inside the commands, so that `glimt --help` is instant.
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import cyclopts
@@ -31,6 +33,7 @@ from glimt.evaluation.wishes import EvalWishes
 from glimt.planning.wishes import PlanWishes
 
 EXIT_STARTUP_ERROR = 2
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 app = App(
     name="glimt",
@@ -74,7 +77,25 @@ def serve(
     settings = Settings(
         model=model, models=models, cache=cache, media=media, parallel=parallel, server=server
     )
+    _refuse_swallowed_model(settings)
     return launch.serve(settings, _say)
+
+
+def _refuse_swallowed_model(settings: Settings) -> None:
+    """Raises BadSettings where a flag that takes a list has taken the model after it as well."""
+    if settings.model != builtin.NAME:
+        return
+    for flag, values in (
+        ("--api-key", settings.server.api_key),
+        ("--admin-key", settings.server.admin_key),
+        ("--served-model-name", settings.models.served_model_name),
+    ):
+        last = (values or [""])[-1]
+        if len(values or ()) > 1 and (Path(last).is_dir() or _HUB_NAME.fullmatch(last)):
+            raise BadSettings(
+                f"{flag} takes all words that follow it, and the last, {last}, looks like the "
+                f"model: write that first (glimt serve {last} {flag} …)"
+            )
 
 
 def settings_of(words: Sequence[str]) -> Settings:

@@ -175,6 +175,17 @@ def test_a_list_without_a_value_is_refused(flag: str, capsys: pytest.CaptureFixt
     assert f"{flag}: it was given without a value" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["zai-org/GLM-4.5V-FP8", "."])
+def test_a_model_that_a_list_has_swallowed_is_told_of(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The built-in model would be served instead, with the model's name as one more key."""
+    assert run("serve", "--api-key", "secret", model) == 2
+    told = capsys.readouterr().err
+    assert f"glimt serve {model} --api-key" in told
+    assert "secret" not in told
+
+
 def test_an_empty_key_in_the_environment_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
