@@ -101,7 +101,7 @@ def ask(client: OpenAI, model: str, question: Question, screen: Screen) -> None:
     turn = question.turn
     print(f"\n{screen.look.bold(turn.question)}  ({question.title})")
     for tool in question.tools:
-        print(screen.look.dim(f"  tool: {json.dumps(tool['function'])}"))
+        print(screen.look.dim(f"  tool: {signature(tool['function'])}"))
     content: list[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": as_url(file)}} for file in question.pictures
     ]
@@ -160,6 +160,13 @@ def show(delta: Any, answer: Answer, screen: Screen) -> bool:
 def as_call(name: str, arguments: Any) -> str:
     """A call as it is shown."""
     return f"{name} {json.dumps(arguments)}"
+
+
+def signature(function: dict[str, Any]) -> str:
+    """What a tool is to the model, in a line."""
+    fields = function["parameters"]["properties"]
+    told = (f"{name}: {field.get('description', field['type'])}" for name, field in fields.items())
+    return f"{function['name']}({', '.join(told)})"
 
 
 def as_url(file: Path) -> str:
