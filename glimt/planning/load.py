@@ -172,6 +172,12 @@ def _is_carried(speed: Speed, pace: _Pace, max_running: int) -> bool:
     return is_light and pace.inflow(max_running) <= 1
 
 
+def ends_by_prompts(speed: Speed, work: Workload, highest: float) -> bool:
+    """Whether, above the highest rate, prompts take too much of the time; else more requests than
+    may run at once would run."""
+    return _pace(speed, work, 1.02 * highest).queue.load > speed.constants.engine.most_busy
+
+
 def under(speed: Speed, work: Workload, rate: float, max_running: int) -> Under:
     """All copies together under `rate` requests/s; each runs at most `max_running` at once."""
     pace, max_running = _pace(speed, work, rate), max_running * speed.layout.sharing

@@ -15,6 +15,7 @@ from glimt.planning.load import (
     alone_tpot_s,
     alone_ttft_s,
     carries,
+    ends_by_prompts,
     highest_rate,
     under,
 )
@@ -209,13 +210,28 @@ def _reasons(question: Question, best: Estimate, fitting: Sequence[Estimate]) ->
                 f"that is {100 * question.rate / best.highest_rate:.0f} % of the most that it "
                 "carries: little more, and queues grow without end"
             )
+            yield _end_of(question, best)
     else:
         yield (
             f"no layout carries {question.rate:g} requests/s; {best.layout.name} carries most, "
             f"{best.highest_rate:.1f}"
         )
+        yield _end_of(question, best)
     if best.fit.longest < question.config.text.max_position_embeddings:
         yield f"requests can have {best.fit.longest:,} tokens at most: more do not fit"
+
+
+def _end_of(question: Question, best: Estimate) -> str:
+    """What keeps a layout from carrying more."""
+    speed, requests = _speed(question, best.layout), best.fit.requests
+    if ends_by_prompts(speed, question.work, best.highest_rate):
+        return "what ends it: prompts and images take the time"
+    if requests < question.room.max_num_seqs:
+        return f"what ends it: only {requests} requests fit beside the weights of a copy"
+    return (
+        f"what ends it: --max-num-seqs {requests} in a copy; if answers may come more slowly, a "
+        "larger one carries more"
+    )
 
 
 def _nodes_for(question: Question, rate: float) -> int:

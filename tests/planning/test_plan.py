@@ -160,7 +160,30 @@ def test_what_a_rate_needs_is_said_when_it_is_too_much() -> None:
 
 def test_a_rate_near_the_end_is_said_to_be() -> None:
     most = max(e.highest_rate for e in make_plan(question(), "").estimates)
-    assert "little more, and queues grow" in make_plan(question(rate=0.97 * most), "").reasons[-1]
+    near = make_plan(question(rate=0.97 * most), "").reasons
+    assert "little more, and queues grow" in near[-2]
+    assert near[-1] == "what ends it: prompts and images take the time"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "images", "output", "said", "helps"),
+    [
+        (8, 4, 16, "prompts and images take the time", {"work": {"num_images": 1}}),
+        (1, 0, 2000, "requests fit beside the weights", {"fp8_kv": True}),
+        (2, 0, 500, "--max-num-seqs 256 in a copy", {"room": {"max_num_seqs": 400}}),
+    ],
+)
+def test_what_ends_a_layout_is_what_more_of_would_help(
+    gpus: int, images: int, output: int, said: str, helps: dict[str, Any]
+) -> None:
+    asked = question(gpus=gpus, images=images, output=output, rate=900)
+    plan = make_plan(asked, "")
+    assert said in plan.reasons[-1]
+    for name, change in helps.items():
+        if isinstance(change, dict):
+            change = replace(getattr(asked, name), **change)
+        more = make_plan(replace(asked, **{name: change}), "")
+        assert more.best.highest_rate > 1.05 * plan.best.highest_rate
 
 
 def test_copies_that_share_experts_fit_where_whole_copies_do_not() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from glimt import kernels
 from glimt.kernels import QuantizedRows
+from glimt.kernels import draws as draw_kernels
 from glimt.models.glm4v import Glm4v
 from glimt.parallel import one_kernel
 from glimt.parallel.group import Groups, Meeting, join
@@ -34,6 +35,11 @@ WISHES: list[dict[str, Any]] = [
     {"min_p": 0.02},
     {"top_k": 50},
     {"top_k": 900, "top_p": 0.9, "temperature": 0.7},
+]
+TOGETHER: list[dict[str, Any]] = [
+    {"top_p": 0.9},
+    {"top_p": 0.99, "min_p": 0.001, "temperature": 1.5},
+    {"top_k": 5000, "top_p": 0.8},
 ]
 WIDTH, EPS = 4096, 1e-5
 REPLAYS = 1000
@@ -180,8 +186,10 @@ def draws(ours: Rank) -> None:
     """Many rows of all wishes, few of each."""
     for num_rows in (1, 5, 64, 200):
         ours.compare_draws(num_rows, WISHES)
-    for wish in WISHES:
+    draw_kernels.CUT_TOGETHER_FROM = 1
+    for wish in WISHES + TOGETHER:
         ours.compare_draws(8, [wish])
+    ours.compare_draws(64, WISHES + TOGETHER)
 
 
 @torch.inference_mode()
