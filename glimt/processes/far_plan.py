@@ -1,11 +1,13 @@
 """What the flags say of other machines: those of one replica, and those with further copies."""
 
+from typing import Any
+
 from glimt import __version__
 from glimt.config import ParallelSettings
 from glimt.copies import DEFAULT_PORT, copies_of, expert_copies
 from glimt.processes.control import EngineStart
 from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
-from glimt.processes.preflight import ClusterSettings, Facts, facts_of
+from glimt.processes.preflight import ClusterSettings, facts_of
 
 _MASTER_PORT = 29501
 
@@ -23,30 +25,12 @@ def cluster_of(parallel: ParallelSettings, engine: EngineStart) -> ClusterSettin
     )
 
 
-def _facts(parallel: ParallelSettings, engine: EngineStart) -> Facts:
-    return facts_of(
-        engine,
-        __version__,
-        data_parallel_size=parallel.data_parallel_size,
-        expert_parallel_scope=parallel.expert_parallel_scope,
-    )
-
-
 def gate_start(parallel: ParallelSettings, engine: EngineStart) -> GateStart | None:
     """For a head, whose copies are not all its own."""
     copies = copies_of(parallel)
     if copies.role != "head":
         return None
-    return GateStart(
-        num_copies=copies.total,
-        num_here=copies.here,
-        host=parallel.data_parallel_address or "",
-        port=parallel.data_parallel_rpc_port or DEFAULT_PORT,
-        token=parallel.master_token or "",
-        facts=_facts(parallel, engine),
-        log_level=engine.log_level,
-        log_json=engine.log_json,
-    )
+    return GateStart(num_copies=copies.total, port=_port(parallel), **_of_all(parallel, engine))
 
 
 def uplink_start(parallel: ParallelSettings, engine: EngineStart) -> UplinkStart | None:
@@ -54,16 +38,7 @@ def uplink_start(parallel: ParallelSettings, engine: EngineStart) -> UplinkStart
     copies = copies_of(parallel)
     if copies.role != "node":
         return None
-    return UplinkStart(
-        first_copy=copies.first,
-        num_here=copies.here,
-        host=parallel.data_parallel_address or "",
-        port=parallel.data_parallel_rpc_port or DEFAULT_PORT,
-        token=parallel.master_token or "",
-        facts=_facts(parallel, engine),
-        log_level=engine.log_level,
-        log_json=engine.log_json,
-    )
+    return UplinkStart(first_copy=copies.first, port=_port(parallel), **_of_all(parallel, engine))
 
 
 def muster_start(parallel: ParallelSettings, engine: EngineStart) -> MusterStart | None:
@@ -71,17 +46,32 @@ def muster_start(parallel: ParallelSettings, engine: EngineStart) -> MusterStart
     copies = copies_of(parallel)
     if len(expert_copies(parallel)) <= max(1, copies.here):
         return None
-    port = parallel.data_parallel_rpc_port or DEFAULT_PORT
     return MusterStart(
         first_copy=copies.first,
-        num_here=copies.here,
         num_copies=copies.total,
         listens=copies.role == "head" or (copies.role != "node" and copies.first == 0),
-        host=parallel.data_parallel_address or "",
-        port=port + 1,
-        meeting_port=port + 2,
-        token=parallel.master_token or "",
-        facts=_facts(parallel, engine),
-        log_level=engine.log_level,
-        log_json=engine.log_json,
+        port=_port(parallel) + 1,
+        meeting_port=_port(parallel) + 2,
+        **_of_all(parallel, engine),
     )
+
+
+def _port(parallel: ParallelSettings) -> int:
+    return parallel.data_parallel_rpc_port or DEFAULT_PORT
+
+
+def _of_all(parallel: ParallelSettings, engine: EngineStart) -> dict[str, Any]:
+    """The fields of `FarStart`, without the port."""
+    return {
+        "num_here": copies_of(parallel).here,
+        "host": parallel.data_parallel_address or "",
+        "token": parallel.master_token or "",
+        "facts": facts_of(
+            engine,
+            __version__,
+            data_parallel_size=parallel.data_parallel_size,
+            expert_parallel_scope=parallel.expert_parallel_scope,
+        ),
+        "log_level": engine.log_level,
+        "log_json": engine.log_json,
+    }
