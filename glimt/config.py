@@ -146,7 +146,8 @@ class ParallelSettings:
     """Copies of the model behind one address, each on tensor-parallel-size GPUs."""
     data_parallel_size_local: Annotated[int | None, Parameter(alias="-dpl")] = None
     """Copies on this machine, if there are others elsewhere; 0: HTTP only. Default: all, and with
-    --headless those from data-parallel-start-rank on."""
+    --headless those from data-parallel-start-rank on. With data-parallel-backend ray: copies that
+    are together on each machine; default: any number."""
     data_parallel_start_rank: Annotated[int | None, Parameter(alias="-dpr")] = None
     """Number of the first copy on this machine: with --headless, for the machine that answers HTTP;
     without it as with data-parallel-hybrid-lb."""
@@ -179,7 +180,7 @@ class ParallelSettings:
     """Who starts the ranks of a copy: its engine (mp; uni says that there is one), or Ray, which
     finds machines for them: one for each copy, or as many as --nnodes says."""
     nnodes: int = 1
-    """Machines that the tensor-parallel ranks are spread over."""
+    """Machines that the tensor-parallel ranks of a copy are spread over."""
     node_rank: int = 0
     """This machine's number; 0 answers HTTP, the others only compute."""
     master_addr: str | None = None
