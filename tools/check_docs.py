@@ -24,7 +24,7 @@ SEARCHED = (ROOT, ROOT / "glimt", ROOT / "docs")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 FILE = re.compile(r"`([\w./-]+\.(?:py|md|toml|txt|yaml|jinja))`")
 MEMBER = re.compile(r"`([\w./-]+\.py): ([\w.]+)`")
-TARGET = re.compile(r"`make ([a-z-]+)`")
+TARGET = re.compile(r"`make ([a-z0-9-]+)`")
 
 
 def exists(name: str) -> bool:
@@ -60,7 +60,7 @@ def check_document(document: Path) -> Iterator[str]:
             yield f"file {name}, which does not exist"
         elif member not in names_in(file):
             yield f"{member}, which is not in {name}"
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in TARGET.findall(text):
         if target not in targets:
             yield f"make {target}, which the Makefile does not have"
