@@ -46,6 +46,7 @@ from glimt.processes.media_plan import (
     pixel_settings,
 )
 from glimt.processes.node import serve_node
+from glimt.processes.sizes import longest_request
 from glimt.processes.starting import Plan
 from glimt.processes.supervisor import Supervisor
 from glimt.processes.tls_plan import tls_files
@@ -189,8 +190,10 @@ def make_plan(settings: Settings, checkpoint: Checkpoint) -> Plan:
     server = _server_start(settings, checkpoint, image, video)
     engine = _engine_start(settings, checkpoint, image, video)
     parallel = settings.parallel
+    text = read_config(checkpoint.config, checkpoint.preprocessor_config).text
+    longest_request(engine, text.max_position_embeddings)  # engines ask again
     check_sizes(
-        read_config(checkpoint.config, checkpoint.preprocessor_config).text,
+        text,
         parallel.tensor_parallel_size,
         whole_experts=parallel.enable_expert_parallel,
     )

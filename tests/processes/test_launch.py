@@ -109,6 +109,14 @@ def test_quantization_that_the_checkpoint_lacks_is_refused(tmp_path: Path) -> No
     assert plan(make_tiny_checkpoint(tmp_path / "fp8", fp8=True), models=models)
 
 
+def test_a_context_beyond_the_checkpoints_is_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    models = ModelSettings(max_model_len="1M")
+    with pytest.raises(BadSettings, match="--max-model-len 1048576 is more than the"):
+        plan(make_tiny_checkpoint(tmp_path / "tiny"), models=models)
+
+
 def test_a_socket_of_a_dead_server_is_replaced_and_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "glimt.sock"
     settings = Settings(model="m", server=ServerSettings(uds=str(path)))
