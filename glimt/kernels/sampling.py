@@ -152,8 +152,9 @@ def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidat
     rank_C = torch.arange(num_candidates, device=scores_NV.device)
     beyond_NC = rank_C >= top_k_N[:, None]
     weight_NC = weights_of(candidates_NC, candidates_NC[:, 0]).masked_fill_(beyond_NC, 0)
-    reached_NC = weight_NC.cumsum(1) - weight_NC  # by the more likely ones
-    enough_N = enough_of(weight_NC.sum(1), top_p_N)
+    sum_NC = weight_NC.cumsum(1)
+    enough_N = enough_of(sum_NC[:, -1], top_p_N)
+    reached_NC = sum_NC - weight_NC  # by the more likely ones
     beyond_NC |= (reached_NC >= enough_N[:, None]) & (top_p_N < 1.0)[:, None]
     beyond_NC[:, 0] = False
     least_N = candidates_NC.masked_fill(beyond_NC, math.inf).amin(1)
@@ -167,7 +168,7 @@ def weights_of(scores_NV: Tensor, highest_N: Tensor) -> Tensor:
 
 def enough_of(total_N: Tensor, top_p_N: Tensor) -> Tensor:
     """int64 [N]: what the weights of the fewest tokens whose probability reaches p add up to."""
-    return (total_N.double() * top_p_N.double()).ceil_().long().clamp_(min=1)
+    return (total_N * top_p_N.double()).ceil_().clamp_(min=1).long()
 
 
 def token_logprobs(
