@@ -1,6 +1,9 @@
 """The live line: what a user sees while a benchmark runs."""
 
 import json
+import os
+import pty
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +22,7 @@ from glimt.bench.options import (
     SamplingOptions,
     TargetOptions,
 )
-from glimt.bench.report.progress import RunLine
+from glimt.bench.report.progress import Live, RunLine
 from tests.support.mock_server import MockServer
 
 
@@ -42,6 +45,21 @@ def test_tokens_of_open_requests_count_and_rates_are_those_of_the_last_seconds()
         counters.open[0].num_events += 10
         text = line(float(second))
     assert "~10 tok/s" in text
+
+
+def test_the_line_is_cut_to_the_terminal_so_that_it_can_be_drawn_over() -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 40))
+    with (
+        open(slave, "w") as stream,
+        Live(lambda _: "3 failed (" + "words of a server " * 9, stream),
+    ):
+        drawn = b""
+        while drawn.count(b"\x1b[K") < 2:
+            drawn += os.read(master, 4096)
+    os.close(master)
+    line = drawn.decode().split("\r\x1b[K")[1]
+    assert line == ("3 failed (" + "words of a server " * 9)[:39]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Live progress on the terminal: four times a second from a thread, so the event loop need not."""
 
+import os
 import sys
 import threading
 import time
@@ -9,9 +10,11 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from glimt.bench.load.runner import Counters
+from glimt.log import escaped
 
 _PERIOD_S = 0.25
 _RECENT_S = 5.0
+_WIDTH = 80
 _PLAIN_PERIOD_S = 10.0  # where the output is a file
 
 
@@ -43,8 +46,19 @@ class Live:
             self._stream.flush()
 
     def _write(self, line: str) -> None:
-        self._stream.write(f"\r\x1b[K{line}" if self._is_terminal else f"{line}\n")
+        if self._is_terminal:  # a line that wraps could not be drawn over
+            line = f"\r\x1b[K{line[: self._width() - 1]}"
+        else:
+            line += "\n"
+        self._stream.write(line)
         self._stream.flush()
+
+    def _width(self) -> int:
+        """Columns of the terminal now; some tell none."""
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or _WIDTH
+        except (OSError, ValueError):
+            return _WIDTH
 
 
 class RunLine:
@@ -75,7 +89,7 @@ class RunLine:
             line += f", TTFT ~{ttfts[len(ttfts) // 2] / 1e6:.0f} ms"
         if failed:
             error = next((part.last_error for part in parts if part.last_error), "")
-            line += f", {failed} failed ({error[:60]})"
+            line += f", {failed} failed ({escaped(error, 60)})"
         return f"{seconds:5.0f} s  {line}"
 
     def _rates(self, seconds: float, done: int, events: int) -> tuple[float, float]:
