@@ -26,8 +26,10 @@ from glimt.bench.report.series import (
     text_table,
 )
 from glimt.bench.report.table import Wording, table
+from glimt.log import escaped
 
 _PAGES_IN_FULL = 4  # with more runs, each is drawn in less detail: a report is below a megabyte
+_MAX_NOTE_CHARS = 1000
 
 Say = Callable[[str], None]
 Data = dict[str, Any]
@@ -66,7 +68,7 @@ def show(options: Options, run: Run, say: Say, tell: Say) -> None:
     """The table of one run to `tell`; errors and notes to `say`."""
     tell(table(run.log.start, run.summary, wording(options)))
     for text in (*run.summary.errors, *run.log.end.notes):
-        say(f"note: {text}")
+        say(f"note: {escaped(text, _MAX_NOTE_CHARS)}")  # a server's words do not steer the terminal
 
 
 def write(

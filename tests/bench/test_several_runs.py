@@ -27,7 +27,7 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
-from glimt.bench.outputs import wording
+from glimt.bench.outputs import Run, show, wording
 from glimt.bench.report.result import result as result_of
 from glimt.bench.report.series import (
     comparison_tables,
@@ -262,6 +262,17 @@ def test_a_comparison_says_which_side_was_measured_by_a_client_that_was_too_busy
     page = compare_runs([busy, calm], [calm, calm], question, told.append)
     assert f"NOT TRUSTWORTHY before in 1 of 2 runs: {why}" in told[0].splitlines()
     assert why in page["tables"][0]["says"]
+
+
+def test_words_of_a_server_do_not_steer_the_terminal() -> None:
+    log = run_with(5)
+    log.requests[0].failure, log.requests[0].error = (
+        "broken",
+        "full\x1b]0;mine\x07\nnote: all is well",
+    )
+    said: list[str] = []
+    show(Options(), Run(log, summarise(log, Question())), said.append, lambda _: None)
+    assert said == [r"note: full\x1b]0;mine\x07\x0anote: all is well"]
 
 
 def test_energy_is_the_counters_or_the_integral_of_power() -> None:
