@@ -38,11 +38,11 @@ from glimt.placement.orders import (
 from glimt.processes import child
 from glimt.processes.children import Backoff, exit_text
 from glimt.processes.control import (
-    ControlLine,
     Refused,
     Stop,
     ToChild,
 )
+from glimt.processes.control_line import ControlLine
 
 _PORTS = 3  # of a meeting point: copies that share experts also take the two that follow
 _TRIES = 20

@@ -4,7 +4,10 @@ import argparse
 import sys
 from typing import TypeVar
 
-from glimt.processes.control import ControlLine, ToChild, child_line
+from glimt.processes.control import (
+    ToChild,
+)
+from glimt.processes.control_line import ControlLine, child_line
 
 Start = TypeVar("Start")
 

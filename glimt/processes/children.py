@@ -15,7 +15,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glimt.processes.control import ControlLine, ToParent, pair, parent_line
+from glimt.processes.control import (
+    ToParent,
+)
+from glimt.processes.control_line import ControlLine, pair, parent_line
 
 # What a child may see of the environment: enough to find libraries, caches, proxies for the hub
 # and the GPU's settings; keys and secrets of the operator's shell stay out.

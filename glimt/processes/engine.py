@@ -25,7 +25,6 @@ from glimt.processes.build import build_engine
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
     Alive,
-    ControlLine,
     EngineStart,
     Phase,
     Ready,
@@ -34,8 +33,8 @@ from glimt.processes.control import (
     ServerGone,
     Stop,
     ToChild,
-    watch,
 )
+from glimt.processes.control_line import ControlLine, watch
 from glimt.processes.machine import settle
 from glimt.processes.team import Loss, end_process
 from glimt.processes.wakes import waker

@@ -32,7 +32,6 @@ from glimt.processes.children import end_with_parent
 from glimt.processes.cluster import REMIND_S, listen
 from glimt.processes.control import (
     Alive,
-    ControlLine,
     EngineDown,
     EngineLeaving,
     EngineUp,
@@ -43,6 +42,7 @@ from glimt.processes.control import (
     Stop,
     ToChild,
 )
+from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import (
     BEAT_S,
     Admitted,

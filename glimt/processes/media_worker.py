@@ -11,13 +11,12 @@ from glimt.media.confine import confine
 from glimt.media.worker import MediaWorker
 from glimt.processes import child
 from glimt.processes.control import (
-    ControlLine,
     MediaWorkerStart,
     Ready,
     Stop,
     ToChild,
-    watch,
 )
+from glimt.processes.control_line import ControlLine, watch
 from glimt.transport import Spoke
 from glimt.wire import MediaInbound
 

@@ -26,7 +26,14 @@ from glimt.processes import child
 from glimt.processes.announcing import waiting_for
 from glimt.processes.children import end_with_parent
 from glimt.processes.cluster import REMIND_S, listen
-from glimt.processes.control import Alive, ControlLine, Ready, Refused, Stop, ToChild
+from glimt.processes.control import (
+    Alive,
+    Ready,
+    Refused,
+    Stop,
+    ToChild,
+)
+from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import BEAT_S, Admitted, Beat, FarLink, Introduction
 from glimt.processes.far_meeting import find_head, let_in
 from glimt.processes.far_start import MusterStart

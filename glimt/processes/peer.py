@@ -20,15 +20,14 @@ from glimt.processes import child
 from glimt.processes.build import build_rank
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
-    ControlLine,
     PeerStart,
     Phase,
     Ready,
     Refused,
     Stop,
     ToChild,
-    watch,
 )
+from glimt.processes.control_line import ControlLine, watch
 from glimt.processes.engine import Heartbeat, use_spare_cores
 from glimt.processes.machine import Machine, settle
 from glimt.processes.plan_message import OrderMessage, PlanMessage, ToPeer, unpack

@@ -41,7 +41,6 @@ from glimt.processes import child
 from glimt.processes.connection import KEEP_ALIVE_S, Connection
 from glimt.processes.control import (
     Alive,
-    ControlLine,
     Drain,
     EngineDown,
     EngineLeaving,
@@ -54,6 +53,7 @@ from glimt.processes.control import (
     Stop,
     ToChild,
 )
+from glimt.processes.control_line import ControlLine
 from glimt.processes.server_state import make_state
 from glimt.processes.tls import REFRESH_INTERVAL_S, TlsContext
 from glimt.traces import TraceExporter

@@ -24,7 +24,6 @@ from glimt.processes import child
 from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
     Alive,
-    ControlLine,
     Drain,
     EngineDown,
     EngineUp,
@@ -34,6 +33,7 @@ from glimt.processes.control import (
     Stop,
     ToChild,
 )
+from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import (
     BEAT_S,
     Beat,

@@ -30,7 +30,11 @@ from glimt.frontend.prompt import MediaSource, PreparedMedia
 from glimt.frontend.shared_pool import SharedPool
 from glimt.media.prepare import prepare as prepare_here
 from glimt.metrics import Metrics
-from glimt.processes.control import MediaWorkerStart, Ready, pair, parent_line
+from glimt.processes.control import (
+    MediaWorkerStart,
+    Ready,
+)
+from glimt.processes.control_line import pair, parent_line
 from glimt.transport import AsyncHub
 from glimt.wire import (
     ErrorInfo,

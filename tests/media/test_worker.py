@@ -12,7 +12,11 @@ import zmq
 from PIL import Image
 
 from glimt.arena import SharedArena
-from glimt.processes.control import MediaWorkerStart, Ready, pair, parent_line
+from glimt.processes.control import (
+    MediaWorkerStart,
+    Ready,
+)
+from glimt.processes.control_line import pair, parent_line
 from glimt.wire import (
     ImageSettings,
     MediaDone,

@@ -15,7 +15,6 @@ from glimt.processes import far_link
 from glimt.processes.cluster import listen
 from glimt.processes.control import (
     Alive,
-    ControlLine,
     EngineDown,
     EngineLeaving,
     EngineUp,
@@ -24,9 +23,8 @@ from glimt.processes.control import (
     ServerGone,
     Stop,
     ToChild,
-    pair,
-    parent_line,
 )
+from glimt.processes.control_line import ControlLine, pair, parent_line
 from glimt.processes.far_link import (
     Admitted,
     Beat,
