@@ -19,7 +19,6 @@ class StepDraft:
         self.new_rows: list[NewRow] = []
         self.encode: list[ImageSpan] = []
         self.num_image_queries = 0
-        self.num_image_hits = 0
         self.waits_for_masks = False
         self.may_wait = not limits.encodes_beside  # for images that are not encoded yet
         self.holds_back = False  # a request, for such images

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import msgspec
@@ -21,9 +22,9 @@ import msgspec
 from glimt.engine.expert_meter import ExpertMeter
 from glimt.engine.lockstep import Wave
 from glimt.engine.orders import Machine, OrderDesk
+from glimt.engine.outputs import Addressed, refuse
 from glimt.engine.plan import Executor, InFlight, StepPlan, StepResult, TokenMasks
 from glimt.engine.scheduler import Scheduler
-from glimt.engine.terminal import Addressed, refuse
 from glimt.engine.work_meter import WorkMeter
 from glimt.errors import EngineAsleep, EngineDied, EngineFailed, ReplicaLost, StepFailed
 from glimt.wire import (
@@ -169,7 +170,7 @@ class EngineLoop:
             try:
                 plan = self._wave.turn(plan, is_awake=self._desk.is_awake)
             except EngineAsleep as error:
-                return None if plan is None else FailedLaunch(plan, error)
+                return None if plan is None else self._give_up(plan, error)
         return None if plan is None else self._launch(plan)
 
     def _receive(self) -> Sequence[EngineMessage]:
@@ -233,6 +234,11 @@ class EngineLoop:
         except Exception as error:
             return FailedLaunch(plan, error)
 
+    def _give_up(self, plan: StepPlan, error: Exception) -> FailedLaunch:
+        """Of a plan whose work cannot be done, the rest is: later plans rely on its rows."""
+        self._launch(replace(plan, encode=(), work=(), waits_for_masks=False))
+        return FailedLaunch(plan, error)
+
     def _commit(self, step: InFlight) -> list[Addressed]:
         try:
             result = step.result()
@@ -250,6 +256,7 @@ class EngineLoop:
             return self._scheduler.fail(step.plan, error)
         self._num_failed_steps = 0
         if step.plan.is_idle:
+            self._scheduler.note_encoded(result)
             return []
         return self._scheduler.commit(step.plan, result)
 

@@ -27,11 +27,11 @@ from glimt.engine.admission import read_prompt
 from glimt.engine.draft import StepDraft
 from glimt.engine.grammars import Failure, Grammars
 from glimt.engine.limits import SchedulerLimits
+from glimt.engine.outputs import Addressed, of_token, refuse, terminal
 from glimt.engine.page_watch import PageWatch
 from glimt.engine.plan import StepPlan, StepResult, TokenMasks
 from glimt.engine.request import Request, RequestState
 from glimt.engine.roster import Roster
-from glimt.engine.terminal import Addressed, refuse, terminal
 from glimt.errors import GlimtError, InvalidRequest, RequestError, StepFailed
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.wire import EngineStats, ErrorInfo, Output, Submit
@@ -269,7 +269,7 @@ class Scheduler:
         """Write the tokens of a finished step back. Steps are committed in order."""
         step = self._take_in_flight(plan)
         outputs: list[Addressed] = []
-        self.roster.images.encoded(result.encoded)
+        self.note_encoded(result)
         token_ids, logprobs, failed = result.token_ids, result.logprobs, result.failed
         for work, request in zip(plan.work, step.requests, strict=True):
             if request is None or request.state is _FINISHED:
@@ -296,25 +296,18 @@ class Scheduler:
             except GlimtError as error:
                 outputs += self._end_failed([(request, error)])
                 continue
-            submit = request.submit
-            output = Output(
-                submit.request_id,
-                (token_id,),
-                finish_reason,
-                token_id if finish_reason == "stop" and token_id in request.stop_ids else None,
-                (logprobs[row],) if row in logprobs else None,
-                None,
-                request.num_cached_tokens,
-                request.scheduled_s,
-                request.prompt_logprobs_to_send,
-            )
+            output = of_token(request, finish_reason, logprobs.get(row))
             if finish_reason is None:
-                outputs.append((submit.server, output))
+                outputs.append((request.submit.server, output))
             else:
                 outputs += self._end(request, output)
         if self._held_back:
             outputs += self._due_outputs()
         return outputs
+
+    def note_encoded(self, result: StepResult) -> None:
+        """Nobody waits any more for images that a step found ready, be it one without any work."""
+        self.roster.images.encoded(result.encoded)
 
     def fail(self, plan: StepPlan, error: ErrorInfo) -> list[Addressed]:
         """A step raised: its requests end with `error`, everybody else goes on."""

@@ -27,6 +27,7 @@ from glimt.wire import ErrorInfo, ImageSpan
 logger = logging.getLogger(__name__)
 
 _UNREADABLE = ErrorInfo(StepFailed.code, "The pixels of an image could not be read.")
+_NOT_ENCODED = ErrorInfo(StepFailed.code, "An image could not be encoded.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class ImageEncoder:
 
     def finish(self, used: Iterable[ImageSpan]) -> dict[bytes, ErrorInfo]:
         """Launch all that is missing of images that the next step reads, and have it wait for them;
-        gives the errors of those that cannot be read.
+        gives the errors of those that cannot be read or encoded.
 
         Images that were not started (an earlier step that failed did not leave them, say) are
         made as well, so one failure does not follow an image around; they stay until the next
@@ -132,9 +133,12 @@ class ImageEncoder:
             else:
                 self._staged[key] = _Staged(spans[0], patches)
                 self._unplanned.add(key)
-        self._complete(spans_of.keys() - errors.keys())
+        self._complete([key for key in spans_of if key not in errors])
         for key in spans_of.keys() - errors.keys():
-            self._join(self._there[key])
+            if key in self._there:
+                self._join(self._there[key])
+            else:
+                errors[key] = _NOT_ENCODED
         return errors
 
     def go_on(self, num_tokens: int) -> None:
@@ -146,7 +150,8 @@ class ImageEncoder:
             if not self._passes:
                 self._form(list(self._staged))
             with self._streams.of_tower():
-                self._try_slice(self._passes[0], num_tokens)
+                one = self._passes[0]
+                self._try(one, self._num_blocks(one, num_tokens))
             num_slices -= 1
 
     def encoded(self) -> tuple[bytes, ...]:
@@ -183,13 +188,13 @@ class ImageEncoder:
 
     def _complete(self, keys: Iterable[bytes]) -> None:
         """Launch all of the passes that these images are in, and of no others."""
-        missing = {key for key in keys if key not in self._there}
-        if staged := [key for key in self._staged if key in missing]:
-            while staged:
-                staged = self._form(staged)
+        missing = [key for key in keys if key not in self._there]
+        staged = [key for key in missing if key in self._staged]
+        while staged:
+            staged = self._form(staged)
         with self._streams.of_tower():
-            for one in [one for one in self._passes if missing.intersection(one.keys)]:
-                self._advance(one, None)
+            for one in dict.fromkeys(self._under_way[key] for key in missing):
+                self._try(one, None)
 
     def _form(self, keys: list[bytes]) -> list[bytes]:
         """A pass of the first of these staged images; gives those that are left."""
@@ -200,45 +205,51 @@ class ImageEncoder:
                 break
             count += 1
         group = [self._staged.pop(key) for key in keys[:count]]
-        with self._streams.of_tower():
-            one = TowerPass([image.span for image in group], self._slices(group))
+        one = TowerPass([image.span for image in group], self._slices(group))
         self._passes.append(one)
         self._under_way.update(dict.fromkeys(one.keys, one))
         return keys[count:]
 
     def _slices(self, group: Sequence[_Staged]) -> Slices:
+        """The pass over these; nothing is done before its first slice."""
         patches = [image.patches.to(self._device, non_blocking=True) for image in group]
         grids = [(image.span.grid_h, image.span.grid_w) for image in group]
         if not self._deals:
-            return self._tower.encode_in_slices(patches, grids)
-        return encode_dealt(
-            self._tower,
-            patches,
-            grids,
-            [image.span.num_tokens for image in group],
-            mesh=self._mesh,
-            costs=self._costs,
-            max_patches=self._max_patches,
+            return (yield from self._tower.encode_in_slices(patches, grids))
+        return (
+            yield from encode_dealt(
+                self._tower,
+                patches,
+                grids,
+                [image.span.num_tokens for image in group],
+                mesh=self._mesh,
+                costs=self._costs,
+                max_patches=self._max_patches,
+            )
         )
 
-    def _try_slice(self, one: TowerPass, num_tokens: int) -> None:
-        """What goes wrong concerns those who wait for the images, and no step beside it. Raises
-        where ranks have parted."""
-        blocks = None
-        if num_tokens:
-            kind = "beside" if self._streams.are_two else self._device.type
-            blocks = slice_blocks(one.num_patches, num_tokens, kind)
+    def _num_blocks(self, one: TowerPass, num_tokens: int) -> int | None:
+        """Blocks of a slice behind a step of so many tokens; None: all that are left."""
+        if not num_tokens:
+            return None
+        kind = "beside" if self._streams.are_two else self._device.type
+        return slice_blocks(one.num_patches, num_tokens, kind)
+
+    def _try(self, one: TowerPass, num_blocks: int | None) -> None:
+        """`_advance`. What goes wrong concerns those who wait for the images, and no step beside
+        it; where ranks may have parted, it is raised.
+        """
         try:
-            self._advance(one, blocks)
+            self._advance(one, num_blocks)
         except Exception:
             if self._mesh.tp_size > 1:
                 raise
             logger.exception("a pass of the vision tower failed")
 
-    def _advance(self, one: TowerPass, blocks: int | None) -> None:
+    def _advance(self, one: TowerPass, num_blocks: int | None) -> None:
         """Raises what the tower raises; the pass is gone then, its images can be tried again."""
         try:
-            embeddings = one.advance(blocks)
+            embeddings = one.advance(num_blocks)
         except Exception:
             self._passes.remove(one)
             for key in self._take_keys(one):

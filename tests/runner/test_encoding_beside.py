@@ -1,15 +1,18 @@
 """Who decodes goes on while images of others are encoded, and all tokens stay what they were."""
 
 from collections import deque
+from collections.abc import Collection
 from functools import cache
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import InFlight, StepPlan
 from glimt.engine.scheduler import Scheduler
+from glimt.models.glm4v import Glm4v
 from glimt.runner import tower_pass
 from tests.support.schedules import Schedule
 from tests.support.tiny_model import Album, Ask, make_ask, make_executor, tiny_model
@@ -36,9 +39,15 @@ def alone(layout: str, seed: int, max_tokens: int = 8) -> list[int]:
 
 
 def run(
-    arrivals: dict[int, list[Ask]], depth: int, *, encodes_beside: bool = True
+    arrivals: dict[int, list[Ask]],
+    depth: int,
+    *,
+    encodes_beside: bool = True,
+    failing: Collection[int] = (),
 ) -> tuple[list[list[int]], list[StepPlan]]:
-    """Answers in the order of arrival, and all plans. `arrivals` by the number of the turn."""
+    """Answers in the order of arrival, and all plans. `arrivals` by the number of the turn;
+    `failing` are those that end with an error.
+    """
     limits = SchedulerLimits(
         num_pages=64,
         page_size=4,
@@ -67,7 +76,7 @@ def run(
         while flying and (len(flying) >= depth or plan is None):
             step = flying.popleft()
             for _, output in scheduler.commit(step.plan, step.result()):
-                assert output.error is None
+                assert output.error is None or output.request_id in failing
                 answers[output.request_id] += output.token_ids
         assert scheduler.roster.check() == []
     return answers, plans
@@ -86,6 +95,21 @@ def test_steps_go_on_between_the_blocks_of_the_tower(depth: int) -> None:
     assert waiting_answers == answers
     [first] = [plan for plan in waiting_plans if plan.encode]
     assert len(first.work) == 2
+
+
+@pytest.mark.parametrize("encodes_beside", [True, False])
+def test_an_image_that_cannot_be_encoded_ends_its_request_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, encodes_beside: bool
+) -> None:
+    alone("tt", 1, 20)
+
+    def broken(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory is left for the tower")
+
+    monkeypatch.setattr(Glm4v, "encode_in_slices", broken)
+    arrivals = {0: [ask("tt", 1, 20)], 3: [ask("tbt", 2), ask("t", 3)]}
+    answers, _ = run(arrivals, 2, encodes_beside=encodes_beside, failing=[1])
+    assert answers == [alone("tt", 1, 20), [], alone("t", 3)]
 
 
 choices = st.tuples(st.integers(0, 12), st.sampled_from(LAYOUTS), st.integers(0, 3))

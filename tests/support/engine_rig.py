@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 from glimt.engine.limits import SchedulerLimits
+from glimt.engine.outputs import Addressed
 from glimt.engine.plan import InFlight, StepPlan
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.simulated import Faults, InjectedFault, SimulatedExecutor
 from glimt.engine.simulated_model import SimulatedModel, expected_tokens
-from glimt.engine.terminal import Addressed
 from glimt.errors import BadGrammar
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.wire import ErrorInfo, ImageSpan, Output, Submit
