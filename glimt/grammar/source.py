@@ -13,7 +13,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from glimt.errors import BadGrammar
 
-WHITESPACE = r"[ \n\r\t]{0,96}"
+WHITESPACE = r"([ \t]|\r?\n[ \t]{0,64})?"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -25,7 +25,8 @@ def json_schema_grammar(schema: Mapping[str, Any], *, whitespace: str = WHITESPA
     """JSON that is an instance of `schema`, its properties in the order of the schema.
 
     `whitespace`: what may stand between tokens of the JSON, as a regular expression; "" = nothing.
-    The default has room for any indentation, and none for a model that fills its answer with it.
+    The default is what printers of JSON write: nothing, one space, or a line end and an
+    indentation. A model that would rather write blanks than go on cannot fill its answer with them.
     """
     # Never "lenient", which would skip over what the library cannot do.
     options = {

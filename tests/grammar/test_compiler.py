@@ -73,9 +73,13 @@ def test_a_grammar_takes_what_it_describes_and_nothing_else(
 
 
 def test_json_cannot_be_filled_with_whitespace() -> None:
-    text = json_schema_grammar({"type": "array"})
-    assert takes(text, "[" + " " * 64 + "]")
-    assert not takes(text, "[" + " " * 200 + "]")
+    text = json_schema_grammar({})
+    value = {"a": [1, {"b": []}], "c": {}}
+    printed = [json.dumps(value, indent=each) for each in (None, 0, 2, 8, "\t")]
+    assert [answer for answer in printed if not takes(text, answer)] == []
+    assert takes(text, printed[2].replace("\n", "\r\n"))
+    for blanks in ("  ", "\n\n", "\n" + " " * 65):
+        assert not takes(text, f"[{blanks}1]")
 
 
 ANYTHING = [
