@@ -79,7 +79,7 @@ def attention(
     return binaries(lambda: attend(q, cache, *ints, q, scale, **options))
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("fp8", [also(False), True])
 @pytest.mark.parametrize("heads", [HEADS_106B, also(HEADS_9B)])
 def test_decoding_streams_the_cache_in_wide_loads(heads: tuple[int, int, int], fp8: bool) -> None:
     split, combine = attention(triton_decoding.attend_singles, heads, fp8, max_context_len=4096)

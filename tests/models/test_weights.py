@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from glimt.experts.placement import Placement
+from glimt.models import weights
 from glimt.models.glm4v import Glm4v
 from glimt.models.names import Share
 from glimt.models.quantize import quantize_rows, row_scales
@@ -336,7 +337,13 @@ def test_a_slice_of_a_row_parallel_weight_is_quantised_with_the_whole_rows_scale
 # ----------------------------------------------------------------------------- the manners
 
 
-def test_progress_is_told_in_bytes_on_stderr(moe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("is_long", [False, True])
+def test_the_progress_of_a_long_load_is_told_in_bytes_on_stderr(
+    moe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_long: bool
+) -> None:
+    if is_long:  # from the first moment on
+        made = weights.tqdm
+        monkeypatch.setattr(weights, "tqdm", lambda **options: made(**{**options, "delay": 0}))
     config = config_of(moe)
     plan = inspect(moe, config)
     with torch.device("meta"):
@@ -344,8 +351,8 @@ def test_progress_is_told_in_bytes_on_stderr(moe: Path, capsys: pytest.CaptureFi
     load(model, plan, CPU, torch.float32)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "weights: 100%" in err
-    assert "5.34M/5.34M" in err
+    assert ("weights: 100%" in err) is is_long
+    assert ("5.34M/5.34M" in err) is is_long
 
 
 def test_a_model_built_for_another_plan_is_refused(moe: Path) -> None:
@@ -363,6 +370,7 @@ from pathlib import Path
 import torch
 from glimt.models.glm4v import Glm4v
 from glimt.models.weights import inspect, load
+from glimt.models import weights
 from glimt.parallel.mesh import Mesh
 from tests.support.checkpoints import CPU, config_of
 
