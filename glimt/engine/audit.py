@@ -20,7 +20,7 @@ def audit(
     """Violations; empty if all is well. Costs as much as everything held: for tests and idle."""
     page_size = limits.page_size
     tables = [(r.page_ids, r.num_computed_tokens // page_size) for r in running.requests]
-    held = [image for r in running.requests for _, image in r.held_images]
+    held = [image for r in running.requests for image in r.held_images.values()]
     found = [*pool.check(tables), *images.check(held)]
     for request in running.requests:
         found += _check_running(request, limits, pool)

@@ -83,20 +83,15 @@ class StepDraft:
         it computes.
         """
         for request in self._with_images:
-            reached = request.num_computed_tokens
-            kept = []
-            for end, image in request.held_images:
-                if end <= reached:
-                    self._images.release(image)
-                else:
-                    kept.append((end, image))
-            request.held_images = kept
+            held, reached = request.held_images, request.num_computed_tokens
+            for end in [end for end in held if end <= reached]:
+                self._images.release(held.pop(end))
 
     def _claim(self, request: Request, span: ImageSpan, span_end: int) -> CachedImage | None:
-        for end, held in request.held_images:
-            if end == span_end and held.is_live:
-                self._note(request)
-                return held
+        held = request.held_images.get(span_end)
+        if held is not None and held.is_live:
+            self._note(request)
+            return held
         if self._no_more_images:
             return None
         image = self._images.find(span.content_hash) or self._encode(request, span)
@@ -105,7 +100,9 @@ class StepDraft:
             return None
         self.num_image_queries += 1
         self._images.hold(image)
-        request.held_images.append((span_end, image))
+        if held is not None:
+            self._images.release(held)
+        request.held_images[span_end] = image
         self._note(request)
         return image
 

@@ -63,7 +63,7 @@ class Request:
         "num_in_flight",  # planned and uncommitted steps that have work for it
         "num_preemptions",
         "last_encode_step",  # its pixels are read up to this step
-        "held_images",  # (end of the span, embedding) in the middle of which KV stands
+        "held_images",  # by the end of their span: embeddings before or in which KV stands
         "num_cached_tokens",  # prompt tokens found in the prefix cache when it first ran
         "scheduled_s",  # when it first ran
         "prompt_logprobs",  # of its prompt tokens from the second, as far as they are known
@@ -97,7 +97,7 @@ class Request:
         self.num_in_flight = 0
         self.num_preemptions = 0
         self.last_encode_step = 0
-        self.held_images: list[tuple[int, CachedImage]] = []
+        self.held_images: dict[int, CachedImage] = {}
         self.num_cached_tokens = 0
         self.scheduled_s = 0.0
         self.prompt_logprobs: list[TokenLogprobs] = []

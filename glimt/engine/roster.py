@@ -126,9 +126,9 @@ class Roster:
 
     def _give_up(self, request: Request) -> None:
         self.pool.release(request.page_ids)
-        for _, image in request.held_images:
+        for image in request.held_images.values():
             self.images.release(image)
-        request.held_images = []
+        request.held_images.clear()
         self._free_rows.append(request.row)
         self._freed_rows.append(request.row)
         request.row = NO_ROW

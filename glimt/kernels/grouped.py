@@ -11,8 +11,8 @@ from glimt.kernels.choice import silu_mul_quantize
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.twins import runs_on, triton_grouped, triton_rows
 
-# Up to how many rows of an expert, on average, the products are our own. None until a GPU has
-# shown from where on torch's are faster (`--switch own_grouped=300` of the benchmarks).
+# Up to how many rows of an expert, on average, the products are our own; 0: torch's always, until a
+# GPU has shown from where on those are faster (`--switch own_grouped=300` of the benchmarks).
 OWN_UP_TO = 0
 # Which of `triton_grouped.CONFIGS` they take.
 GATE_UP_TILE = 0
