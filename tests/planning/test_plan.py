@@ -220,9 +220,16 @@ def read_back(line: str) -> dict[str, Any]:
     return dict(bound.arguments)
 
 
+@pytest.fixture(scope="module")
+def of_four_machines() -> Plan:
+    return make_plan(question("GLM-4.5V-FP8", 8, nodes=4, gpu="h100"), "")
+
+
 @pytest.mark.parametrize("name", ["TP2 x DP16", "TP8 x DP4", "TP16 x DP2", "TP32"])
-def test_each_machine_of_a_plan_has_its_copies_and_knows_where_the_first_is(name: str) -> None:
-    plan = make_plan(question("GLM-4.5V-FP8", 8, nodes=4, gpu="h100"), "")
+def test_each_machine_of_a_plan_has_its_copies_and_knows_where_the_first_is(
+    of_four_machines: Plan, name: str
+) -> None:
+    plan = of_four_machines
     best = next(e for e in plan.estimates if e.layout.name == name)
     plan, layout = replace(plan, best=best), best.layout
     assert refusals(plan, "m", quantize=False) == []
