@@ -262,6 +262,9 @@ class ServerSettings:
     """Let the model choose whether to call tools (`tool_choice: auto`)."""
     exclude_tools_when_tool_choice_none: bool = False
     """Leave tools out of the prompt of requests with `tool_choice: none`."""
+    tool_strict_level: Literal["auto", "function", "parameter"] = "function"
+    """What calls that the model chooses to make are held to: auto: the schemas of `strict`
+    functions; function: also names of all functions and arguments; parameter: all schemas."""
     max_logprobs: int = 20
     """Most alternatives a request may ask for with top_logprobs."""
     max_num_queued_reqs: int = 1024

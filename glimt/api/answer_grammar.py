@@ -6,7 +6,12 @@ from glimt.api.grammar import grammar_of
 from glimt.api.schema import ChatRequest
 from glimt.api.tools import ToolChoice, ToolSettings
 from glimt.errors import BadGrammar
-from glimt.frontend.call_grammar import CallableFunction, free_calls, required_calls
+from glimt.frontend.call_grammar import (
+    CallableFunction,
+    free_calls,
+    named_calls,
+    required_calls,
+)
 from glimt.frontend.grammars import GrammarChecker
 from glimt.grammar.schema import locate
 from glimt.grammar.source import lark_grammar
@@ -19,7 +24,8 @@ async def answer_grammar(
     """What the answer must match; None if anything will do.
 
     Calls that must be made leave no room for a form. Where the model may choose, a call may stand
-    in place of the form; without a form, calls are held to the schemas of `strict` functions.
+    in place of the form; without a form, calls are held to the schemas of `strict` functions, or
+    to names, as `settings.strict_level` says.
     Raises InvalidRequest, Unsupported, BadGrammar and Overloaded.
     """
     choice = request.tool_choice
@@ -27,22 +33,35 @@ async def answer_grammar(
         return await _calls(request, settings, checker)
     form = await grammar_of(request, checker)
     may_call = bool(request.tools) and choice != "none" and settings.tokens is not None
-    if form is not None and may_call and settings.tokens is not None:
+    if not may_call:
+        return form
+    if form is not None and settings.tokens is not None:
         return replace(form, instead=(settings.tokens.begin,))
-    if form is None and may_call and any(each.strict for each in _functions(request)):
+    functions = _functions(request, settings)
+    if any(each.strict for each in functions):
         return await _calls(request, settings, checker)
-    return form
+    # An answer that goes on with the client's own words may begin within a call.
+    if settings.strict_level == "function" and not request.continue_final_message:
+        return await checker.check(
+            lark_grammar(named_calls(functions, settings.parser or "glm45", settings.marks)),
+            allows_control=True,
+        )
+    return None
 
 
-def _functions(request: ChatRequest) -> list[CallableFunction]:
+def _functions(request: ChatRequest, settings: ToolSettings) -> list[CallableFunction]:
     return [
-        CallableFunction(tool.function.name, tool.function.parameters, bool(tool.function.strict))
+        CallableFunction(
+            tool.function.name,
+            tool.function.parameters,
+            settings.strict_level == "parameter" or bool(tool.function.strict),
+        )
         for tool in request.tools or ()
     ]
 
 
 async def _calls(request: ChatRequest, settings: ToolSettings, checker: GrammarChecker) -> Grammar:
-    functions = _functions(request)
+    functions = _functions(request, settings)
     try:
         return await checker.check(
             lark_grammar(_written(request, settings, functions)), allows_control=True

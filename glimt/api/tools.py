@@ -5,7 +5,12 @@ tool_choice   none      no call: the model cannot even begin one
               required  calls, and nothing else but thoughts
               a name    one call of this function
 
-The last two, and calls of `strict` functions, are enforced by a grammar (`answer_grammar.py`).
+The last two, and calls of `strict` functions, are enforced by a grammar (`answer_grammar.py`); of
+all others that the model may make, as much as the operator's strict level says:
+
+strict level  auto       nothing
+              function   the form of calls, names of functions and of arguments
+              parameter  the schemas, as if each function were `strict`
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +29,7 @@ from glimt.wire import SamplingParams
 
 # Thoughts as well: where they are not parsed, they are text.
 _TEXT_MARKS = ("<|begin_of_box|>", "<|end_of_box|>", "<think>", "</think>")
+StrictLevel = Literal["auto", "function", "parameter"]
 MAX_TOOLS = 128
 MAX_DESCRIPTION_CHARS = 32 * 2**10
 MAX_SCHEMA_BYTES = 64 * 2**10  # as JSON, of one function's parameters
@@ -101,6 +107,7 @@ class ToolSettings:
     parser: CallForm | None = None  # None: calls are not parsed
     auto: bool = False  # the model may choose
     hide_when_none: bool = False  # tools that must not be called are not in the prompt
+    strict_level: StrictLevel = "function"
     tokens: CallTokens | None = None  # None: the checkpoint cannot write calls
     marks: tuple[str, ...] = ()  # control tokens that stand in texts between calls
 
@@ -112,12 +119,14 @@ class ToolSettings:
         *,
         auto: bool,
         hide_when_none: bool = False,
+        strict_level: StrictLevel = "function",
     ) -> "ToolSettings":
         """The tokens looked up."""
         return cls(
             parser=parser,
             auto=auto,
             hide_when_none=hide_when_none,
+            strict_level=strict_level,
             tokens=CallTokens.of(tokenizer),
             marks=tuple(mark for mark in _TEXT_MARKS if tokenizer.token_id(mark) is not None),
         )

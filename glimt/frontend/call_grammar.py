@@ -2,7 +2,7 @@
 
     answer := call { call }                          a call is required, or one function is named
     answer := { text | call }                        the model may choose; its calls are held to
-                                                     the schemas
+                                                     the schemas, or to names alone
     call   := "<tool_call>" name { "<arg_key>" key "</arg_key>" "<arg_value>" value "</arg_value>" }
               "</tool_call>"
 
@@ -11,7 +11,8 @@ control token, which no quoted text can be. Arguments come in the order of the s
 the required ones always. Values stand as GLM writes them, strings bare and all else as JSON.
 
 A function that is `strict` is held to all of its schema, and a keyword that cannot be enforced is
-an error of the compiler. Others are held to names, required arguments, types and enumerations.
+an error of the compiler. Others are held to names, required arguments, types and enumerations. A
+call that is held to names alone has arguments in any order, with any values.
 """
 
 import json
@@ -60,6 +61,30 @@ def free_calls(
     return f"start: ({start})*\n" + _calls(functions, form)
 
 
+def named_calls(
+    functions: Sequence[CallableFunction], form: CallForm, marks: Sequence[str] = ()
+) -> str:
+    """An answer of text and calls in any order, or of nothing, whose calls are whole and of these
+    functions, with arguments of these names: what a schema says of values is not looked at, so any
+    schema will do. `marks` as those of `free_calls`.
+    """
+    start = " | ".join(("TEXT", "call", *marks))
+    newline = "\n" if form == "glm45" else ""
+    gap = f" {_quoted(newline)}?" if newline else ""
+    rules = [
+        f"start: ({start})*",
+        "call: <tool_call> ("
+        + " | ".join(f"call_{i}" for i in range(len(functions)))
+        + ") </tool_call>",
+        f"value: </arg_key>{gap} <arg_value> {_ANYTHING} </arg_value>{gap}",
+        f"KEY: {_slashed(_KEY)}",
+        _TEXT,
+    ]
+    for index, function in enumerate(functions):
+        rules += _FunctionRules(function, f"{index}", newline).write_names()
+    return "\n".join(rules)
+
+
 def _calls(functions: Sequence[CallableFunction], form: CallForm) -> str:
     newline = "\n" if form == "glm45" else ""
     rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(functions)))]
@@ -90,6 +115,18 @@ class _FunctionRules:
             parts.append(f"{self._argument(self._free_key(properties), free)}*")
         call = f"call_{self._number}: <tool_call> {' '.join(parts)} </tool_call>"
         return [call, *self._rules]
+
+    def write_names(self) -> list[str]:
+        """Rules without `<tool_call>` and `</tool_call>`; they share `value` and `KEY`."""
+        properties, _ = self._properties(self._root)
+        keys = [_quoted(key) for key in properties]
+        if self._free_values(properties) is not None:
+            keys = ["KEY"]
+        name = _quoted(self._function.name) + (
+            f" {_quoted(self._newline)}?" if self._newline else ""
+        )
+        arguments = f" (<arg_key> ({' | '.join(keys)}) value)*" if keys else ""
+        return [f"call_{self._number}: {name}{arguments}"]
 
     def _properties(self, schema: Any, depth: int = 0) -> tuple[dict[str, None], set[str]]:
         """Names of the arguments in order, and of those that are required."""

@@ -45,7 +45,12 @@ def read_language(start: ServerStart) -> Language:
         Renderer(tokenizer, template, start.image, start.max_model_len, start.content_format),
         SamplingDefaults.from_generation_config(start.generation_defaults),
         # A program that gives tools needs no operator who allows them.
-        ToolSettings.of(tokenizer, start.tool_call_parser or "glm45", auto=True),
+        ToolSettings.of(
+            tokenizer,
+            start.tool_call_parser or "glm45",
+            auto=True,
+            strict_level=start.tool_strict_level,
+        ),
     )
 
 

@@ -144,6 +144,7 @@ class ServerStart(msgspec.Struct, frozen=True, kw_only=True, tag="server_start")
     tool_call_parser: Literal["glm45", "glm47"] | None
     auto_tool_choice: bool
     hide_uncallable_tools: bool
+    tool_strict_level: Literal["auto", "function", "parameter"]
     max_logprobs: int
     max_num_queued_reqs: int
     prompt_tokens_details: bool

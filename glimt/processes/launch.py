@@ -344,6 +344,7 @@ def _server_start(
         tool_call_parser=server.tool_call_parser,
         auto_tool_choice=server.enable_auto_tool_choice,
         hide_uncallable_tools=server.exclude_tools_when_tool_choice_none,
+        tool_strict_level=server.tool_strict_level,
         max_logprobs=server.max_logprobs,
         max_num_queued_reqs=server.max_num_queued_reqs,
         prompt_tokens_details=server.enable_prompt_tokens_details,

@@ -95,6 +95,7 @@ def _tools(start: ServerStart, tokenizer: Tokenizer) -> ToolSettings:
         start.tool_call_parser,
         auto=start.auto_tool_choice,
         hide_when_none=start.hide_uncallable_tools,
+        strict_level=start.tool_strict_level,
     )
     if tools.parser is not None and tools.tokens is None:
         log.warning("the checkpoint has no tokens for tool calls: requests with tools get 400")

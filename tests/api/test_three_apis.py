@@ -208,7 +208,7 @@ async def test_the_same_is_shown_by_all_clients(name: str) -> None:
         (Question(tools=TOOLS, choice="weather"), True),
         (Question(tools={"weather": WEATHER}, strict=True), True),
         (Question(schema=SCHEMA), True),
-        (Question(tools=TOOLS), False),
+        (Question(tools=TOOLS), True),
         (Question(tools=TOOLS, choice="none"), False),
         (Question(choice="none"), False),
         (Question(choice="auto", schema=SCHEMA), True),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glimt.api.completion import ChatChunk, ChatCompletion
-from glimt.api.tools import ToolSettings
+from glimt.api.tools import StrictLevel, ToolSettings
 from glimt.wire import Output
 from tests.support.grammars import tiny_compiler
 from tests.support.http_half import Reply, Serving, chat_body, spoken, tokenizer
@@ -235,7 +235,6 @@ async def grammar_for(**fields: Any) -> Any:
 
 
 async def test_calls_that_must_be_made_are_a_grammar() -> None:
-    assert await grammar_for(tools=TOOLS) is None
     assert await grammar_for(tools=TOOLS, tool_choice="none") is None
     required = await grammar_for(tools=TOOLS, tool_choice="required")
     assert required.allows_control
@@ -282,6 +281,44 @@ async def test_calls_of_strict_functions_are_held_to_their_schemas() -> None:
         (CALL.replace("2", "two"), False),
     ):
         assert derives(grammar.text, spoken(text)[:-1]) == is_allowed
+
+
+@pytest.mark.parametrize(
+    ("level", "wrong_name", "wrong_type"),
+    [("auto", True, True), ("function", False, True), ("parameter", False, False)],
+)
+async def test_calls_that_the_model_chooses_are_held_to_what_the_operator_says(
+    level: StrictLevel, wrong_name: bool, wrong_type: bool
+) -> None:
+    tools = ToolSettings.of(tokenizer(), "glm45", auto=True, strict_level=level)
+    one = Serving(spoken("x"), tools=tools, parse_reasoning=True)
+    assert (await one.chat(tools=TOOLS)).status == 200
+    grammar = one.engine.submits[0].sampling.grammar
+    for text, is_allowed in (
+        (f"I look. {CALL}", True),
+        (CALL.replace("get_weather", "get_whether"), wrong_name),
+        (CALL.replace("city", "town"), wrong_name),
+        (CALL.replace("2", "two"), wrong_type),
+    ):
+        found = grammar is None or derives(grammar.text, spoken(text)[:-1])
+        assert found == is_allowed, text
+
+
+async def test_any_schema_will_do_where_only_names_are_held() -> None:
+    odd = strict_schema(properties={"x": {"type": "integer", "not": {}}})
+    odd[0]["function"]["strict"] = False
+    assert (await serving("x").chat(tools=odd)).status == 200
+
+
+async def test_an_answer_that_goes_on_with_the_clients_words_may_begin_within_a_call() -> None:
+    begun = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "I look:"},
+    ]
+    one = serving("x")
+    form = {"continue_final_message": True, "add_generation_prompt": False}
+    assert (await one.chat(messages=begun, tools=TOOLS, **form)).status == 200
+    assert one.engine.submits[0].sampling.grammar is None
 
 
 async def test_calls_and_forms_of_answers_go_together() -> None:

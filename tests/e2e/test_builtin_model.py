@@ -228,6 +228,18 @@ def test_a_streamed_call_is_the_same_call(client: Any) -> None:
 
 
 @IN_BOTH
+def test_it_calls_no_function_that_was_not_offered(client: Any) -> None:
+    """It copies some names badly: "count" is a word of its own that is never a name in training."""
+    function = {**FLAG_TOOL["function"], "name": "count_badge"}
+    question = user("Call count_badge for the circle.", shapes())
+    tools = [{"type": "function", "function": function}]
+    choice = ask(client, question, tools=tools).choices[0]
+    [call] = choice.message.tool_calls
+    assert call.function.name == "count_badge"
+    assert set(json.loads(call.function.arguments)) <= {"tint", "outline"}
+
+
+@IN_BOTH
 def test_all_three_apis_give_its_answer_and_its_call(client: Any) -> None:
     """Chat is asked above; here the same through responses and messages, each by its own client."""
     [url] = [part["image_url"]["url"] for part in show(shapes())]

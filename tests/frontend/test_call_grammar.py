@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from glimt.frontend.argument_types import ArgumentTypes
-from glimt.frontend.call_grammar import CallableFunction, free_calls, required_calls
+from glimt.frontend.call_grammar import (
+    CallableFunction,
+    free_calls,
+    named_calls,
+    required_calls,
+)
 from glimt.frontend.reply import ReplyReader, fold
 from glimt.frontend.tool_calls import CallRules, CallTokens
 from tests.support.prompts import tokenizer, whole_tokenizer
@@ -108,6 +113,42 @@ def test_the_newer_form_has_no_line_ends() -> None:
     grammar = required_calls([WEATHER], "glm47", only_one=False)
     assert allows(grammar, call("get_weather", ("city", "x"), ("days", "1"), newline=""))
     assert not allows(grammar, call("get_weather", ("city", "x")))
+
+
+OPEN = CallableFunction("open", {"type": "object"})
+LABELLED = CallableFunction(
+    "labelled", {"properties": {"a": {"type": "integer"}}, "additionalProperties": True}
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_allowed"),
+    [
+        ("", True),
+        ("I look.\n" + call("clock") + "\nSo." + call("get_weather"), True),
+        (call("get_weather", ("days", "many"), ("city", "Oslo"), ("unit", "K")), True),
+        (call("get_weather", ("city", "Oslo"), newline=""), True),
+        (call("open", ("any thing", "{")), True),
+        (call("labelled", ("a", "x"), ("b", "")), True),
+        (call("clocks"), False),
+        (call("get_weather", ("town", "Oslo")), False),
+        (call("clock", ("city", "Oslo")), False),
+        ("<tool_call>get_weather\n", False),
+        ("<tool_call>clock\n<tool_call>clock\n</tool_call>", False),
+        ("Hm.</tool_call>", False),
+    ],
+)
+def test_calls_held_to_names_have_any_values_in_any_order(answer: str, is_allowed: bool) -> None:
+    grammar = named_calls([WEATHER, CLOCK, OPEN, LABELLED], "glm45")
+    assert allows(grammar, answer) == is_allowed
+
+
+def test_as_many_names_as_a_request_may_have_are_a_grammar() -> None:
+    many = {f"argument_{i}": {"type": "string"} for i in range(80)}
+    functions = [CallableFunction(f"function_{i}", {"properties": many}) for i in range(128)]
+    grammar = named_calls(functions, "glm45")
+    assert allows(grammar, call("function_127", ("argument_79", "x")))
+    assert not allows(grammar, call("function_127", ("argument_80", "x")))
 
 
 def test_free_calls_may_stand_in_text() -> None:
