@@ -7,7 +7,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -322,9 +322,7 @@ def _server_start(
         max_images=counts["image"],
         max_videos=counts["video"],
         allowed_local_media_path=local_media_root(media.allowed_local_media_path),
-        allowed_media_domains=(
-            None if media.allowed_media_domains is None else tuple(media.allowed_media_domains)
-        ),
+        allowed_media_domains=_domains(media.allowed_media_domains),
         api_keys=_keys(server.api_key, server.api_key_file, "--api-key-file"),
         tls=tls_files(server),
         log_access=not server.disable_uvicorn_access_log,
@@ -357,6 +355,10 @@ def _server_start(
         log_requests=server.enable_log_requests,
         log_stats=not server.disable_log_stats,
     )
+
+
+def _domains(allowed: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if allowed is None else tuple(allowed)
 
 
 def _cache_labels(cache: CacheSettings) -> dict[str, str]:
