@@ -1,5 +1,7 @@
 """Assembles the ASGI application. `create_app` is all that a server process needs."""
 
+import re
+
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -7,6 +9,7 @@ from glimt.api.auth import Auth
 from glimt.api.call import Boundary, Call
 from glimt.api.errors import HttpError
 from glimt.api.limits import BodyLimits, HeadLimits
+from glimt.api.route import RouteTable
 from glimt.api.routes import route_table
 from glimt.api.state import ApiState
 from glimt.api.tracing import Tracing
@@ -19,13 +22,14 @@ def create_app(state: ApiState) -> ASGIApp:
     and errors, size of the head, key, body, endpoint. A key is asked for before a body is read,
     and for every path, known or not, beside the open ones.
     """
-    app: ASGIApp = _Dispatch(state)
+    routes = route_table(state)
+    app: ASGIApp = _Dispatch(state, routes)
     app = BodyLimits(app, state.limits, state.clock)
     app = Auth(app, state.api_keys, state.admin_keys)
     app = HeadLimits(app, state.limits)
     app = Boundary(
         app,
-        route_table(state),
+        routes,
         new_id=lambda: f"{state.random.getrandbits(128):032x}",
         clock=state.clock,
         metrics=state.metrics,
@@ -63,14 +67,15 @@ class _Dispatch:
     Raises HttpError 404 for no route, 405 for a method that it does not have.
     """
 
-    def __init__(self, state: ApiState) -> None:
+    def __init__(self, state: ApiState, routes: RouteTable) -> None:
         self._state = state
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         call: Call = scope["glimt.call"]
         if call.match is None:
-            raise HttpError("not_found", "there is nothing at this address; GET / lists all")
+            raise HttpError("not_found", _nothing_here(scope["path"], self._routes))
         route = call.match.route
         # A GET without its body: HTTP asks for both or neither, and the server leaves it out.
         methods = (*route.methods, "HEAD") if "GET" in route.methods else route.methods
@@ -79,3 +84,25 @@ class _Dispatch:
             text = f"the methods here are {allowed}"
             raise HttpError("method_not_allowed", text, {"Allow": allowed})
         await route.endpoint(self._state, scope, receive, send)
+
+
+def _nothing_here(path: str, routes: RouteTable) -> str:
+    """What to do about an address without a route: most are base addresses with a /v1 too few, or
+    one or a slash too many.
+    """
+    rest = re.sub("^(/v1(?=/))+", "", re.sub("//+", "/", path)).rstrip("/")
+    for meant in (f"/v1{rest}", rest):
+        if routes.find(meant) is not None:
+            return f"there is nothing at this address; {meant} is what was meant?"
+    if rest in _OTHER_MODELS:
+        return f"this server has no {rest[1:]}: its model answers conversations; GET / lists all"
+    return "there is nothing at this address; GET / lists all"
+
+
+# What OpenAI's clients ask of models that make something other than text.
+_OTHER_MODELS = frozenset(
+    {
+        *("/embeddings", "/moderations", "/rerank", "/score", "/images/generations"),
+        *("/audio/speech", "/audio/transcriptions", "/audio/translations"),
+    }
+)

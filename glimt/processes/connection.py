@@ -11,7 +11,8 @@ from http import HTTPStatus
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from glimt.api.errors import HttpError, body_of, status_of
 
@@ -77,6 +78,8 @@ class Connection(HttpToolsProtocol):
         self._clear_deadline()
         super().on_headers_complete()
         self.cycle.transport = _CycleTransport(self)  # type: ignore[assignment]
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = _Unchunked(self.cycle)  # type: ignore[method-assign]
 
     def on_message_complete(self) -> None:
         """The end of a body."""
@@ -167,6 +170,29 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         else:
             self._refuse(HttpError("head_timeout", "the headers arrived too slowly"))
+
+
+class _Unchunked:
+    """Sends to a client of HTTP/1.0, which knows no chunks: an answer without a length ends where
+    the connection does (RFC 9112, 6.1 and 6.3).
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._send = cycle.send
+        self._is_open_ended = False
+
+    async def __call__(self, message: ASGISendEvent) -> None:
+        """ASGI's `send`."""
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", [])}
+            self._is_open_ended = b"content-length" not in names
+            if self._is_open_ended:
+                self._cycle.chunked_encoding = False
+                self._cycle.keep_alive = False
+        elif message["type"] == "http.response.body" and self._is_open_ended:
+            self._cycle.expected_content_length = len(message.get("body", b""))
+        await self._send(message)
 
 
 class _CycleTransport:

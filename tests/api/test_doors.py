@@ -150,6 +150,24 @@ async def test_no_spelling_of_a_path_gets_around_the_key(path: str) -> None:
     assert reply.status in (400, 401, 404)
 
 
+@pytest.mark.parametrize(
+    ("path", "cure"),
+    [
+        ("/chat/completions", "/v1/chat/completions is what was meant?"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions is what was meant?"),
+        ("//v1//models/", "/v1/models is what was meant?"),
+        ("/v1/health", "/health is what was meant?"),
+        ("/v1/embeddings", "this server has no embeddings: its model answers conversations"),
+        ("/v1/files", "GET / lists all"),
+        ("/v1", "GET / lists all"),
+    ],
+)
+async def test_an_address_without_a_route_says_what_to_do(path: str, cure: str) -> None:
+    reply = await Serving().ask("GET", path, headers=[HOST])
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+    assert cure in reply.error["message"]
+
+
 async def test_a_wrong_method_is_a_405_that_names_the_right_ones() -> None:
     for route in ROUTES:
         for method in ("PUT", "DELETE", "TRACE", "get"):

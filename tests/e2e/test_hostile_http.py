@@ -98,6 +98,22 @@ def test_a_wish_to_upgrade_is_passed_over_and_the_request_answered(
         assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_stream_to_a_client_of_http_1_0_is_unchunked_and_ends_with_the_connection(
+    serving: Serving,
+) -> None:
+    body = json.dumps(chat_body(stream=True)).encode()
+    start = POST.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Connection: keep-alive\r\n"
+    head, _, text = ask_raw(serving, start + length(len(body)) + b"\r\n" + body).partition(
+        b"\r\n\r\n"
+    )
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+    *events, end = text.split(b"\n\n")
+    assert all(event.startswith(b"data: ") for event in events)
+    assert (events[-1], end) == (b"data: [DONE]", b"")
+
+
 def test_pipelined_requests_are_all_answered(serving: Serving) -> None:
     one = POST + H2C + length(len(GOOD)) + b"\r\n" + GOOD
     answer = ask_raw(serving, one * 3 + GET + b"Host: a\r\n" + END)
