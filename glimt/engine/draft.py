@@ -27,8 +27,8 @@ class StepDraft:
         self._no_more_images = False
 
     def claim_images(self, request: Request, num_tokens: int) -> int | None:
-        """How many of its next `num_tokens` tokens can be computed in this step; None if all their
-        images are on their way, and the step must not wait for them.
+        """How many of its next `num_tokens` tokens can be computed in this step; None if some of
+        their images are still on their way, and the step must not wait for them.
 
         Their embeddings are then held by the request until its KV has passed them. The first
         request that finds no room or no budget closes the cache for all behind it in this step,

@@ -1,8 +1,12 @@
 """Who decodes goes on while images of others are encoded, and all tokens stay what they were."""
 
+import itertools
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -13,11 +17,21 @@ from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import InFlight, StepPlan
 from glimt.engine.scheduler import Scheduler
 from glimt.models.glm4v import Glm4v
+from glimt.models.vision import Grid, Slices
 from glimt.runner import tower_pass
 from tests.support.schedules import Schedule
 from tests.support.tiny_model import Album, Ask, make_ask, make_executor, tiny_model
 
 ALBUM = Album()
+LIMITS = SchedulerLimits(
+    num_pages=64,
+    page_size=4,
+    max_num_seqs=8,
+    max_num_batched_tokens=64,
+    max_model_len=160,
+    image_budget=48,
+    image_cache_tokens=96,
+)
 LAYOUTS = ("tt", "tbt", "it", "tvt")
 
 
@@ -44,20 +58,13 @@ def run(
     *,
     encodes_beside: bool = True,
     failing: Collection[int] = (),
+    aborts: Mapping[int, int] = MappingProxyType({}),
+    **changes: int,
 ) -> tuple[list[list[int]], list[StepPlan]]:
     """Answers in the order of arrival, and all plans. `arrivals` by the number of the turn;
-    `failing` are those that end with an error.
+    `failing` are those that may end with an error, `aborts` numbers of requests by turn.
     """
-    limits = SchedulerLimits(
-        num_pages=64,
-        page_size=4,
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        max_model_len=160,
-        image_budget=48,
-        image_cache_tokens=96,
-        encodes_beside=encodes_beside,
-    )
+    limits = replace(LIMITS, encodes_beside=encodes_beside, **changes)
     scheduler = Scheduler(limits)
     executor = make_executor(tiny_model("glm4v_moe"), ALBUM)
     answers: list[list[int]] = []
@@ -68,6 +75,8 @@ def run(
         for one in arrivals.get(turn, []):
             assert scheduler.add(one.submit(len(answers))) == []
             answers.append([])
+        if turn in aborts:
+            scheduler.abort(0, aborts[turn])
         turn += 1
         plan = scheduler.schedule()
         if plan is not None:
@@ -126,3 +135,60 @@ def test_whenever_images_come_no_token_changes(
         arrivals.setdefault(turn, []).append(ask(layout, seed))
         expected.append(alone(layout, seed))
     assert run(arrivals, depth)[0] == expected
+
+
+@contextmanager
+def every_third_pass_fails() -> Iterator[None]:
+    """There is no memory for it."""
+    numbers, encode = itertools.count(1), Glm4v.encode_in_slices
+
+    def maybe(self: Glm4v, patches: Sequence[torch.Tensor], grids: Sequence[Grid]) -> Slices:
+        if next(numbers) % 3 == 0:
+            yield
+            raise torch.OutOfMemoryError("no memory is left for the tower")
+        return (yield from encode(self, patches, grids))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Glm4v, "encode_in_slices", maybe)
+        yield
+
+
+@settings(max_examples=8)
+@given(
+    chosen=st.lists(choices, min_size=2, max_size=6),
+    aborts=st.dictionaries(st.integers(1, 20), st.integers(0, 5), max_size=3),
+    depth=st.integers(1, 2),
+    fails=st.booleans(),
+    num_seqs=st.sampled_from([1, 3, 8]),
+    num_pages=st.sampled_from([16, 64]),
+    cache_tokens=st.sampled_from([12, 24, 96]),
+)
+def test_aborts_failures_and_little_room_leave_what_is_answered_as_it_was(
+    chosen: list[tuple[int, str, int]],
+    aborts: dict[int, int],
+    depth: int,
+    fails: bool,
+    num_seqs: int,
+    num_pages: int,
+    cache_tokens: int,
+) -> None:
+    arrivals: dict[int, list[Ask]] = {}
+    expected = []
+    for turn, layout, seed in sorted(chosen, key=lambda choice: choice[0]):
+        arrivals.setdefault(turn, []).append(ask(layout, seed))
+        expected.append(alone(layout, seed))
+    with every_third_pass_fails() if fails else nullcontext():
+        answers, _ = run(
+            arrivals,
+            depth,
+            failing=range(6) if fails else (),
+            aborts=aborts,
+            max_num_seqs=num_seqs,
+            num_pages=num_pages,
+            max_model_len=64,
+            image_budget=12,
+            image_cache_tokens=cache_tokens,
+        )
+    for number, (answer, whole) in enumerate(zip(answers, expected, strict=True)):
+        ends_early = fails or number in aborts.values()
+        assert answer == (whole[: len(answer)] if ends_early else whole)
