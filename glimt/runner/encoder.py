@@ -82,7 +82,8 @@ class ImageEncoder:
         self._passes: list[TowerPass] = []
         self._under_way: dict[bytes, TowerPass] = {}
         self._there: dict[bytes, _Embedding] = {}
-        self._unplanned: set[bytes] = set()
+        self._unplanned: set[bytes] = set()  # nobody accounts for them: they stay for one step
+        self._owed: set[bytes] = set()  # planned, and not there: who reads them makes them to stay
         self._untold: dict[bytes, torch.cuda.Event | None] = {}  # who waits for them may go on
 
     def drop(self, keys: Iterable[bytes]) -> None:
@@ -93,6 +94,7 @@ class ImageEncoder:
             self._there.pop(key, None)
             self._staged.pop(key, None)
             self._untold.pop(key, None)
+            self._owed.discard(key)
             done = self._under_way.pop(key, None)
             if done is not None and done not in self._under_way.values():
                 self._passes.remove(done)
@@ -110,15 +112,16 @@ class ImageEncoder:
                 if patches is not None:
                     self._staged[key] = _Staged(span, patches)
                     continue
+                self._owed.add(key)
             self._untold[key] = None
 
     def finish(self, used: Iterable[ImageSpan]) -> dict[bytes, ErrorInfo]:
         """Launch all that is missing of images that the next step reads, and have it wait for them;
         gives the errors of those that cannot be read or encoded.
 
-        Images that were not started (an earlier step that failed did not leave them, say) are
-        made as well, so one failure does not follow an image around; they stay until the next
-        `drop`, as no plan accounts for them.
+        Images that are not even started (an earlier step failed, say) are made as well, so one
+        failure does not follow an image around; those that no plan accounts for stay until the
+        next `drop`.
         """
         spans_of: dict[bytes, list[ImageSpan]] = {}
         for span in used:
@@ -132,7 +135,10 @@ class ImageEncoder:
                 errors[key] = _UNREADABLE
             else:
                 self._staged[key] = _Staged(spans[0], patches)
-                self._unplanned.add(key)
+                if key in self._owed:
+                    self._owed.remove(key)
+                else:
+                    self._unplanned.add(key)
         self._complete([key for key in spans_of if key not in errors])
         for key in spans_of.keys() - errors.keys():
             if key in self._there:
@@ -254,6 +260,8 @@ class ImageEncoder:
             self._passes.remove(one)
             for key in self._take_keys(one):
                 self._untold[key] = None
+                if key not in self._unplanned:
+                    self._owed.add(key)
             raise
         if embeddings is not None:
             self._passes.remove(one)

@@ -199,6 +199,12 @@ def test_what_goes_wrong_behind_a_step_is_tried_again_by_who_reads_the_image() -
     tower.is_broken = False
     assert images.encode([], [IMAGES[0]]) == {}
     assert images.part(IMAGES[0].content_hash, 0, 4).shape == (4, 64)
+    images.drop([])
+    assert images.encode([], [IMAGES[0]]) == {}
+    assert len(tower.passes) == 3, "it was planned: it stays"
+    images.drop([IMAGES[0].content_hash])
+    assert images.encode([], [IMAGES[0]]) == {}
+    assert len(tower.passes) == 4
 
 
 def test_of_images_that_went_together_each_keeps_its_own_memory_alone() -> None:
