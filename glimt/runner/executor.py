@@ -84,7 +84,7 @@ class ModelExecutor:
         try:
             with torch.inference_mode(), self.streams.of_steps():
                 step = self._launch(plan)
-                self._encoder.go_on(plan.num_tokens)
+                self._encoder.go_on(_num_tokens_of_all(plan))
                 return step
         except Exception as error:
             logger.exception("step %d failed", plan.step)
@@ -242,6 +242,11 @@ class ModelExecutor:
         token_N = torch.cat([output.token_N for output in outputs])
         tokens_RL.view(-1)[drawn_place_N] = token_N.int()
         return [tensor for output in outputs for tensor in _tensors(output)]
+
+
+def _num_tokens_of_all(plan: StepPlan) -> int:
+    """Tokens that a slice of the tower would keep waiting; other replicas wait for this one."""
+    return plan.num_tokens if plan.lockstep is None else plan.lockstep.max_tokens
 
 
 def _tensors(outputs: DrawOutputs) -> tuple[Tensor, ...]:

@@ -82,7 +82,8 @@ def test_an_image_that_became_ready_behind_a_step_without_work_keeps_nobody_wait
     mail.messages += [ask("tt", 40).submit(1), ask("tbt", 4).submit(2)]
     loop.turn()
     mail.messages += [Abort(0, 1), Abort(0, 2)]
-    loop.turn()  # all that is left of the image is encoded here
+    for _ in range(3):
+        loop.turn()  # the rest of the image is encoded here, behind the other's steps
     mail.messages.append(ask("tt", 40).submit(3))
     loop.turn()
     mail.messages.append(ask("tbt", 4).submit(4))
