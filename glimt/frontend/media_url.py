@@ -83,7 +83,13 @@ def parse_redirect(location: str, origin: WebAddress, param: str | None = None) 
 def data_start(url: str, param: str | None = None) -> int:
     """Where the base64 text of a data: URL begins. Raises BadMedia."""
     match = _DATA.match(url[:MAX_DATA_HEADER_CHARS])
-    if match is None or (match["kind"].lower(), match["subtype"].lower()) == ("video", "jpeg"):
+    if match and (match["kind"].lower(), match["subtype"].lower()) == ("video", "jpeg"):
+        raise BadMedia(
+            "a row of JPEG pictures is not read as a video: send MP4, WebM, MKV, MOV or animated "
+            "GIF, or each picture as an image",
+            param=param,
+        )
+    if match is None:
         raise BadMedia(
             "a data: URL must begin with data:image/…;base64, or data:video/…;base64,", param=param
         )

@@ -91,11 +91,13 @@ def memory_sizes(
     pages = available // page_bytes
     fitting = pages * steps.page_size
     if fitting < longest and start.max_model_len != 0:
+        given = start.kv_cache_memory_bytes is not None
         raise NotEnoughMemory(
             f"a request of {longest:,} tokens needs "
             f"{-(-longest // steps.page_size) * page_bytes / 2**30:.2f} GiB of KV cache and "
             f"{available / 2**30:.2f} GiB are free: use --max-model-len {max(fitting, 1)} or auto, "
-            "a higher --gpu-memory-utilization, or --kv-cache-dtype fp8"
+            f"a higher --{'kv-cache-memory-bytes' if given else 'gpu-memory-utilization'}, or "
+            "--kv-cache-dtype fp8"
         )
     max_model_len = min(longest, fitting)
     if max_model_len < 1:

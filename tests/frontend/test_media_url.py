@@ -240,3 +240,8 @@ def test_data_urls_begin_where_their_text_does(head: str) -> None:
 def test_other_data_urls_are_refused(url: str) -> None:
     with pytest.raises(BadMedia):
         data_start(url)
+
+
+def test_a_row_of_jpegs_is_refused_with_what_to_send_in_its_place() -> None:
+    with pytest.raises(BadMedia, match=r"MP4.*each picture as an image"):
+        data_start("data:video/JPEG;base64,AAAA,AAAA")

@@ -17,9 +17,10 @@ from glimt.config import (
     Settings,
 )
 from glimt.config_check import check
-from glimt.errors import BadSettings
+from glimt.errors import BadSettings, NotEnoughMemory
 from glimt.experts.placement import Placement
 from glimt.processes.launch import bind, make_plan, resolved
+from glimt.processes.sizes import StepSizes, memory_sizes
 from glimt.processes.starting import Plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 
@@ -267,3 +268,19 @@ def test_machines_that_share_experts_look_for_the_head_or_that_of_the_first_copy
     assert muster(data_parallel_size_local=0).listens
     assert muster(expert_parallel_scope="machine") is None
     assert muster(enable_expert_parallel=False) is None
+
+
+@pytest.mark.parametrize(
+    ("cache", "cure"),
+    [
+        (CacheSettings(kv_cache_memory_bytes="1M"), "a higher --kv-cache-memory-bytes"),
+        (CacheSettings(), "a higher --gpu-memory-utilization"),
+    ],
+)
+def test_too_little_memory_for_one_request_names_the_flag_that_was_given(
+    checkpoint: Path, cache: CacheSettings, cure: str
+) -> None:
+    start = plan(checkpoint, cache=cache).engine
+    steps = StepSizes(*(16,) * 7)
+    with pytest.raises(NotEnoughMemory, match=cure):
+        memory_sizes(start, steps, 8192, page_bytes=2**16, kv_bytes=lambda: 2**20)
