@@ -16,7 +16,7 @@ from glimt.api.formats import ResponseFormat, StructuredOutputs
 from glimt.errors import BadGrammar, InvalidRequest, Unsupported
 from glimt.frontend.grammars import GrammarChecker
 from glimt.grammar import source
-from glimt.grammar.schema import check_schema, closed, locate
+from glimt.grammar.schema import check_schema, closed, locate, without_invented
 from glimt.wire import Grammar
 
 MAX_SCHEMA_CHARS = 256 * 2**10
@@ -172,9 +172,8 @@ def _schema(
         raise BadGrammar(f"{path}: the schema false allows no answer", param=path)
     whole: dict[str, Any] = {} if isinstance(parsed, bool) else parsed
     check_schema(whole, path)
-    if is_closed:
-        whole = closed(whole)
-    text = source.json_schema_grammar(whole, whitespace=whitespace)
+    enforced = closed(whole) if is_closed else without_invented(whole)
+    text = source.json_schema_grammar(enforced, whitespace=whitespace)
     if len(text) > MAX_SCHEMA_CHARS:
         raise BadGrammar(
             f"{path}: the schema has more than {MAX_SCHEMA_CHARS} characters", param=path

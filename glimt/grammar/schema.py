@@ -23,6 +23,7 @@ _ONE = {
 }
 _MANY = {"anyOf", "allOf", "oneOf", "prefixItems", "items"}
 _NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+_JOINING = frozenset({"allOf", "anyOf", "oneOf", "$ref", "dependentSchemas", "if"})
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
 _NAMED_VALUES = {
     "type": re.compile(r"Invalid type: (.*)"),
@@ -82,17 +83,47 @@ def schemas_in(
 
 def closed(schema: Any) -> Any:
     """A copy in which objects that do not say so otherwise have no properties but their own."""
+    return _closed(schema, lambda part: "properties" in part or part.get("type") == "object")
+
+
+def without_invented(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A copy in which objects that list properties, and say nothing of others, have no others.
+
+    To JSON schemas such objects are open, and a model may go on inventing properties until its
+    answer is cut; those who generate schemas from classes mean the listed ones. Where an object is
+    put together from several schemas, what one of them lists is not all, and nothing is changed.
+    """
+    if any(_is_one_of_several(part) for _, _, part in schemas_in(schema, "")):
+        return schema
+    whole: dict[str, Any] = _closed(
+        schema, lambda part: bool(part.get("properties")) and not _JOINING & part.keys()
+    )
+    return whole
+
+
+def _is_one_of_several(part: Mapping[str, Any]) -> bool:
+    joined = _JOINING & part.keys()
+    parts = part.get("allOf")
+    return (
+        len(joined) > 1
+        or (bool(joined) and "properties" in part)
+        or (isinstance(parts, list) and len(parts) > 1)
+    )
+
+
+def _closed(schema: Any, is_all: Callable[[Mapping[str, Any]], bool]) -> Any:
+    """A copy in which objects of which the properties `is_all` may have no others."""
     if not isinstance(schema, Mapping):
         return schema
     copy: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, Mapping):
-            copy[key] = {name: closed(each) for name, each in value.items()}
+            copy[key] = {name: _closed(each, is_all) for name, each in value.items()}
         elif key in _MANY and isinstance(value, list):
-            copy[key] = [closed(each) for each in value]
+            copy[key] = [_closed(each, is_all) for each in value]
         else:
-            copy[key] = closed(value) if key in _ONE else value
-    if "properties" in copy or copy.get("type") == "object":
+            copy[key] = _closed(value, is_all) if key in _ONE else value
+    if is_all(copy):
         copy.setdefault("additionalProperties", False)
     return copy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from glimt.grammar.schema import (
     closed,
     locate,
     schemas_in,
+    without_invented,
 )
 from glimt.grammar.source import json_schema_grammar
 from tests.support.grammars import tiny_compiler
@@ -112,3 +114,36 @@ def test_closed_objects_have_no_properties_but_their_own() -> None:
         "enum": [{"properties": {}}],
         "additionalProperties": False,
     }
+
+
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_closed"),
+    [
+        (PERSON, True),
+        ({"properties": {"who": {"$ref": "#/$defs/P"}}, "$defs": {"P": PERSON}}, True),
+        ({"anyOf": [PERSON, {"type": "null"}]}, True),
+        ({"allOf": [PERSON]}, True),
+        ({"type": "array", "items": PERSON}, True),
+        ({**PERSON, "additionalProperties": True}, False),
+        ({"type": "object"}, False),
+        ({"type": "object", "properties": {}}, False),
+        ({"allOf": [PERSON, {"properties": {"age": {"type": "integer"}}}]}, False),
+        ({**PERSON, "anyOf": [{"required": ["name"]}]}, False),
+        (
+            {"properties": {"x": {"$ref": "#/$defs/P", "properties": {}}}, "$defs": {"P": PERSON}},
+            False,
+        ),
+    ],
+)
+def test_an_object_that_lists_properties_has_no_invented_ones(
+    schema: dict[str, Any], is_closed: bool
+) -> None:
+    before = json.dumps(schema)
+    made = without_invented(schema)
+    assert ('"additionalProperties": false' in json.dumps(made)) == is_closed
+    assert json.dumps(schema) == before
+    if not is_closed:
+        assert made == schema
