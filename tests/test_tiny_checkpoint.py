@@ -159,6 +159,7 @@ def test_tool_calls_and_results_are_written_as_glm_writes_them(folder: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_as_the_function(folder: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     run = subprocess.run(

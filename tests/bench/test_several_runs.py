@@ -135,6 +135,7 @@ def glimt_bench(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_two_saved_runs_are_compared_by_an_option_too(tmp_path: Path) -> None:
     before, after, page = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "c.html"))
     write_log(Path(before), [run_with(20)])

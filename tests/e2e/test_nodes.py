@@ -125,7 +125,7 @@ def test_two_machines_give_the_tokens_of_one_process(pair: Pair, serving: Servin
 @pytest.mark.parametrize(
     ("whom", "signum"),
     [
-        ("node 1", signal.SIGKILL),
+        pytest.param("node 1", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("node 1", signal.SIGSTOP, marks=pytest.mark.slow),
         pytest.param("its rank", signal.SIGKILL, marks=pytest.mark.slow),
     ],

@@ -78,6 +78,7 @@ def test_what_experts_were_chosen_can_be_collected(pair: Serving) -> None:
     pair.wait_for(lambda: "glimt:expert_imbalance{" in metrics_of(pair))
 
 
+@pytest.mark.slow
 def test_each_rank_writes_a_profile_of_its_own(pair: Serving) -> None:
     order(pair, "/start_profile")
     assert answers(pair)

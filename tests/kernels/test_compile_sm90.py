@@ -242,7 +242,7 @@ def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, also(1)], ids=["gate_up", "down"])
-@pytest.mark.parametrize("number", [0, *(also(n) for n in range(1, len(triton_grouped.CONFIGS)))])
+@pytest.mark.parametrize("number", [also(number) for number in range(len(triton_grouped.CONFIGS))])
 def test_products_of_many_tokens_experts_feed_the_fp8_tensor_cores_by_tma(
     number: int, place: int
 ) -> None:
@@ -263,7 +263,7 @@ def test_products_of_many_tokens_experts_feed_the_fp8_tensor_cores_by_tma(
     assert product.count("STS") <= 20
 
 
-@pytest.mark.parametrize("num_tokens", [1, also(4)])
+@pytest.mark.parametrize("num_tokens", [also(1), also(4)])
 def test_one_kernel_chooses_and_computes_very_few_tokens_experts(num_tokens: int) -> None:
     rows = QuantizedRows(
         meta(num_tokens, 4096),

@@ -121,7 +121,7 @@ class ThreadTeam:
             launch(self._machine, message)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("glm4v", marks=pytest.mark.slow), "glm4v_moe"])
 @settings(max_examples=8)
 @given(
     chosen=choices,

@@ -122,7 +122,7 @@ def test_from_level_1_it_may_sleep_deeper() -> None:
     assert made.machine.sleep_level == 0
 
 
-@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("level", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_without_memory_to_wake_it_sleeps_on_and_may_be_woken_later(level: int) -> None:
     made = Made()
     expected = made.token()

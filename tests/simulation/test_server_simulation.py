@@ -22,7 +22,7 @@ from tests.simulation.world import ServerWorld
 NUM_BATCHES = 10
 # Half of the stories are told by `make test`, all by `make test-all`.
 BATCHES = [
-    pytest.param(batch, marks=pytest.mark.slow if batch % 2 else ()) for batch in range(NUM_BATCHES)
+    pytest.param(batch, marks=pytest.mark.slow if batch % 3 else ()) for batch in range(NUM_BATCHES)
 ]
 SEED = os.environ.get("GLIMT_SIM_SEED")
 NUM_STORIES = int(os.environ.get("GLIMT_SIM_STORIES", "1000"))
