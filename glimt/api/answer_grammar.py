@@ -30,16 +30,15 @@ async def answer_grammar(
     """
     choice = request.tool_choice
     if request.tools and (choice == "required" or isinstance(choice, ToolChoice)):
-        return await _calls(request, settings, checker)
+        return await _calls(request, settings, _functions(request, settings), checker)
     form = await grammar_of(request, checker)
-    may_call = bool(request.tools) and choice != "none" and settings.tokens is not None
-    if not may_call:
+    if not request.tools or choice == "none" or settings.tokens is None:
         return form
-    if form is not None and settings.tokens is not None:
+    if form is not None:
         return replace(form, instead=(settings.tokens.begin,))
     functions = _functions(request, settings)
     if any(each.strict for each in functions):
-        return await _calls(request, settings, checker)
+        return await _calls(request, settings, functions, checker)
     # An answer that goes on with the client's own words may begin within a call.
     if settings.strict_level == "function" and not request.continue_final_message:
         return await checker.check(
@@ -60,8 +59,12 @@ def _functions(request: ChatRequest, settings: ToolSettings) -> list[CallableFun
     ]
 
 
-async def _calls(request: ChatRequest, settings: ToolSettings, checker: GrammarChecker) -> Grammar:
-    functions = _functions(request, settings)
+async def _calls(
+    request: ChatRequest,
+    settings: ToolSettings,
+    functions: list[CallableFunction],
+    checker: GrammarChecker,
+) -> Grammar:
     try:
         return await checker.check(
             lark_grammar(_written(request, settings, functions)), allows_control=True
