@@ -3,12 +3,21 @@
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+import uvloop
 
 from glimt.errors import StartupError
+from glimt.log import set_up
+from glimt.processes import child
+from glimt.processes.children import end_with_parent
+from glimt.processes.control import Refused, ToChild
+from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import Admitted, FarLink, Introduction
+from glimt.processes.far_start import FarStart
 from glimt.processes.node_link import (
     HANDSHAKE_LIMIT_S,
     LinkLost,
@@ -21,6 +30,38 @@ from glimt.processes.node_link import (
 REJOIN_LIMIT_S = 600.0  # of tries to reach the head, before giving up
 RETRY_S = 1.0
 CONNECT_LIMIT_S = 5.0
+
+Start = TypeVar("Start", bound=FarStart)
+
+
+class Runs(Protocol):
+    """What such a process is: a gate, an uplink, a member of the muster."""
+
+    async def run(self) -> None:
+        """Until its end. Raises StartupError."""
+
+
+def run_far(
+    kind: type[Start],
+    description: str | None,
+    name: str,
+    make: Callable[[Start, ControlLine[ToChild]], Runs],
+) -> None:
+    """Main of a process that meets other machines: makes what it is, within the loop, and runs it
+    to its end. A StartupError is told to the supervisor, and ends the process with status 2.
+    """
+    end_with_parent()
+    start, line = child.begin(kind, description)
+    set_up(start.log_level, as_json=start.log_json, name=name)
+
+    async def serve() -> None:
+        await make(start, line).run()
+
+    try:
+        uvloop.run(serve())
+    except StartupError as error:
+        line.send(Refused(str(error)))
+        sys.exit(2)
 
 
 async def let_in(

@@ -21,14 +21,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
-import uvloop
 
 from glimt.arena import SharedArena
-from glimt.errors import StartupError
-from glimt.log import set_up
-from glimt.processes import child
 from glimt.processes.announcing import waiting_for
-from glimt.processes.children import end_with_parent
 from glimt.processes.cluster import REMIND_S, listen
 from glimt.processes.control import (
     Alive,
@@ -36,7 +31,6 @@ from glimt.processes.control import (
     EngineLeaving,
     EngineUp,
     Ready,
-    Refused,
     ServerForgotten,
     ServerGone,
     Stop,
@@ -58,7 +52,7 @@ from glimt.processes.far_link import (
     ToReplica,
     span,
 )
-from glimt.processes.far_meeting import let_in
+from glimt.processes.far_meeting import let_in, run_far
 from glimt.processes.far_start import GateStart
 from glimt.processes.far_work import FarArena, FarWork
 from glimt.processes.node_link import LinkLost
@@ -324,18 +318,7 @@ class Gate:
 
 def main() -> None:
     """Entry point of `python -m glimt.processes.gate`."""
-    end_with_parent()
-    start, line = child.begin(GateStart, __doc__)
-    set_up(start.log_level, as_json=start.log_json, name="gate")
-
-    async def serve() -> None:
-        await Gate(start, line).run()
-
-    try:
-        uvloop.run(serve())
-    except StartupError as error:
-        line.send(Refused(str(error)))
-        sys.exit(2)
+    run_far(GateStart, __doc__, "gate", Gate)
 
 
 if __name__ == "__main__":

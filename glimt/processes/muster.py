@@ -18,24 +18,18 @@ from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
-import uvloop
 
-from glimt.errors import StartupError
-from glimt.log import set_up
-from glimt.processes import child
 from glimt.processes.announcing import waiting_for
-from glimt.processes.children import end_with_parent
 from glimt.processes.cluster import REMIND_S, listen
 from glimt.processes.control import (
     Alive,
     Ready,
-    Refused,
     Stop,
     ToChild,
 )
 from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import BEAT_S, Admitted, Beat, FarLink, Introduction
-from glimt.processes.far_meeting import find_head, let_in
+from glimt.processes.far_meeting import find_head, let_in, run_far
 from glimt.processes.far_start import MusterStart
 from glimt.processes.group_messages import GroupBegins, GroupEnds, GroupQuiet
 from glimt.processes.node_link import LinkLost
@@ -235,20 +229,14 @@ class Answerer(Muster):
             await asyncio.sleep(BEAT_S)
 
 
+def _member(start: MusterStart, line: ControlLine[ToChild]) -> "Caller | Answerer":
+    return Caller(start, line) if start.listens else Answerer(start, line)
+
+
 def main() -> None:
     """Entry point of `python -m glimt.processes.muster`."""
-    end_with_parent()
-    start, line = child.begin(MusterStart, __doc__)
-    set_up(start.log_level, as_json=start.log_json, name="muster")
-
-    async def serve() -> None:
-        await (Caller if start.listens else Answerer)(start, line).run()
-
     try:
-        uvloop.run(serve())
-    except StartupError as error:
-        line.send(Refused(str(error)))
-        sys.exit(2)
+        run_far(MusterStart, __doc__, "muster", _member)
     except LinkLost as error:
         log.warning("the machine that calls the roll is lost: %s", error)
         sys.exit(1)

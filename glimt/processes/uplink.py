@@ -15,13 +15,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
-import uvloop
 
 from glimt.arena import SharedArena
-from glimt.errors import StartupError
-from glimt.log import set_up
-from glimt.processes import child
-from glimt.processes.children import end_with_parent
 from glimt.processes.control import (
     Alive,
     Drain,
@@ -29,7 +24,6 @@ from glimt.processes.control import (
     EngineUp,
     HeadEnded,
     Ready,
-    Refused,
     Stop,
     ToChild,
 )
@@ -47,7 +41,7 @@ from glimt.processes.far_link import (
     ReplicaUp,
     ToReplica,
 )
-from glimt.processes.far_meeting import find_head
+from glimt.processes.far_meeting import find_head, run_far
 from glimt.processes.far_start import UplinkStart
 from glimt.processes.node_link import LinkLost
 from glimt.transport import AsyncInbox, Outbox
@@ -173,18 +167,8 @@ class Uplink:
 
 def main() -> None:
     """Entry point of `python -m glimt.processes.uplink`."""
-    end_with_parent()
-    start, line = child.begin(UplinkStart, __doc__)
-    set_up(start.log_level, as_json=start.log_json, name="uplink")
-
-    async def carry() -> None:
-        await Uplink(start, line).run()
-
     try:
-        uvloop.run(carry())
-    except StartupError as error:
-        line.send(Refused(str(error)))
-        sys.exit(2)
+        run_far(UplinkStart, __doc__, "uplink", Uplink)
     except LinkLost as error:
         log.warning("the head is lost: %s", error)
         sys.exit(1)
