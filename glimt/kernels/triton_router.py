@@ -101,6 +101,30 @@ def total_of(weights):
     return tl.sum(weights.to(tl.float64), axis=0).to(tl.float32) + 1e-20
 
 
+@triton.jit
+def scores_of(
+    logit_ptr,
+    bias_ptr,
+    token,
+    num_tokens,
+    num_experts: tl.constexpr,
+    block_e: tl.constexpr,
+    parts: tl.constexpr,
+):
+    """(experts, their scores, the same with the bias by which they are chosen) of one token."""
+    expert = tl.arange(0, block_e)
+    inside = expert < num_experts
+    logit = tl.zeros([block_e], tl.float32)
+    at = logit_ptr + token * num_experts + expert
+    for _ in tl.static_range(parts):
+        logit += tl.load(at, mask=inside, other=0.0)
+        at += num_tokens * num_experts
+    score = 1.0 / (1.0 + tl.exp(-logit))
+    bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
+    biased = tl.where(inside, score + bias, float("-inf"))
+    return expert, score, biased
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def select_kernel(
     logit_ptr,
@@ -119,16 +143,9 @@ def select_kernel(
     """The experts of one token and their weights."""
     follow()
     token = tl.program_id(0).to(tl.int64)
-    expert = tl.arange(0, block_e)
-    inside = expert < num_experts
-    logit = tl.zeros([block_e], tl.float32)
-    at = logit_ptr + token * num_experts + expert
-    for _ in tl.static_range(parts):
-        logit += tl.load(at, mask=inside, other=0.0)
-        at += num_tokens * num_experts
-    score = 1.0 / (1.0 + tl.exp(-logit))
-    bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
-    biased = tl.where(inside, score + bias, float("-inf"))
+    expert, score, biased = scores_of(
+        logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
+    )
     place = tl.arange(0, block_k)
     chosen = tl.zeros([block_k], tl.int32)
     weights = tl.zeros([block_k], tl.float32)
@@ -160,16 +177,10 @@ def places(
 
     Of equal scores the first expert comes first, and scores that are no numbers come last.
     """
-    expert = tl.arange(0, block_e)
-    inside = expert < num_experts
-    logit = tl.zeros([block_e], tl.float32)
-    at = logit_ptr + token * num_experts + expert
-    for _ in tl.static_range(parts):
-        logit += tl.load(at, mask=inside, other=0.0)
-        at += num_tokens * num_experts
-    score = 1.0 / (1.0 + tl.exp(-logit))
-    biased = score + tl.load(bias_ptr + expert, mask=inside, other=0.0)
-    biased = tl.where(inside & (biased == biased), biased, float("-inf"))
+    expert, score, biased = scores_of(
+        logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
+    )
+    biased = tl.where(biased == biased, biased, float("-inf"))
     is_more = biased[:, None] > biased[None, :]
     is_first = (biased[:, None] == biased[None, :]) & (expert[:, None] < expert[None, :])
     return expert, score, tl.sum((is_more | is_first).to(tl.int32), axis=0)
