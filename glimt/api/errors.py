@@ -13,6 +13,8 @@ from starlette.responses import Response
 from glimt.api.error_table import ERRORS, ErrorRow
 from glimt.errors import EngineDied, GlimtError, Overloaded, RequestError
 
+RETRY_SOON = {"Retry-After": "5"}  # of every 503: about as long as an engine takes to come back
+
 
 class HttpError(GlimtError):
     """A failure of the HTTP request itself; `code` is one of the table's."""
@@ -30,7 +32,7 @@ class Draining(HttpError):
         super().__init__(
             "not_ready",
             "the server is shutting down; try another one",
-            {"Retry-After": "5", "Connection": "close"},
+            {**RETRY_SOON, "Connection": "close"},
         )
 
 
@@ -38,7 +40,7 @@ class Paused(HttpError):
     """An operator has paused the server."""
 
     def __init__(self) -> None:
-        super().__init__("paused", "the server is paused; try again later", {"Retry-After": "5"})
+        super().__init__("paused", "the server is paused; try again later", RETRY_SOON)
 
 
 class FirstTokenTimeout(HttpError):
@@ -90,8 +92,6 @@ class AnthropicErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 Dialect = Literal["openai", "anthropic"]
 
-_ENGINE_RESTART_S = 5
-
 
 def row_of(error: Exception) -> ErrorRow:
     """The table's row for an exception; what nobody raised on purpose is an internal error."""
@@ -126,7 +126,7 @@ def headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, Overloaded):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     if isinstance(error, EngineDied):
-        return {"Retry-After": str(_ENGINE_RESTART_S)}
+        return RETRY_SOON
     if status_of(error) == 500:
         return {"x-should-retry": "false"}
     return {}

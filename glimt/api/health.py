@@ -3,6 +3,7 @@
 import msgspec
 from starlette.responses import Response
 
+from glimt.api.errors import RETRY_SOON
 from glimt.api.state import ApiState
 
 # An engine speaks after each step, and twice a second when idle. A long step is no hang, so
@@ -56,12 +57,16 @@ def readyz(state: ApiState) -> Response:
 
 def health(state: ApiState) -> Response:
     """GET /health and /ping: readiness without a body, as vLLM's clients know it."""
-    return Response(status_code=200 if reason_not_ready(state) is None else 503)
+    return _response(reason_not_ready(state), b"")
 
 
 def _answer(reason: str | None) -> Response:
-    return Response(
-        msgspec.json.encode(Health(reason or "ok")),
-        status_code=200 if reason is None else 503,
-        media_type="application/json",
-    )
+    response = _response(reason, msgspec.json.encode(Health(reason or "ok")))
+    response.headers["content-type"] = "application/json"
+    return response
+
+
+def _response(reason: str | None, body: bytes) -> Response:
+    if reason is None:
+        return Response(body)
+    return Response(body, status_code=503, headers=RETRY_SOON)

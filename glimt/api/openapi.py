@@ -205,6 +205,6 @@ def headers_of(route: ApiRoute, status: int) -> list[Header]:
         headers.append(IGNORED_FIELDS)
     if route.errors == "anthropic":
         headers.append(REQUEST_ID)
-    if status in STATUS_HEADERS and not route.is_probe:
+    if status in STATUS_HEADERS:
         headers.append(STATUS_HEADERS[status])
     return headers

@@ -198,7 +198,12 @@ async def test_a_draining_server_takes_nothing_new_and_finishes_what_runs() -> N
         reply = await serving.call(body=chat_body())
         assert (reply.status, reply.headers["connection"]) == (503, "close")
         assert "retry-after" in reply.headers
-        assert (await serving.call("GET", "/readyz")).json() == {"status": "draining"}
+        ready = await serving.call("GET", "/readyz")
+        assert ready.json() == {"status": "draining"}
+        assert ready.headers["content-type"] == "application/json"
+        for path in ("/readyz", "/health", "/ping"):
+            probe = await serving.call("GET", path)
+            assert (probe.status, probe.headers["retry-after"]) == (503, "5")
         async with Running(serving.engine):
             await serving.client.drain()
             assert (await task).status == 200
@@ -218,7 +223,10 @@ async def test_an_engine_that_says_nothing_turns_readiness_red_and_much_later_li
     statuses = []
     for silence_s in (20.0, 40.0, 200.0):
         serving.clock.now_s = 1000.0 + silence_s
-        statuses.append([(await serving.ask("GET", path)).status for path in ("/readyz", "/livez")])
+        probes = [await serving.ask("GET", path) for path in ("/readyz", "/livez")]
+        statuses.append([probe.status for probe in probes])
+        for probe in probes:
+            assert ("retry-after" in probe.headers) == (probe.status == 503)
     assert statuses == [[200, 200], [503, 200], [503, 503]]
     assert "said nothing for 200 s" in (await serving.ask("GET", "/livez")).json()["status"]
 

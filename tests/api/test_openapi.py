@@ -135,8 +135,10 @@ async def test_a_probe_that_says_no_is_documented() -> None:
     serving.engine.die()
     for path in ("/health", "/ping", "/readyz"):
         reply = await serving.call("GET", path, headers=HEADERS)
-        content = the_document()["paths"][path]["get"]["responses"][str(reply.status)]["content"]
-        assert set(content) == ({"application/json"} if reply.body else set())
+        told = the_document()["paths"][path]["get"]["responses"][str(reply.status)]
+        assert set(told["content"]) == ({"application/json"} if reply.body else set())
+        assert "Retry-After" in told["headers"]
+        assert "retry-after" in reply.headers
 
 
 def test_generated_requests_get_through_often_enough() -> None:
