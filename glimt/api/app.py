@@ -19,12 +19,14 @@ def create_app(state: ApiState) -> ASGIApp:
     """The whole application over `state`.
 
     From outside in: browsers' cross-origin checks (only if origins are allowed), identity, route
-    and errors, size of the head, key, body, endpoint. A key is asked for before a body is read,
-    and for every path, known or not, beside the open ones.
+    and errors, size of the head, key, address and method, body, endpoint. A key is asked for before
+    a body is read, and for every path, known or not, beside the open ones; where nobody reads a
+    body, nothing is wrong with it.
     """
     routes = route_table(state)
-    app: ASGIApp = _Dispatch(state, routes)
+    app: ASGIApp = _Dispatch(state)
     app = BodyLimits(app, state.limits, state.clock)
+    app = _Address(app, routes)
     app = Auth(app, state.api_keys, state.admin_keys)
     app = HeadLimits(app, state.limits)
     app = Boundary(
@@ -61,14 +63,13 @@ def _tracing(state: ApiState) -> Tracing | None:
     )
 
 
-class _Dispatch:
-    """Calls the endpoint of the route that the call was found to mean.
-
-    Raises HttpError 404 for no route, 405 for a method that it does not have.
+class _Address:
+    """Passes on what has a route. Raises HttpError 404 for no route, 405 for a method that it does
+    not have.
     """
 
-    def __init__(self, state: ApiState, routes: RouteTable) -> None:
-        self._state = state
+    def __init__(self, app: ASGIApp, routes: RouteTable) -> None:
+        self._app = app
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +84,21 @@ class _Dispatch:
             allowed = ", ".join(methods)
             text = f"the methods here are {allowed}"
             raise HttpError("method_not_allowed", text, {"Allow": allowed})
-        await route.endpoint(self._state, scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+class _Dispatch:
+    """Calls the endpoint of the route that the call was found to mean."""
+
+    def __init__(self, state: ApiState) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        call: Call = scope["glimt.call"]
+        if call.match is None:
+            raise ValueError("nothing without a route may come here")
+        await call.match.route.endpoint(self._state, scope, receive, send)
 
 
 def _nothing_here(path: str, routes: RouteTable) -> str:

@@ -177,6 +177,32 @@ async def test_a_wrong_method_is_a_405_that_names_the_right_ones() -> None:
             assert set(route.methods) <= set(reply.headers["allow"].split(", "))
 
 
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        ([(b"content-type", b"multipart/form-data; boundary=x")], 3),
+        ([(b"content-type", b"text/plain"), (b"content-encoding", b"gzip")], 3),
+        ([(b"content-type", b"audio/mpeg"), (b"transfer-encoding", b"chunked")], 0),
+        ([JSON], 2000),
+    ],
+)
+async def test_whatever_is_sent_an_address_comes_before_what_is_sent_there(
+    content: list[tuple[bytes, bytes]], size: int
+) -> None:
+    for path, method, status, says in (
+        ("/v1/audio/transcriptions", "POST", 404, "this server has no audio/transcriptions"),
+        ("/v1/chat/completions", "PUT", 405, "the methods here are POST"),
+        ("/v1/models", "POST", 405, "the methods here are GET, HEAD"),
+    ):
+        serving = Serving(limits=LIMITS, api_keys=(KEY,))
+        headers = [HOST, (b"x-api-key", KEY.encode()), *content]
+        reply = await serving.ask(method, path, body=b"-" * size, headers=headers)
+        assert reply.status == status
+        assert says in reply.error["message"]
+        reply = await serving.ask(method, path, body=b"-" * size, headers=[HOST, *content])
+        assert reply.status == 401
+
+
 LIMITS = HttpLimits(max_body_bytes=1000, body_timeout_s=0.01, max_headers=10, max_header_bytes=200)
 
 
