@@ -15,13 +15,13 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayError
 
 from glimt.config import Settings
-from glimt.errors import BadSettings, StartupError
+from glimt.errors import BadSettings
 from glimt.placement import ray_cluster
 from glimt.placement.layout import Group, Resource, Wish, groups_of
 from glimt.placement.meetings import Meetings
@@ -38,7 +38,6 @@ from glimt.placement.orders import (
 from glimt.processes import child
 from glimt.processes.children import Backoff, exit_text
 from glimt.processes.control import (
-    Refused,
     Stop,
     ToChild,
 )
@@ -297,7 +296,7 @@ def run(start: PlacerStart, line: ControlLine[ToChild]) -> None:
     raise BadSettings(places.refusals.get())
 
 
-def _leave(status: int) -> None:
+def _leave(status: int) -> NoReturn:
     """Let Ray end what was placed, and its own processes if they were started here. Killed before,
     those would linger for a minute.
     """
@@ -322,9 +321,8 @@ def main() -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     threading.Thread(target=_follow, args=(line,), name="control-line", daemon=True).start()
     try:
-        run(start, line)
-    except StartupError as error:
-        line.send(Refused(str(error)))
+        with child.refusing(line, _leave):
+            run(start, line)
     except RayError as error:
         _say(f"Ray's cluster is lost: {_shortened(error)}")
     _leave(2)

@@ -1,10 +1,16 @@
-"""What every child process begins with: its line to the parent, and what it was started as."""
+"""How every child process begins: its line to the parent, what it was started as, and the word to
+the parent if that cannot be.
+"""
 
 import argparse
+import contextlib
 import sys
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
 
+from glimt.errors import StartupError
 from glimt.processes.control import (
+    Refused,
     ToChild,
 )
 from glimt.processes.control_line import ControlLine, child_line
@@ -25,3 +31,17 @@ def begin(kind: type[Start], description: str | None) -> tuple[Start, ControlLin
     if not isinstance(start, kind):
         sys.exit(1)
     return start, line
+
+
+@contextlib.contextmanager
+def refusing(
+    line: ControlLine[ToChild], leave: Callable[[int], NoReturn] = sys.exit
+) -> Iterator[None]:
+    """A StartupError raised within is told to the parent (`Refused`), and ends the process with
+    status 2, by `leave`.
+    """
+    try:
+        yield
+    except StartupError as error:
+        line.send(Refused(str(error)))
+        leave(2)

@@ -6,7 +6,6 @@ second how the loop is getting on, so that a hanging device does not look like a
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ import torch
 from glimt.arena import SharedArena
 from glimt.engine.lockstep import Wave
 from glimt.engine.loop import EngineLoop
-from glimt.errors import ReplicaLost, StartupError
+from glimt.errors import ReplicaLost
 from glimt.log import set_up
 from glimt.parallel.mesh import Mesh
 from glimt.processes import child
@@ -218,11 +217,8 @@ def main() -> None:
     )
     use_spare_cores(start.num_ranks_here)
     line.send(Phase("python and imports", process_age_s()))
-    try:
+    with child.refusing(line):
         run(start, line)
-    except StartupError as error:
-        line.send(Refused(str(error)))
-        sys.exit(2)
 
 
 if __name__ == "__main__":

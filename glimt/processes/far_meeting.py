@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -14,7 +13,7 @@ from glimt.errors import StartupError
 from glimt.log import set_up
 from glimt.processes import child
 from glimt.processes.children import end_with_parent
-from glimt.processes.control import Refused, ToChild
+from glimt.processes.control import ToChild
 from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import Admitted, FarLink, Introduction
 from glimt.processes.far_start import FarStart
@@ -57,11 +56,8 @@ def run_far(
     async def serve() -> None:
         await make(start, line).run()
 
-    try:
+    with child.refusing(line):
         uvloop.run(serve())
-    except StartupError as error:
-        line.send(Refused(str(error)))
-        sys.exit(2)
 
 
 async def let_in(

@@ -13,7 +13,6 @@ import numpy as np
 
 from glimt.arena import SharedArena
 from glimt.engine.plan import TokenMasks
-from glimt.errors import StartupError
 from glimt.log import set_up
 from glimt.parallel.group import Meeting
 from glimt.processes import child
@@ -23,7 +22,6 @@ from glimt.processes.control import (
     PeerStart,
     Phase,
     Ready,
-    Refused,
     Stop,
     ToChild,
 )
@@ -144,10 +142,8 @@ def main() -> None:
     set_up(engine.log_level, as_json=engine.log_json, name=f"peer-{engine.index}.{start.rank}")
     use_spare_cores(engine.num_ranks_here)
     try:
-        run(start, line)
-    except StartupError as error:
-        line.send(Refused(str(error)))
-        os._exit(2)
+        with child.refusing(line, os._exit):
+            run(start, line)
     except Exception:
         log.exception("this rank cannot go on")
         os._exit(1)

@@ -24,7 +24,6 @@ from glimt.api.state import ApiState, HttpLimits, Lifecycle
 from glimt.arena import SharedArena
 from glimt.board import Board
 from glimt.checkpoint import checkpoint_file
-from glimt.errors import StartupError
 from glimt.frontend.arena_pool import ArenaPool, PixelPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
@@ -48,7 +47,6 @@ from glimt.processes.control import (
     MediaWorkerDown,
     Notice,
     Ready,
-    Refused,
     ServerStart,
     Stop,
     ToChild,
@@ -312,11 +310,8 @@ def main() -> None:
     async def serve() -> None:
         await ServerProcess(start, line).run()
 
-    try:
+    with child.refusing(line):
         uvloop.run(serve())
-    except StartupError as error:
-        line.send(Refused(str(error)))
-        sys.exit(2)
 
 
 if __name__ == "__main__":
