@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 import uvloop
@@ -13,9 +13,9 @@ from glimt.errors import StartupError
 from glimt.log import set_up
 from glimt.processes import child
 from glimt.processes.children import end_with_parent
-from glimt.processes.control import ToChild
+from glimt.processes.control import Alive, ToChild
 from glimt.processes.control_line import ControlLine
-from glimt.processes.far_link import Admitted, FarLink, Introduction
+from glimt.processes.far_link import BEAT_S, Admitted, Beat, FarLink, Introduction
 from glimt.processes.far_start import FarStart
 from glimt.processes.node_link import (
     HANDSHAKE_LIMIT_S,
@@ -25,6 +25,8 @@ from glimt.processes.node_link import (
     examine,
     introduce,
 )
+from glimt.processes.preflight import Facts, differences
+from glimt.processes.tasks import Tasks
 
 REJOIN_LIMIT_S = 600.0  # of tries to reach the head, before giving up
 RETRY_S = 1.0
@@ -60,7 +62,46 @@ def run_far(
         uvloop.run(serve())
 
 
-async def let_in(
+async def let_in_all(
+    listener: socket.socket,
+    token: str,
+    objection: Callable[[Introduction], str],
+    work_with: Callable[[FarLink, Introduction], Coroutine[Any, Any, None]],
+    tasks: Tasks,
+    log: logging.Logger,
+) -> None:
+    """Let machines in that connect, for ever; `work_with` each in a task of its own."""
+
+    async def meet(connection: socket.socket, address: str) -> None:
+        found = await _let_in(connection, address, token, objection, log)
+        if found is not None:
+            await work_with(*found)
+
+    loop = asyncio.get_running_loop()
+    while True:
+        connection, (address, *_) = await loop.sock_accept(listener)
+        tasks.spawn(meet(connection, str(address)))
+
+
+async def beat(line: ControlLine[ToChild], links: Callable[[], Sequence[FarLink]]) -> None:
+    """Say that this process lives, to its supervisor and to the other ends of `links`, and give up
+    those that do not; for ever.
+    """
+    while True:
+        line.send(Alive(0.0), waits=False)
+        for link in links():
+            link.send(Beat(time.monotonic()))
+            link.give_up_if_silent()
+        await asyncio.sleep(BEAT_S)
+
+
+def difference(facts: Facts, who: Introduction) -> str:
+    """Why that machine cannot work with the head, whose `facts` are given; empty if it can."""
+    found = differences(facts, who.facts, "the head")
+    return f"{who.name} differs from the head: {'; '.join(found)}" if found else ""
+
+
+async def _let_in(
     connection: socket.socket,
     address: str,
     token: str,

@@ -14,10 +14,8 @@ lost takes its replicas' requests along, and may come again.
 import asyncio
 import contextlib
 import logging
-import socket
 import sys
 import time
-from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -26,7 +24,6 @@ from glimt.arena import SharedArena
 from glimt.processes.announcing import waiting_for
 from glimt.processes.cluster import REMIND_S, listen
 from glimt.processes.control import (
-    Alive,
     EngineDown,
     EngineLeaving,
     EngineUp,
@@ -38,7 +35,6 @@ from glimt.processes.control import (
 )
 from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import (
-    BEAT_S,
     Admitted,
     Beat,
     FarLink,
@@ -52,11 +48,11 @@ from glimt.processes.far_link import (
     ToReplica,
     span,
 )
-from glimt.processes.far_meeting import let_in, run_far
+from glimt.processes.far_meeting import beat, difference, let_in_all, run_far
 from glimt.processes.far_start import GateStart
 from glimt.processes.far_work import FarArena, FarWork
 from glimt.processes.node_link import LinkLost
-from glimt.processes.preflight import differences
+from glimt.processes.tasks import Tasks
 from glimt.transport import AsyncInbox, Outbox, encode
 from glimt.wire import EngineInbound, EngineInfo, Outputs, PixelRef, ResetCaches
 
@@ -105,23 +101,20 @@ class Gate:
         self._dead: set[int] = set()  # servers of which something may still arrive
         self._to_forget: set[int] = set()  # dead ones of which nothing arrives any more
         self._num_inboxes = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ended = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks()
 
     async def run(self) -> None:
         """Until told to stop, or the supervisor is gone."""
         asyncio.get_running_loop().add_reader(self._line.fileno(), self._on_control)
-        for forever in (self._accept(), self._beat(), self._remind()):
-            self._spawn(forever)
+        for forever in (self._let_in_all(), self._beat(), self._remind()):
+            self._tasks.spawn(forever)
         self._line.send(Ready())
         try:
-            await self._ended
+            await self._tasks.wait()
             await self._stop_machines()
         finally:
             asyncio.get_running_loop().remove_reader(self._line.fileno())
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._tasks.cancel()
             self._listener.close()
             for outbox in self._outboxes:
                 outbox.close()
@@ -136,30 +129,17 @@ class Gate:
                 for machine in self._machines:
                     await machine.link.flush()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_end)
-        return task
-
-    def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        """One that raises takes the process along: the supervisor starts another."""
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self._ended.done():
-            self._ended.set_exception(error)
-
     def _on_control(self) -> None:
         match self._line.receive():
             case None:
                 sys.exit("the supervisor is gone")
-            case Stop() if not self._ended.done():
-                self._ended.set_result(None)
+            case Stop():
+                self._tasks.end()
             case ServerGone(server):
                 self._outboxes[server].close()  # what is on its way must not reach its successor
                 self._outboxes[server] = Outbox(self._start.server_inboxes[server])
                 self._dead.add(server)
-                self._spawn(self._forget(server))
+                self._tasks.spawn(self._forget(server))
             case _:
                 pass
 
@@ -180,17 +160,10 @@ class Gate:
 
     # ----------------------------------------------------------------------------- letting in
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            connection, (address, *_) = await loop.sock_accept(self._listener)
-            self._spawn(self._serve(connection, str(address)))
-
-    async def _serve(self, connection: socket.socket, address: str) -> None:
-        """From a connection to its end."""
-        found = await let_in(connection, address, self._start.token, self._objection, log)
-        if found is not None:
-            await self._work_with(self._machine(*found))
+    async def _let_in_all(self) -> None:
+        await let_in_all(
+            self._listener, self._start.token, self._objection, self._work_with, self._tasks, log
+        )
 
     def _objection(self, who: Introduction) -> str:
         start, copies = self._start, who.copies
@@ -203,8 +176,7 @@ class Gate:
         for other in self._machines:
             if set(copies) & set(other.copies):
                 return f"{who.name}: there is a {other.name} already"
-        found = differences(start.facts, who.facts, "the head")
-        return f"{who.name} differs from the head: {'; '.join(found)}" if found else ""
+        return difference(start.facts, who)
 
     def _machine(self, link: FarLink, who: Introduction) -> Machine:
         work = FarWork(
@@ -227,8 +199,9 @@ class Gate:
 
     # ------------------------------------------------------------------------------- carrying
 
-    async def _work_with(self, machine: Machine) -> None:
+    async def _work_with(self, link: FarLink, who: Introduction) -> None:
         """Until it is lost."""
+        machine = self._machine(link, who)
         self._machines.append(machine)
         machine.link.send(Admitted())
         log.info("%s is there", machine.name)
@@ -238,7 +211,7 @@ class Gate:
         except LinkLost as error:
             if machine.is_leaving:
                 log.info("%s has left", machine.name)
-            elif not self._ended.done():
+            elif not self._tasks.have_ended:
                 log.warning("%s is lost: %s", machine.name, error)
         finally:
             machine.link.close()
@@ -280,7 +253,7 @@ class Gate:
         self._num_inboxes += 1  # an address of its own: messages for a lost replica reach no other
         address = f"{self._start.inboxes}-{self._num_inboxes}"
         inbox: AsyncInbox[EngineInbound] = AsyncInbox(address, EngineInbound)
-        machine.inboxes[index] = inbox, self._spawn(self._carry(machine, index, inbox))
+        machine.inboxes[index] = inbox, self._tasks.spawn(self._carry(machine, index, inbox))
         self._line.send(EngineUp(index=index, address=address, info=info))
 
     def _down(self, machine: Machine, index: int) -> None:
@@ -297,13 +270,7 @@ class Gate:
     # -------------------------------------------------------------------------------- looking
 
     async def _beat(self) -> None:
-        """Say that this process lives, and give up machines that do not."""
-        while True:
-            self._line.send(Alive(0.0), waits=False)
-            for machine in self._machines:
-                machine.link.send(Beat(time.monotonic()))
-                machine.link.give_up_if_silent()
-            await asyncio.sleep(BEAT_S)
+        await beat(self._line, lambda: [machine.link for machine in self._machines])
 
     async def _remind(self) -> None:
         """Name the replicas that nobody has brought, at the start and every so often."""

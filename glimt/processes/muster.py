@@ -13,28 +13,24 @@ import asyncio
 import logging
 import socket
 import sys
-import time
-from collections.abc import Coroutine
-from typing import Any
 
 import msgspec
 
 from glimt.processes.announcing import waiting_for
 from glimt.processes.cluster import REMIND_S, listen
 from glimt.processes.control import (
-    Alive,
     Ready,
     Stop,
     ToChild,
 )
 from glimt.processes.control_line import ControlLine
-from glimt.processes.far_link import BEAT_S, Admitted, Beat, FarLink, Introduction
-from glimt.processes.far_meeting import find_head, let_in, run_far
+from glimt.processes.far_link import Admitted, Beat, FarLink, Introduction
+from glimt.processes.far_meeting import beat, difference, find_head, let_in_all, run_far
 from glimt.processes.far_start import MusterStart
 from glimt.processes.group_messages import GroupBegins, GroupEnds, GroupQuiet
 from glimt.processes.node_link import LinkLost
-from glimt.processes.preflight import differences
 from glimt.processes.roll_call import Member, RollCall
+from glimt.processes.tasks import Tasks
 
 log = logging.getLogger("glimt.processes.muster")
 
@@ -47,14 +43,13 @@ class Muster:
     def __init__(self, start: MusterStart, line: ControlLine[ToChild]) -> None:
         self._start = start
         self._line = line
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks()
 
     async def run(self) -> None:
         """Until told to stop, or the supervisor is gone. Raises StartupError, and LinkLost."""
         asyncio.get_running_loop().add_reader(self._line.fileno(), self._on_control)
         self._begin()
-        await self._ended
+        await self._tasks.wait()
 
     def _begin(self) -> None:
         """Begin to work."""
@@ -68,24 +63,12 @@ class Muster:
         match self._line.receive():
             case None:
                 sys.exit("the supervisor is gone")
-            case Stop() if not self._ended.done():
-                self._ended.set_result(None)
+            case Stop():
+                self._tasks.end()
             case GroupQuiet() as quiet:
                 self._on_quiet(quiet)
             case _:
                 pass
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_end)
-
-    def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        """One that raises takes the process along: the supervisor starts another."""
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self._ended.done():
-            self._ended.set_exception(error)
 
     def _tell(self, message: GroupBegins | GroupEnds, own_address: str) -> None:
         """What all machines are told, to this one's supervisor."""
@@ -118,26 +101,25 @@ class Caller(Muster):
             self._roll.join(self._own)
 
     def _begin(self) -> None:
-        for forever in (self._accept(), self._beat(), self._remind()):
-            self._spawn(forever)
+        for forever in (
+            self._let_in_all(),
+            beat(self._line, lambda: self._links),
+            self._remind(),
+        ):
+            self._tasks.spawn(forever)
         self._line.send(Ready())
 
     def _on_quiet(self, quiet: GroupQuiet) -> None:
         if self._own is not None:
             self._roll.quiet(self._own, quiet.number)
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            connection, (address, *_) = await loop.sock_accept(self._listener)
-            self._spawn(self._serve(connection, str(address)))
+    async def _let_in_all(self) -> None:
+        await let_in_all(
+            self._listener, self._start.token, self._objection, self._serve, self._tasks, log
+        )
 
-    async def _serve(self, connection: socket.socket, address: str) -> None:
-        """A machine, from its connection to its loss."""
-        found = await let_in(connection, address, self._start.token, self._objection, log)
-        if found is None:
-            return
-        link, who = found
+    async def _serve(self, link: FarLink, who: Introduction) -> None:
+        """A machine that was let in, until its loss."""
         member = Member(who.name, who.copies, link.other_address, link.send)
         self._links.append(link)
         self._roll.join(member)
@@ -153,7 +135,7 @@ class Caller(Muster):
                     case _:
                         raise LinkLost("it says what it should not")
         except LinkLost as error:
-            if not self._ended.done():
+            if not self._tasks.have_ended:
                 log.warning(
                     "%s is lost, and all that share experts with it end: %s", member.name, error
                 )
@@ -165,17 +147,7 @@ class Caller(Muster):
     def _objection(self, who: Introduction) -> str:
         if objection := self._roll.objection(who.name, who.copies):
             return objection
-        found = differences(self._start.facts, who.facts, "the head")
-        return f"{who.name} differs from the head: {'; '.join(found)}" if found else ""
-
-    async def _beat(self) -> None:
-        """Say that this process lives, and give up machines that do not."""
-        while True:
-            self._line.send(Alive(0.0), waits=False)
-            for link in self._links:
-                link.send(Beat(time.monotonic()))
-                link.give_up_if_silent()
-            await asyncio.sleep(BEAT_S)
+        return difference(self._start.facts, who)
 
     async def _remind(self) -> None:
         """Name the copies without which none can begin, at the start and every so often."""
@@ -193,7 +165,7 @@ class Answerer(Muster):
     _link: FarLink | None = None
 
     def _begin(self) -> None:
-        self._spawn(self._serve())
+        self._tasks.spawn(self._serve())
 
     def _on_quiet(self, quiet: GroupQuiet) -> None:
         if self._link is not None:
@@ -210,7 +182,7 @@ class Answerer(Muster):
         link = await find_head(start.host, start.port, start.token, who, log)
         self._link = link
         self._line.send(Ready())
-        self._spawn(self._beat(link))
+        self._tasks.spawn(beat(self._line, lambda: [link]))
         while True:
             match await link.receive():
                 case GroupBegins() | GroupEnds() as message:
@@ -219,14 +191,6 @@ class Answerer(Muster):
                     pass
                 case _:
                     raise LinkLost("the head says what it should not")
-
-    async def _beat(self, link: FarLink) -> None:
-        """Say that this process lives, to both sides."""
-        while True:
-            self._line.send(Alive(0.0), waits=False)
-            link.send(Beat(time.monotonic()))
-            link.give_up_if_silent()
-            await asyncio.sleep(BEAT_S)
 
 
 def _member(start: MusterStart, line: ControlLine[ToChild]) -> "Caller | Answerer":

@@ -10,15 +10,12 @@ import asyncio
 import logging
 import socket
 import sys
-import time
-from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
 from glimt.arena import SharedArena
 from glimt.processes.control import (
-    Alive,
     Drain,
     EngineDown,
     EngineUp,
@@ -29,7 +26,6 @@ from glimt.processes.control import (
 )
 from glimt.processes.control_line import ControlLine
 from glimt.processes.far_link import (
-    BEAT_S,
     Beat,
     FarLink,
     FromReplica,
@@ -41,9 +37,10 @@ from glimt.processes.far_link import (
     ReplicaUp,
     ToReplica,
 )
-from glimt.processes.far_meeting import find_head, run_far
+from glimt.processes.far_meeting import beat, find_head, run_far
 from glimt.processes.far_start import UplinkStart
 from glimt.processes.node_link import LinkLost
+from glimt.processes.tasks import Tasks
 from glimt.transport import AsyncInbox, Outbox
 from glimt.wire import PixelRef
 
@@ -61,16 +58,15 @@ class Uplink:
         self._engines: dict[int, EngineUp] = {}
         self._outboxes: dict[int, Outbox] = {}
         self._link: FarLink | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks()
 
     async def run(self) -> None:
         """Until the connection is lost (LinkLost) or there is no more need of it. Raises
         StartupError if the head turns this machine away, or is not found.
         """
         asyncio.get_running_loop().add_reader(self._line.fileno(), self._on_control)
-        self._spawn(self._serve())
-        await self._ended
+        self._tasks.spawn(self._serve())
+        await self._tasks.wait()
 
     async def _serve(self) -> None:
         start = self._start
@@ -86,20 +82,10 @@ class Uplink:
         for engine_up in self._engines.values():
             link.send(ReplicaUp(engine_up.index, engine_up.info))
         self._line.send(Ready())
-        self._spawn(self._beat(link))
-        self._spawn(self._carry_outputs(link))
-        while not self._ended.done():
+        self._tasks.spawn(beat(self._line, lambda: [link]))
+        self._tasks.spawn(self._carry_outputs(link))
+        while not self._tasks.have_ended:
             self._obey(await link.receive())
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        task.add_done_callback(self._on_task_end)
-        self._tasks.append(task)
-
-    def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not self._ended.done():
-            self._ended.set_exception(error)
 
     # ------------------------------------------------------------------------------- carrying
 
@@ -114,7 +100,7 @@ class Uplink:
                 pass
             case HeadStops():
                 self._line.send(HeadEnded())
-                self._end()
+                self._tasks.end()
             case _:
                 raise LinkLost("the head says what it should not")
 
@@ -122,14 +108,6 @@ class Uplink:
         while True:
             for frame in await self._inbox.receive():
                 link.send(FromReplica(bytes(frame)))
-
-    async def _beat(self, link: FarLink) -> None:
-        """Say that this process lives, to both sides."""
-        while True:
-            self._line.send(Alive(0.0), waits=False)
-            link.send(Beat(time.monotonic()))
-            link.give_up_if_silent()
-            await asyncio.sleep(BEAT_S)
 
     # --------------------------------------------------------------------------- control line
 
@@ -151,7 +129,7 @@ class Uplink:
             case Drain() if link is not None:
                 link.send(NodeLeaves())
             case Drain() | Stop():
-                self._end()
+                self._tasks.end()
             case _:
                 pass
 
@@ -159,10 +137,6 @@ class Uplink:
         self._engines.pop(index, None)
         if (outbox := self._outboxes.pop(index, None)) is not None:
             outbox.close()
-
-    def _end(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
 
 
 def main() -> None:
