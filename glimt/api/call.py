@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glimt.api.errors import ClientLeft, Dialect, error_response, status_of
-from glimt.api.route import Match, RouteTable
+from glimt.api.route import ANTHROPIC_HEADER, Match, RouteTable
 from glimt.api.tracing import Tracing
 from glimt.errors import Overloaded
 from glimt.frontend.engine_view import COPY_HEADER
@@ -30,6 +30,7 @@ class Call:
     label: str | None  # the client's X-Request-Id, only ever echoed and logged
     arrival_s: float
     match: Match | None  # what its path means; None = nothing
+    dialect: Dialect  # whose answer the client reads
     copy: str | None = None  # X-Data-Parallel-Rank: the copy of the model that shall answer
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -71,7 +72,14 @@ class Boundary:
             return
         match = self._routes.find(_own_path(scope))
         headers = scope["headers"]
-        call = Call(self._new_id(), _label(headers), self._clock(), match, _copy(headers))
+        call = Call(
+            id=self._new_id(),
+            label=_label(headers),
+            arrival_s=self._clock(),
+            match=match,
+            dialect=_dialect(match, scope),
+            copy=_copy(headers),
+        )
         scope["glimt.call"] = call
         status: int | None = None
         num_bytes = 0
@@ -109,7 +117,7 @@ class Boundary:
             self._metrics.rejections.inc()
         if status is not None:
             raise error  # the answer has begun: closing the connection is all that is left
-        await error_response(error, call.id, _dialect(call, scope))(scope, receive, send)
+        await error_response(error, call.id, call.dialect)(scope, receive, send)
         return status_of(error)
 
     def _finish(self, call: Call, scope: Scope, status: int | None, num_bytes: int) -> None:
@@ -172,11 +180,14 @@ def _own_path(scope: Scope) -> str:
     return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
 
-def _dialect(call: Call, scope: Scope) -> Dialect:
-    """Whose errors the client reads, at addresses that lead nowhere as well."""
-    if call.match is not None:
-        return call.match.route.errors
-    return "anthropic" if _own_path(scope).startswith("/v1/messages/") else "openai"
+def _dialect(match: Match | None, scope: Scope) -> Dialect:
+    """Whose answer the client reads, at addresses that lead nowhere as well."""
+    is_anthropics = any(name == ANTHROPIC_HEADER for name, _ in scope["headers"])
+    if match is None:
+        is_anthropics = is_anthropics or _own_path(scope).startswith("/v1/messages/")
+    elif match.route.anthropic_answer is None:
+        return match.route.errors
+    return "anthropic" if is_anthropics else "openai"
 
 
 def _label(headers: list[tuple[bytes, bytes]]) -> str | None:

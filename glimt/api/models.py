@@ -1,12 +1,18 @@
-"""GET /v1/models: the names under which the model is served, and what one request may hold."""
+"""GET /v1/models: the names under which the model is served, and what one request may hold.
+
+OpenAI's and Anthropic's clients ask at one address, and read different answers.
+"""
 
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from starlette.datastructures import QueryParams
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from glimt.api.answering import json_response, unserved
+from glimt.api.anthropic_models import anthropic_model, anthropic_page
 from glimt.api.call import Call
 from glimt.api.state import ApiState
 
@@ -44,9 +50,15 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_models(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
-    """GET /v1/models."""
-    cards = [_card(state, name) for name in state.served_names]
-    await json_response(ModelList(data=cards))(scope, receive, send)
+    """GET /v1/models. Raises InvalidRequest for a page that Anthropic's clients cannot have."""
+    call: Call = scope["glimt.call"]
+    if call.dialect == "anthropic":
+        page = anthropic_page(state, QueryParams(scope["query_string"]))
+        response = _of_anthropic(page, call)
+    else:
+        cards = [_card(state, name) for name in state.served_names]
+        response = json_response(ModelList(data=cards))
+    await response(scope, receive, send)
 
 
 async def one_model(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +67,17 @@ async def one_model(state: ApiState, scope: Scope, receive: Receive, send: Send)
     name = call.match.argument if call.match is not None else ""
     if name not in state.served_names:
         raise unserved(state, name)
-    await json_response(_card(state, name))(scope, receive, send)
+    if call.dialect == "anthropic":
+        response = _of_anthropic(anthropic_model(state, name), call)
+    else:
+        response = json_response(_card(state, name))
+    await response(scope, receive, send)
+
+
+def _of_anthropic(value: msgspec.Struct, call: Call) -> Response:
+    response = json_response(value)
+    response.headers["request-id"] = call.id
+    return response
 
 
 def _card(state: ApiState, name: str) -> ModelCard:

@@ -11,7 +11,7 @@ import msgspec
 
 from glimt.api.error_table import ERRORS
 from glimt.api.errors import AnthropicErrorAnswer, ErrorAnswer
-from glimt.api.route import Access, ApiRoute, Work
+from glimt.api.route import ANTHROPIC_HEADER, Access, ApiRoute, Work
 from glimt.frontend.engine_view import COPY_HEADER
 
 _FAILURES = {"openai": ErrorAnswer, "anthropic": AnthropicErrorAnswer}
@@ -55,6 +55,9 @@ COPY = Header(
     COPY_HEADER,
     {"type": "integer", "minimum": 0},
     "The copy of the model that shall answer, by its number; default: the one with the least to do",
+)
+ANTHROPIC = Header(
+    ANTHROPIC_HEADER.decode(), _TEXT, "With it the answer is what Anthropic's clients expect"
 )
 ANSWER_ID = Header("X-Request-Id", _TEXT, "The client's name for the request, or the server's id")
 IGNORED_FIELDS = Header(
@@ -120,7 +123,11 @@ def _codes(route: ApiRoute, has_keys: bool) -> Iterator[str]:
 
 
 def _kinds(routes: tuple[ApiRoute, ...]) -> tuple[Any, ...]:
-    named = [kind for route in routes for kind in (route.body, route.answer, route.event)]
+    named = [
+        kind
+        for route in routes
+        for kind in (route.body, route.answer, route.anthropic_answer, route.event)
+    ]
     known = [kind for kind in named if kind is not None]
     return tuple(dict.fromkeys([*known, *_FAILURES.values()]))
 
@@ -147,9 +154,13 @@ def _parameters(route: ApiRoute) -> Iterator[dict[str, Any]]:
         schema = {"type": "string", "minLength": 1}
         yield {"name": route.parameter, "in": "path", "required": True, "schema": schema}
     for name, values in route.query.items():
-        yield {"name": name, "in": "query", "schema": {"type": "string", "enum": list(values)}}
+        schema = {"type": "string", **({"enum": list(values)} if values else {})}
+        yield {"name": name, "in": "query", "schema": schema}
     label = {"name": LABEL.name, "in": "header", "schema": LABEL.schema}
     yield {**label, "description": LABEL.meaning}
+    if route.anthropic_answer is not None:
+        version = {"name": ANTHROPIC.name, "in": "header", "schema": ANTHROPIC.schema}
+        yield {**version, "description": ANTHROPIC.meaning}
     if route.work is Work.ANSWER:
         copy = {"name": COPY.name, "in": "header", "schema": COPY.schema}
         yield {**copy, "description": COPY.meaning}
@@ -160,13 +171,14 @@ def _responses(
 ) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if route.answer_type:
-        schema = {} if route.answer is None else {"schema": by_kind[route.answer]}
-        content[route.answer_type] = schema
+        kinds = [each for each in (route.answer, route.anthropic_answer) if each is not None]
+        content[route.answer_type] = _any_of(kinds, by_kind)
     if route.event is not None:
         content["text/event-stream"] = {"schema": _event(route, by_kind)}
     success = {"description": "The answer", "content": content}
     responses: dict[str, Any] = {"200": success}
-    failure = {"application/json": {"schema": by_kind[_FAILURES[route.errors]]}}
+    dialects = {route.errors} if route.anthropic_answer is None else _FAILURES.keys()
+    failure = {"application/json": _any_of([_FAILURES[each] for each in dialects], by_kind)}
     for code, names in failures(route, has_keys=has_keys).items():
         responses[str(code)] = {"description": ", ".join(names), "content": failure}
     if route.is_probe:  # the reason, in the shape of the answer
@@ -177,6 +189,14 @@ def _responses(
             for header in headers_of(route, int(status))
         }
     return dict(sorted(responses.items()))
+
+
+def _any_of(kinds: list[Any], by_kind: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    """A body of one of these kinds; nothing is said of it if there are none."""
+    schemas = [by_kind[kind] for kind in kinds]
+    if not schemas:
+        return {}
+    return {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
 
 
 def _event(route: ApiRoute, by_kind: dict[Any, dict[str, Any]]) -> dict[str, Any]:
@@ -203,7 +223,7 @@ def headers_of(route: ApiRoute, status: int) -> list[Header]:
     headers = [ANSWER_ID]
     if status == 200 and route.body is not None:
         headers.append(IGNORED_FIELDS)
-    if route.errors == "anthropic":
+    if route.errors == "anthropic" or route.anthropic_answer is not None:
         headers.append(REQUEST_ID)
     if status in STATUS_HEADERS:
         headers.append(STATUS_HEADERS[status])

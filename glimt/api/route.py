@@ -10,6 +10,8 @@ from starlette.types import Receive, Scope, Send
 from glimt.api.errors import Dialect
 from glimt.api.state import ApiState
 
+ANTHROPIC_HEADER = b"anthropic-version"  # all of Anthropic's clients send it
+
 Endpoint = Callable[[ApiState, Scope, Receive, Send], Awaitable[None]]
 
 
@@ -43,7 +45,7 @@ class ApiRoute:
     endpoint: Endpoint
     access: Access = Access.KEY
     work: Work = Work.NONE
-    query: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # values by name
+    query: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # values by name; () = any
     body: Any = None  # msgspec type of the request's body
     max_body_bytes: int | None = None  # None = the server's limit
     answer: Any = None  # msgspec type of the answer's JSON; None = `answer_type` without schema
@@ -51,6 +53,7 @@ class ApiRoute:
     event: Any = None  # msgspec type of a streamed answer's events
     ends_with_done: bool = False  # a streamed answer ends with `data: [DONE]`
     errors: Dialect = "openai"  # whose shape they have
+    anthropic_answer: Any = None  # type of the answer to Anthropic's clients, if it is another
     is_quiet: bool = False  # no log line
     is_probe: bool = False  # a 503 is an answer here, and has its shape
 

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from glimt.api.admin_routes import ADMIN_ROUTES
 from glimt.api.answering import json_response
 from glimt.api.anthropic import count_tokens, messages
+from glimt.api.anthropic_models import QUERY, AnthropicModel, AnthropicModelPage
 from glimt.api.anthropic_schema import (
     CountRequest,
     MessagesAnswer,
@@ -167,7 +168,9 @@ ROUTES: tuple[ApiRoute, ...] = (
         methods=("GET",),
         summary="The names under which the model is served, and its limits",
         endpoint=list_models,
+        query=QUERY,
         answer=ModelList,
+        anthropic_answer=AnthropicModelPage,
     ),
     ApiRoute(
         path="/v1/models/{model}",
@@ -175,6 +178,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         summary="One of these names",
         endpoint=one_model,
         answer=ModelCard,
+        anthropic_answer=AnthropicModel,
     ),
     ApiRoute(
         path="/tokenize",

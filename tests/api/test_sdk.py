@@ -1,7 +1,8 @@
-"""The official client, and bare sockets, against a real server on a loopback port."""
+"""The official clients, and bare sockets, against a real server on a loopback port."""
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from glimt.api.tools import ToolSettings
 from tests.support.http_half import INFO, MODEL, Serving, chat_body, spoken, tokenizer
 
 openai = pytest.importorskip("openai")
+anthropic = pytest.importorskip("anthropic")
 
 QUESTION: list[Any] = [
     {
@@ -24,6 +26,10 @@ QUESTION: list[Any] = [
 
 def sdk(address: str, **options: Any) -> Any:
     return openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", **options)
+
+
+def claude(address: str) -> Any:
+    return anthropic.AsyncAnthropic(base_url=address, api_key="none", max_retries=0)
 
 
 async def test_the_official_client_streams_an_image_question() -> None:
@@ -61,6 +67,61 @@ async def test_the_official_client_reads_a_whole_answer_and_the_models() -> None
     assert logprobs.content is not None
     assert len(logprobs.content[0].top_logprobs) == 2
     assert [model.id for model in models.data] == [MODEL, "alias"]
+
+
+async def test_anthropics_client_lists_the_models_in_pages_and_looks_one_up() -> None:
+    serving = Serving(served_names=("a", "org/b", "c"))
+    async with serving.listening() as address, claude(address) as client:
+        page = await client.models.list()
+        assert [model.id for model in page.data] == ["a", "org/b", "c"]
+        assert (page.first_id, page.last_id, page.has_more) == ("a", "c", False)
+        assert page._request_id
+        model = await client.models.retrieve("org/b")
+        assert model == page.data[1]
+        assert (model.type, model.display_name, model.lifecycle) == ("model", "org/b", "active")
+        assert model.created_at == datetime(2020, 9, 13, 12, 26, 40, tzinfo=UTC)
+        assert model.max_input_tokens == model.max_tokens == INFO.max_model_len
+        assert [each.id async for each in client.models.list(limit=1)] == ["a", "org/b", "c"]
+        page = await client.models.list(before_id="c", limit=1)
+        assert ([each.id for each in page.data], page.has_more) == (["org/b"], True)
+        assert [each.id for each in (await page.get_next_page()).data] == ["a"]
+        assert (await client.models.list(lifecycle=["retired"])).data == []
+        assert len((await client.models.list(lifecycle=["active", "retired"])).data) == 3
+        serving.engine.die()
+        assert (await client.models.retrieve("a")).max_tokens is None
+
+
+async def test_anthropics_client_raises_its_own_classes_for_models() -> None:
+    serving = Serving(api_keys=("none",))
+    async with serving.listening() as address, claude(address) as client:
+        with pytest.raises(anthropic.NotFoundError) as missing:
+            await client.models.retrieve("other")
+        assert missing.value.body["error"]["type"] == "not_found_error"
+        assert missing.value.request_id
+        for fields, name in (
+            ({"limit": 0}, "limit"),
+            ({"after_id": "other"}, "after_id"),
+            ({"after_id": MODEL, "before_id": MODEL}, "before_id"),
+            ({"lifecycle": ["new"]}, "lifecycle"),
+        ):
+            with pytest.raises(anthropic.BadRequestError, match=name):
+                await client.models.list(**fields)
+        with pytest.raises(anthropic.NotFoundError, match="GET / lists all"):
+            await client.get("/v1/files", cast_to=object)
+        with pytest.raises(anthropic.AuthenticationError):
+            await client.with_options(api_key="other").models.list()
+
+
+async def test_who_does_not_ask_in_anthropics_way_gets_openais_models() -> None:
+    for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/models/other"):
+        plain = await Serving().ask("GET", path, headers=[(b"host", b"a")])
+        with_limit = await Serving().ask("GET", f"{path}?limit=none", headers=[(b"host", b"a")])
+        assert plain.json() == with_limit.json()
+        assert "request-id" not in plain.headers
+    listed = (await Serving().ask("GET", "/v1/models", headers=[(b"host", b"a")])).json()
+    assert listed.keys() == {"object", "data"}
+    card = {"id", "object", "created", "owned_by", "root", "parent", "max_model_len"}
+    assert listed["data"][0].keys() == card | {"permission", "limits"}
 
 
 async def test_the_official_client_raises_its_own_classes() -> None:
