@@ -277,6 +277,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if arguments and arguments[0] == "serve":
             refuse_elsewheres(arguments)
             refuse_empty_keys(os.environ)
+        if list(arguments[:2]) == ["bench", "serve"]:
+            from glimt.bench.words import settled
+
+            arguments = [*arguments[:2], *settled(arguments[2:], _say)]
         app(list(arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # `glimt … | head` has seen enough

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from glimt.bench.options import (
     CeilingOptions,
@@ -24,6 +24,8 @@ from glimt.bench.options import (
 )
 from glimt.bench.unknown import explain
 
+_FILE = Group.create_ordered("Where options can come from, too")
+
 app = App(
     name="bench",
     help="Measure a server.",
@@ -35,6 +37,7 @@ app = App(
 @app.command
 def serve(
     *,
+    config: Annotated[str | None, Parameter(group=_FILE)] = None,
     target: Annotated[TargetOptions, flags_of(TargetOptions)] = TargetOptions(),
     load: Annotated[LoadOptions, flags_of(LoadOptions)] = LoadOptions(),
     data: Annotated[DataOptions, flags_of(DataOptions)] = DataOptions(),
@@ -48,6 +51,11 @@ def serve(
 
     Options, table and JSON are those of `vllm bench serve`; docs/benchmarking.md says where the
     definitions are better.
+
+    Parameters
+    ----------
+    config
+        TOML file with any of these options under [bench.serve].
     """
     from glimt.bench.serve import run_all
 

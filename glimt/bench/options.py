@@ -119,7 +119,7 @@ class DataOptions:
     dataset_path: str | None = None
     """File, folder or hub repository of the dataset."""
     input_len: int | None = None
-    """Prompt length in tokens, for datasets that make prompts."""
+    """random, random-mm: prompt length in tokens; goes before --random-input-len."""
     output_len: int | None = None
     """Longest answer in tokens, for every dataset."""
     no_oversample: bool = False
@@ -224,7 +224,7 @@ class SamplingOptions:
     use_beam_search: bool = False
     """Refused: no server here does beam search."""
     extra_body: str | None = None
-    """JSON merged into every request."""
+    """JSON merged into every request; or member by member: --extra-body.top_k 5."""
     chat_template_kwargs: str | None = None
     """JSON sent as chat_template_kwargs with every chat request."""
     lora_modules: Annotated[list[str] | None, Many] = None

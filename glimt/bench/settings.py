@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from glimt.bench.data.buckets import image_buckets
 from glimt.bench.data.lengths import Spread
+from glimt.bench.data.matching import refused, without_effect
 from glimt.bench.events import RunStart
 from glimt.bench.figures.objectives import parse_objectives
 from glimt.bench.figures.question import METRICS, Question
@@ -196,6 +197,7 @@ def _data(options: Options) -> Iterator[str]:
         yield "--image-dup-ratio must be at least 0 and below 1"
     if options.sampling.use_beam_search:
         yield "--use-beam-search: the APIs measured here have none; leave it out"
+    yield from refused(data)
     if data.turns > 1 and options.target.backend in ("openai", "vllm"):
         yield "--turns: /v1/completions has no conversations; use --backend openai-chat"
 
@@ -247,6 +249,7 @@ def _wishes(options: Options) -> Iterator[str]:
 
 
 def _notes(options: Options) -> Iterator[str]:
+    yield from without_effect(options.data)
     if options.sampling.temperature is None and not options.figures.vllm_compat:
         yield "temperature is left to the server; --temperature 0 makes answers comparable"
     search = options.search

@@ -1,6 +1,8 @@
 """The command line: vLLM's command lines are understood, mistakes are named, starts are light."""
 
 import asyncio
+import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from glimt.bench.options import (
 from glimt.bench.provenance import without_secrets
 from glimt.bench.run import plain
 from glimt.bench.target import find_target
+from glimt.bench.words import settled
 from glimt.errors import BadSettings
 from tests.support.mock_server import MockServer
 
@@ -86,6 +89,12 @@ def test_the_documents_name_every_block_of_the_table() -> None:
         ("--spec-bench-output-len", "--dataset-name custom"),
         ("--sonnet-input-len=3", "prefix_repetition"),
         ("--asr-max-audio-len-sec", "Audio is not measured here"),
+        ("--endpoint-type", "The nearest is --backend"),
+        ("--conf", "The nearest is --config"),
+        ("--api-key", "OPENAI_API_KEY"),
+        ("--dataset-name=spec_bench", "--dataset-name custom"),
+        ("--backend=openai-embeddings", "Embeddings and reranking are not measured here"),
+        ("stray", "Not understood: stray 3"),
     ],
 )
 def test_an_unknown_option_names_the_nearest_one_or_what_to_use_instead(
@@ -95,6 +104,49 @@ def test_an_unknown_option_names_the_nearest_one_or_what_to_use_instead(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert words in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_options_of_one_dataset_are_not_ignored_by_another() -> None:
+    theirs = DataOptions(hf_output_len=3, random_input_len=7, output_len=5)
+    notes = settings.check(Options(data=theirs))
+    assert [note for note in notes if "no effect" in note] == [
+        "--hf-output-len has no effect on random: it is for hf"
+    ]
+    ours = DataOptions(image_dup_ratio=0.3, image_format="png", think_time=1.0)
+    with pytest.raises(BadSettings) as raised:
+        settings.check(Options(data=ours))
+    for words in (
+        "--image-dup-ratio is for --dataset-name visionarena-like or",
+        "it needs --turns",
+    ):
+        assert words in str(raised.value)
+    shown = replace(ours, dataset_name="visionarena-like", turns=2)
+    target = TargetOptions(backend="openai-chat", endpoint="/v1/chat/completions")
+    assert not any("effect" in note for note in settings.check(Options(data=shown, target=target)))
+
+
+def test_the_last_of_an_option_counts_and_members_of_json_can_be_given_one_by_one() -> None:
+    notes: list[str] = []
+    line = '--num_prompts 9 --goodput ttft:1 tpot:2 --extra-body={"a":{"b":1,"c":2}} --seed=4'
+    line += " --extra-body.a.b 7 --extra-body.l+ x,3 --extra-body.d=true --num-prompts 10"
+    line += " --goodput e2el:5 --chat-template-kwargs.enable_thinking false"
+    groups = parsed(" ".join(["serve", *map(shlex.quote, settled(line.split(), notes.append))]))
+    assert groups["load"].num_prompts == 10
+    assert groups["load"].seed == 4
+    assert groups["figures"].goodput == ["e2el:5"]
+    body = {"a": {"b": 7, "c": 2}, "l": ["x", 3], "d": True}
+    assert json.loads(groups["sampling"].extra_body) == body
+    assert json.loads(groups["sampling"].chat_template_kwargs) == {"enable_thinking": False}
+    assert [note.split()[1] for note in notes] == ["--num-prompts", "--goodput"]
+
+
+def test_a_file_can_hold_the_options(tmp_path: Path) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text("[bench.serve]\nnum-prompts = 0\nseed = -1\n")
+    command = [sys.executable, "-m", "glimt", "bench", "serve", "--config", str(file)]
+    done = subprocess.run([*command, "--seed", "-2"], capture_output=True, text=True)
+    assert "--num-prompts 0" in done.stderr
+    assert "--seed -2" in done.stderr
 
 
 def test_the_client_imports_neither_torch_nor_the_server() -> None:
