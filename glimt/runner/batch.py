@@ -1,6 +1,6 @@
 """The work of a step as the tensors of one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,13 +120,10 @@ def build_batch(
     """The batch of `gathered`, which was made of `work`, on the device."""
     rows.send_pages()
     tensors = to_device(gathered.arrays, rows.device)
-    num_pages = -(-gathered.max_context_len // rows.page_size)
-    step = Step(
-        positions_3T=tensors["positions_3T"],
-        slots_T=tensors["slots_T"],
-        page_table_RM=rows.page_table_RP[tensors["row_R"], :num_pages],
-        query_starts_R1=tensors["query_starts_R1"],
-        context_lens_R=tensors["context_lens_R"],
+    step = step_of(
+        rows,
+        tensors,
+        tensors["query_starts_R1"],
         max_query_len=gathered.max_query_len,
         max_context_len=gathered.max_context_len,
         exchange=exchange,
@@ -141,6 +138,31 @@ def build_batch(
         judgement=prepare_judgement(rows, work, gathered.query_starts_R1),
         image_index_I=tensors["image_index_I"] if gathered.image_parts else None,
         image_parts=gathered.image_parts,
+    )
+
+
+def step_of(
+    rows: RowTable,
+    tensors: Mapping[str, Tensor],
+    query_starts_R1: Tensor,
+    *,
+    max_query_len: int,
+    max_context_len: int,
+    exchange: Exchange = AS_THEY_ARE,
+) -> Step:
+    """What the layers are told of a step whose arrays, as `Gathered.arrays` names them, are on the
+    device. Its page table has the pages of `max_context_len` tokens.
+    """
+    num_pages = -(-max_context_len // rows.page_size)
+    return Step(
+        positions_3T=tensors["positions_3T"],
+        slots_T=tensors["slots_T"],
+        page_table_RM=rows.page_table_RP[tensors["row_R"], :num_pages],
+        query_starts_R1=query_starts_R1,
+        context_lens_R=tensors["context_lens_R"],
+        max_query_len=max_query_len,
+        max_context_len=max_context_len,
+        exchange=exchange,
     )
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glimt.layers.attention import KvCache, Step
+from glimt.layers.attention import KvCache
 from glimt.models.glm4v import Glm4v
-from glimt.runner.batch import Gathered
+from glimt.runner.batch import Gathered, step_of
 from glimt.runner.graphs import Record, Replays, context_size
 from glimt.runner.rows import RowTable
 from glimt.runner.staging import Array, FixedTensors
@@ -129,14 +129,10 @@ class ChunkGraphs:
         return _Size(tokens, rows, context)
 
     def _compute(self, size: _Size, tensors: dict[str, Tensor]) -> None:
-        rows = self._rows
-        num_pages = -(-size.max_context_len // rows.page_size)
-        step = Step(
-            positions_3T=tensors["positions_3T"],
-            slots_T=tensors["slots_T"],
-            page_table_RM=rows.page_table_RP[tensors["row_R"], :num_pages],
-            query_starts_R1=tensors["query_starts_R1"],
-            context_lens_R=tensors["context_lens_R"],
+        step = step_of(
+            self._rows,
+            tensors,
+            tensors["query_starts_R1"],
             max_query_len=size.num_tokens,
             max_context_len=size.max_context_len,
         )

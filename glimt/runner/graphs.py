@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glimt.layers.attention import KvCache, Step
+from glimt.layers.attention import KvCache
 from glimt.models.glm4v import Glm4v
 from glimt.parallel.exchange import Exchange
 from glimt.runner import streams
-from glimt.runner.batch import Gathered
+from glimt.runner.batch import Gathered, step_of
 from glimt.runner.rows import RowTable
 from glimt.runner.sampler import MAX_SCORES_PER_DRAW, DrawInputs
 from glimt.runner.sampling_rows import num_candidates
@@ -264,15 +264,8 @@ class DecodeGraphs:
 
     def _compute_logits(self, place: _Place, max_context_len: int) -> None:
         tensors, rows = place.inputs.tensors, self._rows
-        num_pages = -(-max_context_len // rows.page_size)
-        step = Step(
-            positions_3T=tensors["positions_3T"],
-            slots_T=tensors["slots_T"],
-            page_table_RM=rows.page_table_RP[tensors["row_R"], :num_pages],
-            query_starts_R1=place.query_starts_B1,
-            context_lens_R=tensors["context_lens_R"],
-            max_query_len=1,
-            max_context_len=max_context_len,
+        step = step_of(
+            rows, tensors, place.query_starts_B1, max_query_len=1, max_context_len=max_context_len
         )
         x_BD = self._model.embed(rows.tokens_RL.view(-1)[tensors["token_place_T"]])
         hidden_BD = self._model.decode(x_BD, step, self._kv)
