@@ -4,7 +4,6 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 
 import msgspec
 
@@ -14,9 +13,7 @@ from glimt.experts.load import ExpertLoad
 _TIMEOUT_S = 120.0  # of an answer, which waits for the steps under way
 
 
-def collect(
-    base_url: str, admin_key: str, seconds: float | None, wait: Callable[[float], None] = time.sleep
-) -> ExpertLoad:
+def collect(base_url: str, admin_key: str, seconds: float | None) -> ExpertLoad:
     """All since the server's engines started, or what comes in the next `seconds`.
 
     Raises BadSettings if the server cannot be asked, with what it says.
@@ -24,7 +21,7 @@ def collect(
     first = ask(base_url, admin_key)
     if seconds is None:
         return first
-    wait(seconds)
+    time.sleep(seconds)
     later = ask(base_url, admin_key).since(first)
     return msgspec.structs.replace(later, seconds=seconds)
 

@@ -105,10 +105,10 @@ class ArenaPool(Generic[Value]):
 
     recheck_s = None
 
-    def __init__(self, arena: Extent, on_room: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, arena: Extent) -> None:
         self.index = arena.index
         self.nbytes = arena.nbytes // ALIGNMENT * ALIGNMENT
-        self.on_room = on_room
+        self.on_room: Callable[[], None] = lambda: None
         self._free: list[tuple[int, int]] = [(0, self.nbytes)]  # (offset, size), ascending
         self._taken: dict[int, int] = {}  # offset -> size, neither free nor kept
         self._kept: dict[bytes, _Kept[Value]] = {}

@@ -59,12 +59,11 @@ class SharedPool(Generic[Value]):
         *,
         owner: int = 0,
         num_owners: int = 1,
-        on_room: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over what a dead owner of the same number has left."""
         self.index = arena.index
         self.nbytes = arena.nbytes // ALIGNMENT * ALIGNMENT
-        self.on_room = on_room
+        self.on_room: Callable[[], None] = lambda: None
         self._owner = owner
         self._decoder = msgspec.msgpack.Decoder(value_type)
         num_slots = max(_MIN_SLOTS, min(_MAX_SLOTS, self.nbytes // _BYTES_PER_SLOT))

@@ -20,6 +20,9 @@ from glimt.processes.control import (
 )
 from glimt.processes.control_line import ControlLine, pair, parent_line
 
+MAX_DEATHS = 5
+DEATHS_WINDOW_S = 600.0
+
 # What a child may see of the environment: enough to find libraries, caches, proxies for the hub
 # and the GPU's settings; keys and secrets of the operator's shell stay out.
 PASSED_VARIABLES = (
@@ -149,22 +152,20 @@ def end_with_parent() -> None:
 
 
 class Backoff:
-    """When to start a child again: after 1, 2, 4 … 60 s, and not for ever.
+    """When to start a child again: at once, then after 2, 4 … 60 s, and not for ever.
 
-    More than `max_deaths` within `window_s` seconds means that starting again does not help.
+    More than `MAX_DEATHS` within `DEATHS_WINDOW_S` seconds mean that starting again does not help.
     """
 
-    def __init__(self, max_deaths: int = 5, window_s: float = 600.0) -> None:
+    def __init__(self) -> None:
         self._deaths: deque[float] = deque()
-        self._max_deaths = max_deaths
-        self._window_s = window_s
 
     def death(self, now_s: float) -> float | None:
         """Note a death at monotonic time `now_s`; seconds to wait, or None = give up."""
         self._deaths.append(now_s)
-        while self._deaths[0] < now_s - self._window_s:
+        while self._deaths[0] < now_s - DEATHS_WINDOW_S:
             self._deaths.popleft()
-        if len(self._deaths) > self._max_deaths:
+        if len(self._deaths) > MAX_DEATHS:
             return None
         return float(min(2 ** (len(self._deaths) - 1), 60)) if len(self._deaths) > 1 else 0.0
 
