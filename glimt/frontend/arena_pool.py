@@ -13,11 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from glimt.frontend.pixel_pool import ALIGNMENT, PixelLease, range_bytes
 from glimt.wire import PixelRef
 
 Value = TypeVar("Value")
-
-ALIGNMENT = 4096  # pages of memory: ranges of different owners share none
 
 
 class Extent(Protocol):
@@ -27,74 +26,11 @@ class Extent(Protocol):
     nbytes: int
 
 
-class PixelLease(Protocol[Value]):
-    """A claim on a kept range: `value` is true and its bytes stay until `release()`."""
-
-    place: PixelRef
-    value: Value
-
-    def release(self) -> None:
-        """Give the claim up; doing it again does nothing."""
-
-
-class PixelPool(Protocol[Value]):
-    """What the media pool needs of an arena: `ArenaPool`, or `SharedPool` for several servers."""
-
-    nbytes: int
-    on_room: Callable[[], None]
-
-    @property
-    def recheck_s(self) -> float | None:
-        """How often room may have come without `on_room` being called; None: it is always."""
-
-    @property
-    def num_kept(self) -> int:
-        """Keys that can be leased."""
-
-    @property
-    def num_free_bytes(self) -> int:
-        """Bytes that no range holds."""
-
-    def allocate(self, nbytes: int) -> PixelRef | None:
-        """A range; None = not now. Raises ValueError for more than there is."""
-
-    def free(self, place: PixelRef) -> None:
-        """Give an allocated range back that was not kept."""
-
-    def keep(self, key: bytes, place: PixelRef, value: Value) -> PixelLease[Value]:
-        """The range is written: remember it under `key`, leased to the caller."""
-
-    def lease(self, key: bytes) -> PixelLease[Value] | None:
-        """A claim on what is kept under `key`, if there is something."""
-
-    def forget_unleased(self) -> None:
-        """Give back all that is kept and that nobody has a lease on."""
-
-
 @dataclass(slots=True, eq=False)
 class _Kept(Generic[Value]):
     place: PixelRef
     value: Value
     num_leases: int = 0
-
-
-class ArenaLease(Generic[Value]):
-    """A claim on a kept range: `value` is true and its bytes stay until `release()`."""
-
-    __slots__ = ("_is_held", "_key", "_pool", "place", "value")
-
-    def __init__(self, pool: "ArenaPool[Value]", key: bytes, place: PixelRef, value: Value) -> None:
-        self._pool = pool
-        self._key = key
-        self._is_held = True
-        self.place = place
-        self.value = value
-
-    def release(self) -> None:
-        """Give the claim up; doing it again does nothing."""
-        if self._is_held:
-            self._is_held = False
-            self._pool._end_lease(self._key)
 
 
 class ArenaPool(Generic[Value]):
@@ -129,9 +65,7 @@ class ArenaPool(Generic[Value]):
 
         Raises ValueError for more than the arena has.
         """
-        size = -(-nbytes // ALIGNMENT) * ALIGNMENT
-        if not 0 < size <= self.nbytes:
-            raise ValueError(f"{nbytes} bytes do not fit into an arena of {self.nbytes}")
+        size = range_bytes(nbytes, self.nbytes)
         while (place := self._first_fit(size)) is None:
             if not self._unleased:
                 return None
@@ -149,7 +83,7 @@ class ArenaPool(Generic[Value]):
         self._give_back(place.offset, self._taken.pop(place.offset))
         self.on_room()
 
-    def keep(self, key: bytes, place: PixelRef, value: Value) -> ArenaLease[Value]:
+    def keep(self, key: bytes, place: PixelRef, value: Value) -> PixelLease[Value]:
         """The allocated range is written: remember it under a new `key`, leased to the caller."""
         if key in self._kept:
             raise ValueError("the key is in use")
@@ -158,7 +92,7 @@ class ArenaPool(Generic[Value]):
         self._unleased[key] = None
         return self._begin_lease(key)
 
-    def lease(self, key: bytes) -> ArenaLease[Value] | None:
+    def lease(self, key: bytes) -> PixelLease[Value] | None:
         """A claim on what is kept under `key`, if there is something."""
         return self._begin_lease(key) if key in self._kept else None
 
@@ -173,7 +107,7 @@ class ArenaPool(Generic[Value]):
         spans = [(offset, size, True) for offset, size in self._free]
         spans += [(offset, size, False) for offset, size in self._taken.items()]
         for kept in self._kept.values():
-            spans.append((kept.place.offset, _rounded(kept.place.nbytes), False))
+            spans.append((kept.place.offset, range_bytes(kept.place.nbytes, self.nbytes), False))
         end, was_free = 0, False
         for offset, size, is_free in sorted(spans):
             if offset != end or size <= 0 or offset % ALIGNMENT or (is_free and was_free):
@@ -188,13 +122,13 @@ class ArenaPool(Generic[Value]):
     def _evict(self) -> None:
         key, _ = self._unleased.popitem(last=False)
         victim = self._kept.pop(key)
-        self._give_back(victim.place.offset, _rounded(victim.place.nbytes))
+        self._give_back(victim.place.offset, range_bytes(victim.place.nbytes, self.nbytes))
 
-    def _begin_lease(self, key: bytes) -> ArenaLease[Value]:
+    def _begin_lease(self, key: bytes) -> PixelLease[Value]:
         kept = self._kept[key]
         kept.num_leases += 1
         self._unleased.pop(key, None)
-        return ArenaLease(self, key, kept.place, kept.value)
+        return PixelLease(kept.place, kept.value, lambda: self._end_lease(key))
 
     def _end_lease(self, key: bytes) -> None:
         kept = self._kept[key]
@@ -217,7 +151,3 @@ class ArenaPool(Generic[Value]):
             before, before_size = self._free.pop(place - 1)
             offset, size, place = before, before_size + size, place - 1
         self._free.insert(place, (offset, size))
-
-
-def _rounded(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from glimt.errors import BadMedia, MediaFetchFailed, Overloaded, RequestError
-from glimt.frontend.arena_pool import PixelLease, PixelPool
 from glimt.frontend.fetch import MediaFetcher, Payload
 from glimt.frontend.media_workers import MediaHub, MediaWorker, MediaWorkers
+from glimt.frontend.pixel_pool import PixelLease, PixelPool
 from glimt.frontend.prompt import MediaSource, PreparedFrame, PreparedMedia
 from glimt.metrics import Metrics
 from glimt.wire import (

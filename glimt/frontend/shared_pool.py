@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glimt.arena import SharedArena
-from glimt.frontend.arena_pool import ALIGNMENT
+from glimt.frontend.pixel_pool import ALIGNMENT, PixelLease, range_bytes
 from glimt.frontend.shared_index import FREE, KEPT, KEY_BYTES, MAX_VALUE_BYTES, TAKEN, SharedIndex
 from glimt.wire import PixelRef
 
@@ -23,23 +23,6 @@ Value = TypeVar("Value")
 
 _BYTES_PER_SLOT = 256 * 1024  # most images are larger; who has only small ones caches fewer
 _MIN_SLOTS, _MAX_SLOTS = 64, 16_384
-
-
-class SharedLease(Generic[Value]):
-    """A claim of this owner on a kept range, as `ArenaLease`."""
-
-    __slots__ = ("_end", "place", "value")
-
-    def __init__(self, place: PixelRef, value: Value, end: Callable[[], None]) -> None:
-        self.place = place
-        self.value = value
-        self._end: Callable[[], None] | None = end
-
-    def release(self) -> None:
-        """Give the claim up; doing it again does nothing."""
-        end, self._end = self._end, None
-        if end is not None:
-            end()
 
 
 class SharedPool(Generic[Value]):
@@ -90,9 +73,7 @@ class SharedPool(Generic[Value]):
 
         Raises ValueError for more than the arena has.
         """
-        size = -(-nbytes // ALIGNMENT) * ALIGNMENT
-        if not 0 < size <= self.nbytes:
-            raise ValueError(f"{nbytes} bytes do not fit into an arena of {self.nbytes}")
+        size = range_bytes(nbytes, self.nbytes)
         with self._table.locked():
             while True:
                 offset, slot = self._first_fit(size), self._free_slot()
@@ -113,7 +94,7 @@ class SharedPool(Generic[Value]):
             self._records.state[self._taken(place)] = FREE
         self.on_room()
 
-    def keep(self, key: bytes, place: PixelRef, value: Value) -> SharedLease[Value]:
+    def keep(self, key: bytes, place: PixelRef, value: Value) -> PixelLease[Value]:
         """The allocated range is written: remember it under `key`, leased to the caller.
 
         If another owner was quicker, the lease is on its range, and this one is given back. Raises
@@ -135,7 +116,7 @@ class SharedPool(Generic[Value]):
             self._records.state[slot] = KEPT
         return lease
 
-    def lease(self, key: bytes) -> SharedLease[Value] | None:
+    def lease(self, key: bytes) -> PixelLease[Value] | None:
         """A claim on what is kept under `key`, if there is something."""
         _check_key(key)
         with self._table.locked():
@@ -171,7 +152,7 @@ class SharedPool(Generic[Value]):
 
     # ------------------------------------------------------------------------- under the lock
 
-    def _begin_lease(self, slot: int, value: Value | None = None) -> SharedLease[Value]:
+    def _begin_lease(self, slot: int, value: Value | None = None) -> PixelLease[Value]:
         if value is None:
             value = self._decoder.decode(self._table.read_value(slot))
         self._leases[slot, self._owner] += 1
@@ -179,7 +160,7 @@ class SharedPool(Generic[Value]):
         place = PixelRef(
             self.index, int(self._records.offset[slot]), int(self._records.nbytes[slot])
         )
-        return SharedLease(place, value, lambda: self._end_lease(slot))
+        return PixelLease(place, value, lambda: self._end_lease(slot))
 
     def _end_lease(self, slot: int) -> None:
         with self._table.locked():

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from glimt.errors import EngineFailed
-from glimt.frontend.arena_pool import ArenaLease, ArenaPool
+from glimt.frontend.arena_pool import ArenaPool
+from glimt.frontend.pixel_pool import PixelLease
 from glimt.wire import (
     Abort,
     EngineInbound,
@@ -31,7 +32,7 @@ from glimt.wire import (
 
 MAX_DRIFT = 2e-4  # seconds a second, of two machines' clocks
 
-Lease = ArenaLease[None]
+Lease = PixelLease[None]
 # (where in the other machine's memory, what)
 SendPixels = Callable[[int, bytes], None]
 SendToReplica = Callable[[int, EngineInbound], None]

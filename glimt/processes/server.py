@@ -24,11 +24,12 @@ from glimt.api.state import ApiState, HttpLimits, Lifecycle
 from glimt.arena import SharedArena
 from glimt.board import Board
 from glimt.checkpoint import checkpoint_file
-from glimt.frontend.arena_pool import ArenaPool, PixelPool
+from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.client import EngineClient
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
 from glimt.frontend.grammars import GrammarChecker
 from glimt.frontend.media_pool import Frames, MediaPool
+from glimt.frontend.pixel_pool import PixelPool
 from glimt.frontend.shared_pool import SharedPool
 from glimt.frontend.tokenizer import Tokenizer
 from glimt.grammar.compiler import GrammarCompiler

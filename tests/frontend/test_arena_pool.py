@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from glimt.arena import SharedArena, anonymous_file
-from glimt.frontend.arena_pool import ALIGNMENT, ArenaPool, PixelLease
+from glimt.frontend.arena_pool import ArenaPool
+from glimt.frontend.pixel_pool import ALIGNMENT, PixelLease
 from glimt.frontend.shared_pool import SharedPool
 from glimt.wire import PixelRef
 

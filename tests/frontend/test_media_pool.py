@@ -23,9 +23,10 @@ import zmq.asyncio
 
 from glimt.arena import SharedArena, anonymous_file
 from glimt.errors import BadMedia, GlimtError, MediaBlocked, Overloaded
-from glimt.frontend.arena_pool import ALIGNMENT, ArenaPool
+from glimt.frontend.arena_pool import ArenaPool
 from glimt.frontend.fetch import FetchPolicy, MediaFetcher
 from glimt.frontend.media_pool import Frames, MediaPool, PoolLimits
+from glimt.frontend.pixel_pool import ALIGNMENT
 from glimt.frontend.prompt import MediaSource, PreparedMedia
 from glimt.frontend.shared_pool import SharedPool
 from glimt.media.prepare import prepare as prepare_here

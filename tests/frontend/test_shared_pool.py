@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from glimt.arena import SharedArena, anonymous_file
-from glimt.frontend.arena_pool import ALIGNMENT
+from glimt.frontend.pixel_pool import ALIGNMENT
 from glimt.frontend.shared_index import MAX_VALUE_BYTES, SharedIndex
 from glimt.frontend.shared_pool import SharedPool
 from glimt.wire import PixelRef

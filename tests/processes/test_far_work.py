@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from glimt.frontend.arena_pool import ALIGNMENT
+from glimt.frontend.pixel_pool import ALIGNMENT
 from glimt.processes.far_work import MAX_DRIFT, FarArena, FarWork
 from glimt.wire import (
     Abort,

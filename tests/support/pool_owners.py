@@ -19,8 +19,8 @@ import time
 from typing import NoReturn
 
 from glimt.arena import SharedArena, anonymous_file
-from glimt.frontend.arena_pool import ALIGNMENT
-from glimt.frontend.shared_pool import SharedLease, SharedPool
+from glimt.frontend.pixel_pool import ALIGNMENT, PixelLease
+from glimt.frontend.shared_pool import SharedPool
 from glimt.wire import PixelRef
 
 NUM_OWNERS = 3
@@ -48,7 +48,7 @@ class Owner:
         self.arena = SharedArena(arena_fd, 0)
         self.pool = SharedPool(self.arena, index_fd, bytes, owner=owner, num_owners=NUM_OWNERS)
         self.random = random.Random(seed)
-        self.leases: list[tuple[int, SharedLease[bytes]]] = []
+        self.leases: list[tuple[int, PixelLease[bytes]]] = []
         self.taken: list[PixelRef] = []
 
     def live(self, hits: SharedArena) -> NoReturn:
@@ -79,7 +79,7 @@ class Owner:
         self.leases.append((image, lease))
         self.read(*self.random.choice(self.leases))
 
-    def read(self, image: int, lease: SharedLease[bytes]) -> None:
+    def read(self, image: int, lease: PixelLease[bytes]) -> None:
         if lease.value != b"%d" % image or bytes(self.arena.view(lease.place)) != content(image):
             os._exit(WRONG)
 
