@@ -28,8 +28,8 @@ from glimt.models.config_json import read_config
 from glimt.offline.params import SamplingParams, request_of
 from glimt.offline.prompts import Job, PromptMaker, read_language
 from glimt.offline.wishes import settings_of
-from glimt.processes.build import load_weights, pick_device, pick_dtype
 from glimt.processes.launch import resolve
+from glimt.processes.loading import load_weights, pick_device, pick_dtype
 from glimt.processes.sizes import longest_request, step_sizes
 from glimt.processes.starting import Plan
 from glimt.runner.batch import build_batch, gather_work

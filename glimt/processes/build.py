@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,21 +15,18 @@ from glimt.engine.limits import SchedulerLimits, SchedulingPolicy
 from glimt.engine.plan import IntArray
 from glimt.engine.scheduler import Scheduler
 from glimt.engine.work_meter import WorkMeter, WorkSizes
-from glimt.errors import BadSettings
 from glimt.experts.placement import by_strategy, shares_of
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.vocabulary import Vocabulary
 from glimt.models.config import ModelConfig
 from glimt.models.config_json import read_config
-from glimt.models.dummy import fill_dummy
 from glimt.models.glm4v import Glm4v
-from glimt.models.names import Share, fp8_modules
-from glimt.models.weights import inspect, load
 from glimt.parallel.mesh import Mesh
 from glimt.processes.control import EngineStart
+from glimt.processes.loading import load_weights, pick_device, pick_dtype
 from glimt.processes.machine import Machine
 from glimt.processes.profiling import Profiler
-from glimt.processes.ranks import ALONE, Place, describe_mesh, make_mesh
+from glimt.processes.ranks import Place, describe_mesh, make_mesh
 from glimt.processes.sizes import StepSizes, longest_request, memory_sizes, step_sizes
 from glimt.processes.team import Loss, Team, TeamMachine
 from glimt.processes.work_sizes import work_sizes
@@ -284,62 +281,9 @@ def _policy(name: str) -> SchedulingPolicy:
     return "priority" if name == "priority" else "fcfs"
 
 
-def pick_device(wish: str, place: Place = ALONE) -> torch.device:
-    """auto takes GPUs if there are any, the rank's one each. Raises BadSettings."""
-    if wish == "cuda" and not torch.cuda.is_available():
-        raise BadSettings("--device cuda: torch sees no GPU (driver, CUDA_VISIBLE_DEVICES?)")
-    if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
-        needed, there = place.first_gpu + place.num_here, torch.cuda.device_count()
-        if there < needed:
-            raise BadSettings(
-                f"{needed} GPUs are needed and torch sees {there} (CUDA_VISIBLE_DEVICES?): use a "
-                "smaller --tensor-parallel-size or --data-parallel-size"
-            )
-        torch.cuda.set_device(place.gpu)
-        return torch.device("cuda", place.gpu)
-    return torch.device("cpu")
-
-
 def recorder(start: EngineStart, device: torch.device) -> Record | None:
     """What records graphs of decode steps, where there are any."""
     return None if start.enforce_eager or device.type == "cpu" else cuda_recorder()
-
-
-def pick_dtype(wish: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """auto: the checkpoint's type on a GPU; float32 on a CPU, which is as fast and exact."""
-    names = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    if wish == "auto":
-        return torch.float32 if device.type == "cpu" else names[config.dtype]
-    return names[wish]
-
-
-def load_weights(
-    start: EngineStart,
-    config: ModelConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    mesh: Mesh = Mesh.single(),  # noqa: B008 (a frozen value)
-) -> tuple[Glm4v, str]:
-    """This rank's part of the model with its weights, and their format. Raises BadCheckpoint, and
-    BadSettings where sizes cannot be split over the ranks.
-    """
-    wants_fp8 = start.quantization == "fp8"
-    if start.load_format == "dummy":
-        fp8 = fp8_modules(config) if wants_fp8 or config.quantized else frozenset[str]()
-        with torch.device("meta"):
-            model = Glm4v(config, mesh, fp8=fp8)
-        fill_dummy(model, device, dtype, start.seed)
-        return model, "random, fp8" if fp8 else "random"
-    plan = inspect(
-        Path(start.model_path),
-        config,
-        quantization="fp8" if wants_fp8 else None,
-        share=Share.of(mesh),
-    )
-    with torch.device("meta"):
-        model = Glm4v(config, mesh, fp8=plan.fp8)
-    load(model, plan, device, dtype, progress=mesh.tp_rank == 0)
-    return model, plan.format
 
 
 def _fit(
@@ -369,14 +313,7 @@ def _fit(
         return model.mesh.least(mine)
 
     memory = memory_sizes(start, steps, longest, layout.page_bytes, free_for_kv)
-    return ExecutorSizes(
-        num_pages=memory.num_pages,
-        page_size=sizes.page_size,
-        max_num_seqs=sizes.max_num_seqs,
-        max_model_len=memory.max_model_len,
-        max_patches=sizes.max_patches,
-        max_image_patches=sizes.max_image_patches,
-    )
+    return replace(sizes, num_pages=memory.num_pages, max_model_len=memory.max_model_len)
 
 
 def _warm_up(
