@@ -24,7 +24,7 @@ from glimt.runner.tower_costs import TowerCosts
 from glimt.runner.tower_pass import TowerPass, slice_blocks
 from glimt.wire import ErrorInfo, ImageSpan
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _UNREADABLE = ErrorInfo(StepFailed.code, "The pixels of an image could not be read.")
 _NOT_ENCODED = ErrorInfo(StepFailed.code, "An image could not be encoded.")
@@ -250,7 +250,7 @@ class ImageEncoder:
         except Exception:
             if self._mesh.tp_size > 1:
                 raise
-            logger.exception("a pass of the vision tower failed")
+            log.exception("a pass of the vision tower failed")
 
     def _advance(self, one: TowerPass, num_blocks: int | None) -> None:
         """Raises what the tower raises; the pass is gone then, its images can be tried again."""

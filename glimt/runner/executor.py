@@ -33,7 +33,7 @@ from glimt.runner.staging import ReturnedTensors, ReturnPath
 from glimt.runner.streams import Streams
 from glimt.wire import ErrorInfo, ImageSpan
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _BAD_ROW = ErrorInfo(StepFailed.code, "The request could not be prepared for the model.")
 
@@ -87,7 +87,7 @@ class ModelExecutor:
                 self._encoder.go_on(_num_tokens_of_all(plan))
                 return step
         except Exception as error:
-            logger.exception("step %d failed", plan.step)
+            log.exception("step %d failed", plan.step)
             return CrashedStep(plan, error)
 
     def _launch(self, plan: StepPlan) -> LaunchedStep:
@@ -189,7 +189,7 @@ class ModelExecutor:
         try:
             self._rows.take(new)
         except Exception:
-            logger.exception("cannot take row %d", new.row)
+            log.exception("cannot take row %d", new.row)
             self._rows.errors[new.row] = _BAD_ROW
 
     def _healthy(self, work: Sequence[RowWork]) -> list[RowWork]:

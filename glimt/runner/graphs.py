@@ -37,7 +37,7 @@ from glimt.runner.staging import Array, FixedTensors
 
 # B rows of a graph, padding included; N rows of the step; V vocabulary; U this rank's share of it.
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]
@@ -142,13 +142,13 @@ class Replays:
         except torch.OutOfMemoryError:
             if self._num_ranks > 1:
                 raise  # the other ranks go on with sums that this one would not add to
-            logger.warning("no memory for a step of %s as a graph", key)
+            log.warning("no memory for a step of %s as a graph", key)
             self._by_key[key] = None
             return False
         try:
             self._by_key[key] = self._record(work)
         except Exception:
-            logger.exception("no graph of %s: such steps run without, and slower", key)
+            log.exception("no graph of %s: such steps run without, and slower", key)
             self._by_key[key] = work
         return True
 

@@ -13,7 +13,7 @@ from glimt.runner.staging import ReturnedTensors
 from glimt.runner.streams import Streams
 from glimt.wire import ErrorInfo
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Starts draws, and the way to the host of what they and the judgement give.
 Start = Callable[[Sequence[DrawInputs]], ReturnedTensors]
@@ -64,7 +64,7 @@ class LaunchedStep:
                 ]
                 self._returned = start(self._draws)
         except Exception as error:
-            logger.exception("step %d failed at its draw", self.plan.step)
+            log.exception("step %d failed at its draw", self.plan.step)
             self._error = error
 
     def result(self) -> StepResult:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glimt.wire import ImageSpan, PixelRef
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class PixelSource(Protocol):
@@ -44,7 +44,7 @@ class PixelReader:
             try:
                 return self._copy(span)
             except (ValueError, IndexError, RuntimeError):
-                logger.exception("cannot read the pixels of an image: %s", span.pixels)
+                log.exception("cannot read the pixels of an image: %s", span.pixels)
         return None
 
     def _copy(self, span: ImageSpan) -> Tensor:
