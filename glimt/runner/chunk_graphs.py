@@ -104,13 +104,13 @@ class ChunkGraphs:
         return self._hidden_BD[:num_tokens] if self._run(size, gathered) else None
 
     def _run(self, size: _Size, gathered: Gathered) -> bool:
-        place = (size.num_tokens, size.num_rows)
+        shape = (size.num_tokens, size.num_rows)
         arrays = _padded(gathered, size, self._spare_slot)
-        if place in self._inputs:
-            self._inputs[place].fill(arrays)
+        if shape in self._inputs:
+            self._inputs[shape].fill(arrays)
         else:
-            self._inputs[place] = FixedTensors(arrays, self._rows.device)
-        tensors = self._inputs[place].tensors
+            self._inputs[shape] = FixedTensors(arrays, self._rows.device)
+        tensors = self._inputs[shape].tensors
         return self._replays.run(size, partial(self._compute, size, tensors))
 
     def _size(self, gathered: Gathered) -> _Size | None:

@@ -87,8 +87,8 @@ class DrawKind(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """The fixed tensors of one number of rows."""
+class _Buffers:
+    """The tensors that graphs of one number of rows read and write, which keep their places."""
 
     inputs: FixedTensors
     query_starts_B1: Tensor
@@ -176,14 +176,14 @@ class DecodeGraphs:
         self._logits_BU = torch.empty(
             self._sizes[-1], len(head), dtype=head.dtype, device=rows.device
         )
-        self._places: dict[int, _Place] = {}
+        self._buffers: dict[int, _Buffers] = {}
 
     def record_all(self) -> None:
         """Record the logits of each number of rows, largest first: smaller ones fit its memory."""
         context = self._context_size(1)
         for size in reversed(self._sizes):
-            place = self._places.get(size) or self._make_place(size)  # of rows that do nothing
-            self._replays.run((size, context), partial(self._compute_logits, place, context))
+            buffers = self._buffers.get(size) or self._make_buffers(size)  # of rows that do nothing
+            self._replays.run((size, context), partial(self._compute_logits, buffers, context))
 
     def size_of(self, num_rows: int) -> int:
         """The rows of the graph for so many."""
@@ -201,27 +201,28 @@ class DecodeGraphs:
         """
         num_rows = len(gathered.row_N)
         size = self.size_of(max(num_rows, least_rows))
-        place = self._places.get(size) or self._make_place(size)
+        buffers = self._buffers.get(size) or self._make_buffers(size)
         draws = self._draw_arrays(gathered)
         kind = draw_kind(draws, self._vocab_size)
         self._rows.send_pages()
-        place.inputs.fill(self._padded(gathered, draws, size))
+        buffers.inputs.fill(self._padded(gathered, draws, size))
         context = self._context_size(gathered.max_context_len)
-        if not self._replays.run((size, context), partial(self._compute_logits, place, context)):
+        if not self._replays.run((size, context), partial(self._compute_logits, buffers, context)):
             return None
 
         def draw_now() -> list[Tensor]:
-            self._replays.run((size, kind), partial(self._draw, place, kind or DrawKind()))
-            token_N, status_N = place.drawn_2B[:, :num_rows].clone()  # the next step overwrites it
+            self._replays.run((size, kind), partial(self._draw, buffers, kind or DrawKind()))
+            # A copy, for the next step overwrites it.
+            token_N, status_N = buffers.drawn_2B[:, :num_rows].clone()
             return [token_N, status_N]
 
         return DecodingPass(
-            logits_NU=place.logits_BU[:num_rows],
-            drawn_place_N=place.inputs.tensors["drawn_place_N"][:num_rows],
+            logits_NU=buffers.logits_BU[:num_rows],
+            drawn_place_N=buffers.inputs.tensors["drawn_place_N"][:num_rows],
             draw=None if kind is None else draw_now,
         )
 
-    def _make_place(self, size: int) -> _Place:
+    def _make_buffers(self, size: int) -> _Buffers:
         device = self._rows.device
         arrays: dict[str, Array] = {
             "row_R": np.zeros(size, np.int64),
@@ -232,13 +233,13 @@ class DecodeGraphs:
             "drawn_place_N": np.full(size, self._rows.spare_place, np.int64),
             **_no_draw(np.ones(size, np.int64), self._vocab_size),
         }
-        place = self._places[size] = _Place(
+        buffers = self._buffers[size] = _Buffers(
             inputs=FixedTensors(arrays, device),
             query_starts_B1=torch.arange(size + 1, dtype=torch.int32, device=device),
             logits_BU=self._logits_BU[:size],
             drawn_2B=torch.zeros(2, size, dtype=torch.int64, device=device),
         )
-        return place
+        return buffers
 
     def _padded(
         self, gathered: Gathered, draws: Mapping[str, Array], size: int
@@ -262,21 +263,21 @@ class DecodeGraphs:
         prompt_length_N = self._rows.num_prompt_tokens_R[row_N]
         return self._rows.sampling.gather(row_N, prompt_length_N, gathered.end_N)
 
-    def _compute_logits(self, place: _Place, max_context_len: int) -> None:
-        tensors, rows = place.inputs.tensors, self._rows
+    def _compute_logits(self, buffers: _Buffers, max_context_len: int) -> None:
+        tensors, rows = buffers.inputs.tensors, self._rows
         step = step_of(
-            rows, tensors, place.query_starts_B1, max_query_len=1, max_context_len=max_context_len
+            rows, tensors, buffers.query_starts_B1, max_query_len=1, max_context_len=max_context_len
         )
         x_BD = self._model.embed(rows.tokens_RL.view(-1)[tensors["token_place_T"]])
         hidden_BD = self._model.decode(x_BD, step, self._kv)
-        place.logits_BU.copy_(self._model.logits_share(hidden_BD))
+        buffers.logits_BU.copy_(self._model.logits_share(hidden_BD))
 
-    def _draw(self, place: _Place, kind: DrawKind) -> None:
+    def _draw(self, buffers: _Buffers, kind: DrawKind) -> None:
         """Draw for all rows, padding too, a part at a time as in `prepare_draws`."""
-        tensors, tokens_RL = place.inputs.tensors, self._rows.tokens_RL
+        tensors, tokens_RL = buffers.inputs.tensors, self._rows.tokens_RL
         stride = max(1, MAX_SCORES_PER_DRAW // self._vocab_size)
-        for first in range(0, place.num_rows, stride):
-            part = slice(first, min(first + stride, place.num_rows))
+        for first in range(0, buffers.num_rows, stride):
+            part = slice(first, min(first + stride, buffers.num_rows))
             names = {"length_N", *kind.features}
             inputs = DrawInputs(
                 first=first,
@@ -286,10 +287,10 @@ class DecodeGraphs:
                 max_length=0,
                 logprob_rows=(),
             )
-            outputs = draw_over_ranks(place.logits_BU, tokens_RL, inputs, self._model.mesh)
-            place.drawn_2B[0, part] = outputs.token_N
-            place.drawn_2B[1, part] = outputs.status_N
-        tokens_RL.view(-1)[tensors["drawn_place_N"]] = place.drawn_2B[0].int()
+            outputs = draw_over_ranks(buffers.logits_BU, tokens_RL, inputs, self._model.mesh)
+            buffers.drawn_2B[0, part] = outputs.token_N
+            buffers.drawn_2B[1, part] = outputs.status_N
+        tokens_RL.view(-1)[tensors["drawn_place_N"]] = buffers.drawn_2B[0].int()
 
 
 def plain_draw(num_rows: int) -> DrawInputs:
