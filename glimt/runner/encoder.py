@@ -1,10 +1,10 @@
 """Runs the vision tower and keeps embeddings by image, as long as plans say.
 
-    start ──▶ staged ──(a pass is formed)──▶ under way ──(its last slice)──▶ there ──▶ drop
+    start ──▶ staged ──(a pass is formed)──▶ in a pass ──(its last slice)──▶ embedded ──▶ drop
 
 An image that a step reads is made whole before it (`finish`). Others are encoded in slices behind
-steps (`go_on`), in the order in which they came; images that wait for the tower at the same time
-go through it together.
+steps (`launch_slices`), in the order in which they came; images that wait for the tower at the same
+time go through it together.
 """
 
 import logging
@@ -79,24 +79,24 @@ class ImageEncoder:
         self._device = device
         self._streams = streams or Streams(device)
         self._staged: dict[bytes, _Staged] = {}
-        self._passes: list[TowerPass] = []
-        self._under_way: dict[bytes, TowerPass] = {}
-        self._there: dict[bytes, _Embedding] = {}
+        self._passes: list[TowerPass] = []  # in the order in which they are launched
+        self._pass_of: dict[bytes, TowerPass] = {}
+        self._embeddings: dict[bytes, _Embedding] = {}
         self._unplanned: set[bytes] = set()  # nobody accounts for them: they stay for one step
-        self._owed: set[bytes] = set()  # planned, and not there: who reads them makes them to stay
-        self._untold: dict[bytes, torch.cuda.Event | None] = {}  # who waits for them may go on
+        self._failed: set[bytes] = set()  # planned: the step that reads them makes them, to stay
+        self._unreported: dict[bytes, torch.cuda.Event | None] = {}  # who waits for them may go on
 
     def drop(self, keys: Iterable[bytes]) -> None:
         """Give images up, wherever they are. Kernels already launched still read theirs: the memory
         is used again on their stream, or after it has gone so far.
         """
         for key in (*keys, *self._unplanned):
-            self._there.pop(key, None)
+            self._embeddings.pop(key, None)
             self._staged.pop(key, None)
-            self._untold.pop(key, None)
-            self._owed.discard(key)
-            done = self._under_way.pop(key, None)
-            if done is not None and done not in self._under_way.values():
+            self._unreported.pop(key, None)
+            self._failed.discard(key)
+            done = self._pass_of.pop(key, None)
+            if done is not None and done not in self._pass_of.values():
                 self._passes.remove(done)
                 done.cancel()
         self._unplanned.clear()
@@ -105,15 +105,15 @@ class ImageEncoder:
         """Take the pixels of images, which stay until they are dropped."""
         for span in planned:
             key = span.content_hash
-            if key in self._staged or key in self._under_way:
+            if key in self._staged or key in self._pass_of:
                 continue
-            if key not in self._there:
+            if key not in self._embeddings:
                 patches = self._reader.read([span])
                 if patches is not None:
                     self._staged[key] = _Staged(span, patches)
                     continue
-                self._owed.add(key)
-            self._untold[key] = None
+                self._failed.add(key)
+            self._unreported[key] = None
 
     def finish(self, used: Iterable[ImageSpan]) -> dict[bytes, ErrorInfo]:
         """Launch all that is missing of images that the next step reads, and have it wait for them;
@@ -128,57 +128,57 @@ class ImageEncoder:
             spans_of.setdefault(span.content_hash, []).append(span)
         errors: dict[bytes, ErrorInfo] = {}
         for key, spans in spans_of.items():
-            if key in self._there or key in self._staged or key in self._under_way:
+            if key in self._embeddings or key in self._staged or key in self._pass_of:
                 continue
             patches = self._reader.read(spans)
             if patches is None:
                 errors[key] = _UNREADABLE
             else:
                 self._staged[key] = _Staged(spans[0], patches)
-                if key in self._owed:
-                    self._owed.remove(key)
+                if key in self._failed:
+                    self._failed.remove(key)
                 else:
                     self._unplanned.add(key)
         self._complete([key for key in spans_of if key not in errors])
         for key in spans_of.keys() - errors.keys():
-            if key in self._there:
-                self._join(self._there[key])
+            if key in self._embeddings:
+                self._join(self._embeddings[key])
             else:
                 errors[key] = _NOT_ENCODED
         return errors
 
-    def go_on(self, num_tokens: int) -> None:
+    def launch_slices(self, num_tokens: int) -> None:
         """Launch the next slice behind a step of so many tokens, and one more for each further pass
         that waits, so that many images wait no longer than one; behind no tokens, all slices.
         """
-        num_slices = self._num_waiting()
+        num_slices = self._num_passes()
         while (self._passes or self._staged) and (num_slices > 0 or not num_tokens):
             if not self._passes:
-                self._form(list(self._staged))
+                self._form_pass(list(self._staged))
             with self._streams.of_tower():
-                one = self._passes[0]
-                self._try(one, self._num_blocks(one, num_tokens))
+                tower_pass = self._passes[0]
+                self._advance_or_log(tower_pass, self._num_blocks(tower_pass, num_tokens))
             num_slices -= 1
 
     def encoded(self) -> tuple[bytes, ...]:
         """Planned images that no step has to wait for any more, and such as cannot be encoded; each
         is told once. Does not wait for the device.
         """
-        ready = [key for key, event in self._untold.items() if event is None or event.query()]  # type: ignore[no-untyped-call]
+        ready = [key for key, event in self._unreported.items() if event is None or event.query()]  # type: ignore[no-untyped-call]
         for key in ready:
-            del self._untold[key]
+            del self._unreported[key]
         return tuple(ready)
 
     def part(self, key: bytes, low: int, high: int) -> Tensor:
         """Rows [low, high) of the embeddings [num_tokens, D] of an image that is finished."""
-        return self._there[key].rows_TD[low:high]
+        return self._embeddings[key].rows_TD[low:high]
 
     @property
     def _pass_limit(self) -> int:
         """Patches of a pass of several images, over all ranks."""
         return self._max_patches * (self._mesh.tp_size if self._deals else 1)
 
-    def _num_waiting(self) -> int:
+    def _num_passes(self) -> int:
         """Passes that are under way or to be formed."""
         count, room = len(self._passes), 0
         for image in self._staged.values():
@@ -194,15 +194,15 @@ class ImageEncoder:
 
     def _complete(self, keys: Iterable[bytes]) -> None:
         """Launch all of the passes that these images are in, and of no others."""
-        missing = [key for key in keys if key not in self._there]
+        missing = [key for key in keys if key not in self._embeddings]
         staged = [key for key in missing if key in self._staged]
         while staged:
-            staged = self._form(staged)
+            staged = self._form_pass(staged)
         with self._streams.of_tower():
-            for one in dict.fromkeys(self._under_way[key] for key in missing):
-                self._try(one, None)
+            for tower_pass in dict.fromkeys(self._pass_of[key] for key in missing):
+                self._advance_or_log(tower_pass, None)
 
-    def _form(self, keys: list[bytes]) -> list[bytes]:
+    def _form_pass(self, keys: list[bytes]) -> list[bytes]:
         """A pass of the first of these staged images; gives those that are left."""
         count, num_patches = 0, 0
         while count < len(keys):
@@ -211,9 +211,9 @@ class ImageEncoder:
                 break
             count += 1
         group = [self._staged.pop(key) for key in keys[:count]]
-        one = TowerPass([image.span for image in group], self._slices(group))
-        self._passes.append(one)
-        self._under_way.update(dict.fromkeys(one.keys, one))
+        tower_pass = TowerPass([image.span for image in group], self._slices(group))
+        self._passes.append(tower_pass)
+        self._pass_of.update(dict.fromkeys(tower_pass.keys, tower_pass))
         return keys[count:]
 
     def _slices(self, group: Sequence[_Staged]) -> Slices:
@@ -234,52 +234,52 @@ class ImageEncoder:
             )
         )
 
-    def _num_blocks(self, one: TowerPass, num_tokens: int) -> int | None:
+    def _num_blocks(self, tower_pass: TowerPass, num_tokens: int) -> int | None:
         """Blocks of a slice behind a step of so many tokens; None: all that are left."""
         if not num_tokens:
             return None
         kind = "beside" if self._streams.are_two else self._device.type
-        return slice_blocks(one.num_patches, num_tokens, kind)
+        return slice_blocks(tower_pass.num_patches, num_tokens, kind)
 
-    def _try(self, one: TowerPass, num_blocks: int | None) -> None:
+    def _advance_or_log(self, tower_pass: TowerPass, num_blocks: int | None) -> None:
         """`_advance`. What goes wrong concerns those who wait for the images, and no step beside
         it; where ranks may have parted, it is raised.
         """
         try:
-            self._advance(one, num_blocks)
+            self._advance(tower_pass, num_blocks)
         except Exception:
             if self._mesh.tp_size > 1:
                 raise
             log.exception("a pass of the vision tower failed")
 
-    def _advance(self, one: TowerPass, num_blocks: int | None) -> None:
+    def _advance(self, tower_pass: TowerPass, num_blocks: int | None) -> None:
         """Raises what the tower raises; the pass is gone then, its images can be tried again."""
         try:
-            embeddings = one.advance(num_blocks)
+            embeddings = tower_pass.advance(num_blocks)
         except Exception:
-            self._passes.remove(one)
-            for key in self._take_keys(one):
-                self._untold[key] = None
+            self._passes.remove(tower_pass)
+            for key in self._take_keys(tower_pass):
+                self._unreported[key] = None
                 if key not in self._unplanned:
-                    self._owed.add(key)
+                    self._failed.add(key)
             raise
         if embeddings is not None:
-            self._passes.remove(one)
-            self._keep(one, embeddings)
+            self._passes.remove(tower_pass)
+            self._keep(tower_pass, embeddings)
 
-    def _take_keys(self, one: TowerPass) -> list[bytes]:
+    def _take_keys(self, tower_pass: TowerPass) -> list[bytes]:
         """The images of a pass that somebody still wants."""
-        keys = [key for key in one.keys if self._under_way.get(key) is one]
+        keys = [key for key in tower_pass.keys if self._pass_of.get(key) is tower_pass]
         for key in keys:
-            del self._under_way[key]
+            del self._pass_of[key]
         return keys
 
-    def _keep(self, one: TowerPass, embeddings: list[Tensor]) -> None:
+    def _keep(self, tower_pass: TowerPass, embeddings: list[Tensor]) -> None:
         """Take over what a pass gave at its end."""
         if len(embeddings) > 1:  # of one tensor, which would stay as long as any of them
             embeddings = [rows_TD.clone() for rows_TD in embeddings]
         event = self._streams.mark()
-        by_key = dict(zip(one.keys, embeddings, strict=True))
-        for key in self._take_keys(one):
-            self._there[key] = _Embedding(by_key[key], event)
-            self._untold[key] = event
+        by_key = dict(zip(tower_pass.keys, embeddings, strict=True))
+        for key in self._take_keys(tower_pass):
+            self._embeddings[key] = _Embedding(by_key[key], event)
+            self._unreported[key] = event

@@ -84,7 +84,7 @@ class ModelExecutor:
         try:
             with torch.inference_mode(), self.streams.of_steps():
                 step = self._launch(plan)
-                self._encoder.go_on(_num_tokens_of_all(plan))
+                self._encoder.launch_slices(_num_tokens_of_all(plan))
                 return step
         except Exception as error:
             log.exception("step %d failed", plan.step)

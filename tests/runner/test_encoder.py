@@ -57,7 +57,7 @@ class Encoder(ImageEncoder):
 
     def step(self, num_tokens: int = 1) -> tuple[bytes, ...]:
         with torch.inference_mode():
-            self.go_on(num_tokens)
+            self.launch_slices(num_tokens)
         return self.encoded()
 
 
