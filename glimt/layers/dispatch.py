@@ -19,6 +19,7 @@ from torch import Tensor
 
 from glimt import kernels
 from glimt.kernels import QuantizedRows, RowForm
+from glimt.layers.linear import plain
 from glimt.parallel.exchange import Exchange
 from glimt.parallel.mesh import Mesh
 
@@ -43,7 +44,7 @@ def shared_experts(
     `is_fp8`: it wants quantised rows. A collective operation of all replicas. T may be 0.
     """
     num_tokens = len(places_TK)
-    x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
+    x_TD = plain(x)
     values_TD, scale_T1 = _numbers(x, is_fp8=is_fp8)
     form = RowForm(x_TD.shape[1], values_TD.dtype, places_TK.shape[1])
     num_rows = num_tokens if exchange.deals else (exchange.num_rows or num_tokens)
@@ -81,7 +82,7 @@ def _deal(
 def _numbers(x: Rows, *, is_fp8: bool) -> tuple[Tensor, Tensor | None]:
     """What travels of rows, and their scales."""
     if not is_fp8:
-        return (x.x_TI if isinstance(x, QuantizedRows) else x), None
+        return plain(x), None
     if isinstance(x, QuantizedRows):
         return x.q_TI, x.scale_T1
     return kernels.quantize_rows(x)

@@ -22,6 +22,11 @@ def below(names: frozenset[str], child: str) -> frozenset[str]:
     return frozenset(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
+def plain(x: Tensor | QuantizedRows | MeasuredRows) -> Tensor:
+    """[T, I]: the rows themselves, for who does not take them quantised."""
+    return x if isinstance(x, Tensor) else x.x_TI
+
+
 class Linear(nn.Module):
     """weight [O, I], optional bias [O], and iff FP8 a float32 weight_scale [O].
 
@@ -53,8 +58,7 @@ class Linear(nn.Module):
             return kernels.fp8_linear(
                 x, self.weight, self.weight_scale, self.bias, defers=defers, soon=soon
             )
-        x_TI = x if isinstance(x, Tensor) else x.x_TI
-        return kernels.linear(x_TI, self.weight, self.bias)
+        return kernels.linear(plain(x), self.weight, self.bias)
 
 
 class Mlp(nn.Module):

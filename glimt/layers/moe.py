@@ -14,7 +14,7 @@ from glimt import kernels
 from glimt.experts.placement import places_of
 from glimt.kernels import Delta, Fp8Mlp, QuantizedRows
 from glimt.layers.dispatch import shared_experts
-from glimt.layers.linear import FP8, Mlp, below, parameter
+from glimt.layers.linear import FP8, Mlp, below, parameter, plain
 from glimt.parallel.exchange import AS_THEY_ARE, Exchange
 from glimt.parallel.mesh import Mesh
 
@@ -154,8 +154,7 @@ class Experts(nn.Module):
                     x, weights_TK, experts_TK, fp8, shared, defers=defers, soon=soon
                 )
             return kernels.fp8_grouped_experts(x, weights_TK, experts_TK, *fp8)
-        x_TD = x.x_TI if isinstance(x, QuantizedRows) else x
-        return kernels.grouped_experts(x_TD, weights_TK, experts_TK, self.gate_up, self.down)
+        return kernels.grouped_experts(plain(x), weights_TK, experts_TK, self.gate_up, self.down)
 
 
 class Moe(nn.Module):
@@ -227,7 +226,7 @@ class Moe(nn.Module):
                 defers=self.defers,
                 soon=soon,
             )
-        weights_TK, experts_TK = self.router(x.x_TI if isinstance(x, QuantizedRows) else x)
+        weights_TK, experts_TK = self.router(plain(x))
         if self.choices is not None:
             chosen_P = experts_TK.flatten()
             self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))

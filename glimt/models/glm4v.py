@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from glimt.kernels import Delta, QuantizedRows
+from glimt.kernels import Delta
 from glimt.layers.attention import KvCache, Step
 from glimt.layers.embedding import Embedding
-from glimt.layers.linear import Linear, below
+from glimt.layers.linear import Linear, below, plain
 from glimt.layers.moe import Moe
 from glimt.layers.norm import RmsNorm
 from glimt.models.config import ModelConfig
@@ -85,7 +85,7 @@ class Glm4v(nn.Module):
         for index, layer in enumerate(self.layers):
             x_TD, delta_TD = layer(x_TD, delta_TD, step, angles, kv.layer(index), soon[index])
         h, _ = self.norm.add_parts(x_TD, delta_TD, norm_mesh(self.config.text, self.mesh))
-        return h.x_TI if isinstance(h, QuantizedRows) else h
+        return plain(h)
 
     def take_part(self, exchange: Exchange) -> None:
         """Compute experts for other replicas in a step in which this one has no tokens."""
