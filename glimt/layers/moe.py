@@ -244,18 +244,6 @@ class Moe(nn.Module):
         routed_TD = self._routed(x, weights_TK, experts_TK, exchange)
         return routed_TD + joined()
 
-    def _routed(
-        self,
-        x: Tensor | QuantizedRows,
-        weights_TK: Tensor,
-        places_TK: Tensor,
-        exchange: Exchange,
-    ) -> Tensor:
-        if self.mesh.dp_size == 1:
-            routed_TD: Tensor = self.experts(x, weights_TK, places_TK)
-            return routed_TD
-        return self._exchange(x, weights_TK, places_TK, exchange)
-
     @property
     def _nobody_asks_who_is_chosen(self) -> bool:
         """Whether all experts are here, in order, and uncounted."""
@@ -267,15 +255,19 @@ class Moe(nn.Module):
         weight_ED = self.router.weight
         x_TD = weight_ED.new_empty(0, weight_ED.shape[1])
         weights_TK = self.router.bias.new_empty(0, self.router.routing.num_experts_per_token)
-        self._exchange(x_TD, weights_TK, torch.empty_like(weights_TK, dtype=torch.int64), exchange)
+        self._routed(x_TD, weights_TK, torch.empty_like(weights_TK, dtype=torch.int64), exchange)
 
-    def _exchange(
+    def _routed(
         self,
         x: Tensor | QuantizedRows,
         weights_TK: Tensor,
         places_TK: Tensor,
         exchange: Exchange,
     ) -> Tensor:
+        """[T, D]: this rank's part of the routed experts' sum, of the replicas that share them."""
+        if self.mesh.dp_size == 1:
+            routed_TD: Tensor = self.experts(x, weights_TK, places_TK)
+            return routed_TD
         return shared_experts(
             self.mesh,
             self.experts.num_places,
