@@ -17,6 +17,7 @@ from typing import Any
 
 from glimt.processes.control import (
     ToParent,
+    first_message,
 )
 from glimt.processes.control_line import ControlLine, pair, parent_line
 
@@ -120,7 +121,7 @@ class Child(Pulse):
             env={**(variables or {}), **child_environment(passes)},
         )
         theirs.close()
-        self.line.send(start)
+        self.line.send(first_message(start))
 
     @property
     def pid(self) -> int:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from glimt import __version__
 from glimt.experts.group import Backend, ExpertGroup
 from glimt.experts.placement import Placement
-from glimt.placement.messages import Placed, PlacerStart
-from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
+from glimt.placement.messages import Placed
 from glimt.processes.group_messages import GroupBegins, GroupEnds, GroupQuiet
 from glimt.processes.preflight import ClusterSettings
 from glimt.processes.tls import TlsFiles
@@ -221,16 +221,22 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave now, in order."""
 
 
+class FirstMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """To every child, before all others. Its form never changes, because a child may be of another
+    version of Glimt than its parent: of one that was installed since the parent was started.
+    """
+
+    glimt: str = ""  # version of the parent; "" = it was older than this message
+    start: msgspec.Raw = msgspec.Raw()  # what the child is: one of the structs `…Start`
+
+
+def first_message(start: msgspec.Struct) -> FirstMessage:
+    """What this process tells a child that it starts."""
+    return FirstMessage(glimt=__version__, start=msgspec.Raw(msgspec.msgpack.encode(start)))
+
+
 ToChild = (
-    EngineStart
-    | PeerStart
-    | ServerStart
-    | MediaWorkerStart
-    | GateStart
-    | UplinkStart
-    | MusterStart
-    | PlacerStart
-    | EngineUp
+    EngineUp
     | EngineDown
     | EngineLeaving
     | MediaWorkerDown

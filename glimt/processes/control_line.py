@@ -46,11 +46,15 @@ class ControlLine(Generic[Received]):
 
     def receive(self) -> Received | None:
         """The next message; None = the other side is gone."""
-        try:
-            data = self._end.recv(MAX_MESSAGE_BYTES)
-        except ConnectionError:
-            return None
+        data = self.receive_bytes()
         return self._decoder.decode(data) if data else None
+
+    def receive_bytes(self) -> bytes:
+        """The next message as it came; b"" = the other side is gone."""
+        try:
+            return self._end.recv(MAX_MESSAGE_BYTES)
+        except ConnectionError:
+            return b""
 
     def close(self) -> None:
         """Close this end."""

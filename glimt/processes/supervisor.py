@@ -88,6 +88,7 @@ class Supervisor:
         self._engines = EngineGroup(plan, self._starter, self._children, self._adopt)
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._stopping = False
+        self._verdict = (0, "")  # status and message of an end in order
         self._is_started = False  # all that runs on this machine was ready once
         self._announced = False  # and so was all that runs on others
         self._started_s = time.monotonic()
@@ -162,7 +163,7 @@ class Supervisor:
             case Notice():
                 self._tell_servers(message, but=child)
             case Refused(text):
-                self._finish(2, text)
+                self._on_refusal(text)
 
     def _on_far(self, message: EngineUp | EngineDown | EngineLeaving | HeadEnded) -> None:
         """News of other machines."""
@@ -263,7 +264,7 @@ class Supervisor:
             del self._children[child.name]
         if self._stopping:
             if not self._servers():
-                self._finish(0)
+                self._finish(*self._verdict)
             return
         self._say(f"{child.name} ended: {exit_text(status)}")
         if isinstance(child.start, UplinkStart | MusterStart):  # the connection may come again
@@ -335,19 +336,31 @@ class Supervisor:
     # ------------------------------------------------------------------------------ stopping
 
     def _on_signal(self, signum: int) -> None:
-        servers = self._servers()
-        if self._stopping or not servers or not self._is_started:
-            self._finish(0 if self._is_started else 128 + signum)
-            return
+        if self._stopping or not self._servers() or not self._is_started:
+            self._finish(*(self._verdict if self._is_started else (128 + signum, "")))
+        else:
+            self._drain()
+
+    def _on_refusal(self, text: str) -> None:
+        """A child cannot start, and will not: whom the others serve is served to the end."""
+        self._verdict = (2, text)
+        if self._stopping or not self._servers() or not self._is_started:
+            self._finish(*self._verdict)
+        else:
+            self._say(text)
+            self._drain()
+
+    def _drain(self) -> None:
         self._stopping = True
         timeout_s = self._plan.shutdown_timeout_s
         self._say(
             f"stopping: running requests may finish (at most {timeout_s:.0f} s); "
             "once more to stop now"
         )
-        for server in servers:
+        for server in self._servers():
             server.line.send(Drain(timeout_s))
-        asyncio.get_running_loop().call_later(timeout_s + STOP_LIMIT_S, self._finish, 0)
+        limit_s = timeout_s + STOP_LIMIT_S
+        asyncio.get_running_loop().call_later(limit_s, lambda: self._finish(*self._verdict))
 
     def _finish(self, status: int, message: str = "") -> None:
         self._stopping = True

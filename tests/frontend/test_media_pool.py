@@ -34,6 +34,7 @@ from glimt.metrics import Metrics
 from glimt.processes.control import (
     MediaWorkerStart,
     Ready,
+    first_message,
 )
 from glimt.processes.control_line import pair, parent_line
 from glimt.transport import AsyncHub
@@ -198,18 +199,17 @@ async def process(rig: Rig) -> AsyncIterator["subprocess.Popen[bytes]"]:
     )
     theirs.close()
     line = parent_line(ours)
-    line.send(
-        MediaWorkerStart(
-            number=0,
-            server=0,
-            name="media-0.1",
-            hub=rig.address,
-            arena_fd=rig.memory.fd,
-            arena=0,
-            log_level="error",
-            log_json=False,
-        )
+    start = MediaWorkerStart(
+        number=0,
+        server=0,
+        name="media-0.1",
+        hub=rig.address,
+        arena_fd=rig.memory.fd,
+        arena=0,
+        log_level="error",
+        log_json=False,
     )
+    line.send(first_message(start))
     try:
         assert isinstance(await asyncio.to_thread(line.receive), Ready)
         await until(lambda: rig.pool.num_workers == 1)

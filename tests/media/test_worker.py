@@ -15,6 +15,7 @@ from glimt.arena import SharedArena
 from glimt.processes.control import (
     MediaWorkerStart,
     Ready,
+    first_message,
 )
 from glimt.processes.control_line import pair, parent_line
 from glimt.wire import (
@@ -94,7 +95,7 @@ def child(
         log_level="error",
         log_json=False,
     )
-    line.send(start)
+    line.send(first_message(start))
     assert isinstance(line.receive(), Ready)
     assert hub.receive() == MediaHello(3)
     yield hub, process
