@@ -17,19 +17,21 @@ from glimt.bench.figures.pairs import PairedChange, paired_changes
 from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import Difference, differences
 from glimt.bench.figures.summary import Summary, summarise
+from glimt.bench.report.comparison import comparison_page, comparison_tables
 from glimt.bench.report.html import report, write_text
-from glimt.bench.report.series import comparison_page, comparison_tables, text_table
+from glimt.bench.report.series import text_table
 from glimt.errors import BadSettings
 
 Say = Callable[[str], None]
 
 
 class Comparison(NamedTuple):
-    """What changed in all, request by request, and what there is to doubt of each side."""
+    """What changed in all, request by request, what there is to doubt, and the runs themselves."""
 
     changes: dict[str, Difference]
     pairs: list[PairedChange]
     doubts: list[str]
+    sides: tuple[list[Summary], list[Summary]]
 
 
 _ARRAYS = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
@@ -50,7 +52,7 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Set runs side by side: tables to `tell`; gives the page for a report."""
     comparison = compare(before, after, question)
-    for table in comparison_tables(*comparison):
+    for table in comparison_tables(*comparison[:3]):
         tell(text_table(table) + "\n")
     return comparison_page(*comparison)
 
@@ -77,7 +79,8 @@ def compare(
     if len(before) == len(after) == 1 and _same_requests(before[0], after[0]):
         pairs = paired_changes(before[0].requests, after[0].requests)
     doubts = [*_doubts("before", ours), *_doubts("after", theirs)]
-    return Comparison(differences(ours, theirs, is_paired=is_paired), pairs, doubts)
+    changes = differences(ours, theirs, is_paired=is_paired)
+    return Comparison(changes, pairs, doubts, (ours, theirs))
 
 
 def _doubts(side: str, runs: Sequence[Summary]) -> list[str]:

@@ -304,7 +304,7 @@ class OutputOptions:
     plot_timeline: bool = False
     """Write the report beside the result (it has the timeline)."""
     timeline_itl_thresholds: str = "25,50"
-    """Gaps (ms) from which the timeline is coloured."""
+    """Gaps between chunks (ms) from which the waterfall of the report is yellow, and red."""
     plot_dataset_stats: bool = False
     """Write the report beside the result (it has the lengths)."""
     disable_tqdm: bool = False

@@ -24,6 +24,7 @@ from glimt.bench.report.series import (
     sweep_page,
     sweep_table,
     text_table,
+    verdicts,
 )
 from glimt.bench.report.table import Wording, table
 from glimt.log import escaped
@@ -90,7 +91,13 @@ def write(
     pages: list[Data] = []
     if varied is not None and pairs:
         tell(text_table(sweep_table(pairs, varied)) + "\n")
-        pages.append(sweep_page(pairs, varied))
+        objectives = settings.question(options).objectives
+        is_search = options.search.find_max_rate
+        said = verdicts(pairs, varied, objectives, is_search=is_search)
+        if not is_search:  # which ends with a sentence of its own
+            for _, text in said:
+                tell(f"{text[:1].upper()}{text[1:]}.")
+        pages.append(sweep_page(pairs, varied, said))
     elif len(whole) > 1:
         num_doubtful = sum(not run.summary.client.is_trusted for run in whole)
         repeats = repeats_table(intervals([run.summary for run in whole]), num_doubtful)
@@ -136,8 +143,9 @@ def _report(options: Options, runs: Sequence[Run], pages: list[Data]) -> str:
     objectives = settings.question(options).objectives
     names = [_name(run.log, place, len(runs)) for place, run in enumerate(runs)]
     detail = min(1.0, _PAGES_IN_FULL / len(runs))
+    limits = settings.gap_limits(options.output.timeline_itl_thresholds)
     shown = [
-        run_page(run.log, run.summary, objectives, name, detail)
+        run_page(run.log, run.summary, objectives, name, detail, limits)
         for run, name in zip(runs, names, strict=True)
     ]
     start = runs[0].log.start

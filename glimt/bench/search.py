@@ -3,14 +3,9 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from glimt.bench.figures.objectives import ATTAINMENT, Objective
 from glimt.bench.options import Options
 from glimt.errors import BadSettings
-
-if TYPE_CHECKING:
-    from glimt.bench.figures.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -50,21 +45,6 @@ class Sweep:
 def with_rate(options: Options, rate: float) -> Options:
     """The same at another rate."""
     return replace(options, load=replace(options.load, request_rate=rate))
-
-
-def keeps(summary: "Summary", objectives: tuple[Objective, ...]) -> bool:
-    """Whether a run keeps all objectives: those of the run, and those of requests for 99 of 100
-    requests; with no failed request."""
-    if summary.failed or summary.completed == 0 or summary.goodput is None:
-        return False
-    verdict = summary.goodput.verdict
-    if verdict.missed:
-        return False
-    return all(
-        verdict.attainment[objective.name] >= ATTAINMENT
-        for objective in objectives
-        if objective.percent is None
-    )
 
 
 def highest(

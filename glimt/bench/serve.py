@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from glimt.bench import settings
+from glimt.bench.figures.loads import keeps
 from glimt.bench.options import Options
 from glimt.bench.run import Bench
-from glimt.bench.search import Sweep, highest, keeps, with_rate
+from glimt.bench.search import Sweep, highest, with_rate
 
 if TYPE_CHECKING:
     from glimt.bench.early import EarlyStop

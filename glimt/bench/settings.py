@@ -34,6 +34,7 @@ def check_report(options: Options, raw: str | None) -> None:
             "give the log of a run (glimt bench report RAW, with --compare BEFORE if you like), or "
             "two to be compared: glimt bench report --compare BEFORE AFTER"
         )
+    gap_limits(options.output.timeline_itl_thresholds)
     question(options)
 
 
@@ -100,6 +101,17 @@ def steady_ratio(text: str) -> float | None:
     if not 0 < ratio <= 1:
         raise BadSettings(f"--steady-window {text}: must be auto, off, or above 0 and at most 1")
     return ratio
+
+
+def gap_limits(text: str) -> tuple[float, float]:
+    """From `25,50` (ms). Raises BadSettings."""
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        first, second = 0.0, 0.0
+    if not 0 < first <= second:
+        raise BadSettings(f"--timeline-itl-thresholds {text}: must be two gaps in ms, e.g. 25,50")
+    return first, second
 
 
 def run_start(options: Options, date: str, model: str, tokenizer: str | None) -> RunStart:
@@ -228,6 +240,7 @@ def _wishes(options: Options) -> Iterator[str]:
     try:
         question(options)
         metrics(options.figures.percentile_metrics)
+        gap_limits(options.output.timeline_itl_thresholds)
     except BadSettings as error:
         yield error.message
         return

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from glimt.bench.early import EarlyStop
 from glimt.bench.events import read_log
+from glimt.bench.figures.loads import keeps
 from glimt.bench.figures.objectives import parse_objectives
 from glimt.bench.figures.question import Question
 from glimt.bench.figures.summary import summarise
@@ -21,7 +22,6 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
-from glimt.bench.search import keeps
 from glimt.bench.serve import run_all
 from tests.support.bench_logs import MS, log_of, request
 from tests.support.mock_server import MockServer

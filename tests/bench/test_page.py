@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glimt.bench.compare import compare
 from glimt.bench.events import EventLog, HealthEvent, PowerEvent, ServerEvent
 from glimt.bench.figures.objectives import parse_objectives
 from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import intervals
 from glimt.bench.figures.summary import summarise
+from glimt.bench.report.comparison import comparison_page
 from glimt.bench.report.exports import markdown, write_csv
 from glimt.bench.report.html import MAX_BYTES, report
 from glimt.bench.report.page import run_page
@@ -78,6 +80,7 @@ def test_a_report_of_a_thousand_requests_is_small_and_complete(page: str) -> Non
     assert len(run["points"]) == 990
     assert run["x_name"] == "image tokens"
     assert run["has_thinking"]
+    assert sum(bar[2] for bar in run["answers"]) == 990
     assert {pill[0] for pill in run["pills"]} >= {"bad", "warn", "plain"}
     assert [chart["title"] for chart in run["strips"]] == ["Server: requests", "GPUs"]
 
@@ -120,6 +123,17 @@ def test_what_was_read_before_and_after_the_run_is_not_drawn() -> None:
     assert chart["series"][0]["points"] == [[0, 10], [1, 10], [2, 10]]
 
 
+def test_the_waterfall_marks_gaps_from_each_limit_on_where_they_lie() -> None:
+    at_ms = [100, 110, 140, 150, 200]
+    log = log_of([request(0, at_ms=at_ms), request(1, at_ms=[50, 60]), request(2, at_ms=[9])])
+    rows = run_page(log, summarise(log, QUESTION), OBJECTIVES, "x", gap_limits_ms=(30, 50))
+    slow, even, single = rows["waterfall"]
+    assert slow[8] == "0" * 4 + "1" * 12 + "0" * 4 + "2" * 20
+    assert (slow[9], even[9], single[9]) == (50, 10, 0)
+    assert even[8] == single[8] == ""
+    assert rows["gap_limits_ms"] == [30, 50]
+
+
 def test_an_overloaded_clients_objectives_are_never_green() -> None:
     log = log_of([request(at_ms=[50, 60])])
     for cpu, kind in ((0.1, "good"), (0.95, "warn")):
@@ -135,6 +149,7 @@ def test_a_browser_draws_every_page_without_an_error(page: str, tmp_path: Path) 
     summary = summarise(log, QUESTION)
     pages = [
         sweep_page([(log, summary), (log, summary)], "rate"),
+        comparison_page(*compare([log], [log], QUESTION)),
         repeats_page(repeats_table(intervals([summary, summary]), 0)),
     ]
     for number, text in enumerate([page, *(report("x", "y", "z", [each]) for each in pages)]):
@@ -145,7 +160,7 @@ def test_a_browser_draws_every_page_without_an_error(page: str, tmp_path: Path) 
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert "CONSOLE" not in done.stderr
         assert "<table>" in done.stdout
-        assert number == 2 or done.stdout.count("<svg") >= 5
+        assert number == 3 or done.stdout.count("<svg") >= 5
 
 
 def test_thinning_keeps_ends_and_peaks() -> None:

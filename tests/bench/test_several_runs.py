@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from glimt.bench.compare import compare, compare_runs, load
 from glimt.bench.events import EventLog, HealthEvent, PowerEvent, write_log
 from glimt.bench.figures.energy import energy
+from glimt.bench.figures.loads import keeps
 from glimt.bench.figures.objectives import parse_objectives
 from glimt.bench.figures.pairs import block_bootstrap, paired_changes
 from glimt.bench.figures.question import Question
@@ -28,18 +30,22 @@ from glimt.bench.options import (
     TargetOptions,
 )
 from glimt.bench.outputs import Run, show, wording
+from glimt.bench.report.comparison import comparison_page, comparison_tables
 from glimt.bench.report.result import result as result_of
 from glimt.bench.report.series import (
-    comparison_tables,
     repeats_table,
+    sweep_page,
     sweep_table,
     text_table,
+    verdicts,
 )
-from glimt.bench.search import Sweep, highest, keeps
+from glimt.bench.search import Sweep, highest
 from glimt.bench.serve import run_all
 from glimt.errors import BadSettings
 from tests.support.bench_logs import MS, log_of, request
 from tests.support.mock_server import MockServer
+
+OBJECTIVES = parse_objectives(["ttft:50"], None)
 
 
 def run_with(ttft_ms: float, **start: object) -> EventLog:
@@ -117,7 +123,7 @@ def test_a_result_of_vllms_client_can_be_compared(tmp_path: Path) -> None:
     (log,) = load(theirs)
     ours = tmp_path / "raw.jsonl"
     write_log(ours, [log])
-    changes, pairs, doubts = compare(load(theirs), load(ours), Question())
+    changes, pairs, doubts, _ = compare(load(theirs), load(ours), Question())
     assert all(change.before == change.after for change in changes.values())
     assert [pair.interval.mean for pair in pairs] == [0, 0, 0]
     assert doubts == []
@@ -232,6 +238,41 @@ def test_tables_of_several_runs_say_what_they_compare() -> None:
     assert "worse" in text_table(comparison_tables(changes, [], [])[0])
 
 
+def test_a_sweep_says_which_loads_do_and_where_its_knee_is() -> None:
+    # tokens a second over latency: 30/30, 60/35 and 70/300 of any unit
+    loads = ((10.0, 10.0, 1.0), (20.0, 15.0, 2.0), (30.0, 280.0, 3.0))
+    logs = [run_with(ttft, request_rate=rate) for rate, ttft, _ in loads]
+    for log, (_, _, speed) in zip(logs, loads, strict=True):
+        log.end = msgspec.structs.replace(log.end, end_ns=round(1000 * MS / speed))
+    question = Question(objectives=OBJECTIVES)
+    runs = [(log, summarise(log, question)) for log in logs]
+    bend = "knee at 20 requests per second: beyond it latency grows faster than throughput"
+    best = ["good", "up to 20 requests per second every objective is kept"]
+    assert verdicts(runs, "rate", OBJECTIVES) == [best, ["plain", bend]]
+    assert verdicts(runs, "rate", OBJECTIVES, is_search=True) == [best]
+    assert verdicts(runs[:2], "rate", ()) == []
+    (none,) = verdicts(runs[2:], "rate", OBJECTIVES)
+    assert none == ["bad", "not even 30 requests per second keep every objective"]
+    page = sweep_page(runs, "rate", [best])
+    assert page["pills"] == [best]
+    assert {point[2] for point in page["charts"][-1]["series"][0]["points"]} == {"10", "20", "30"}
+
+
+def test_a_page_of_a_comparison_shows_changes_with_their_intervals_and_both_distributions() -> None:
+    fast, slow = run_with(10), run_with(20)
+    page = comparison_page(*compare([fast], [slow], Question()))
+    changes, *shares = page["charts"]
+    assert changes["rows"][0] == ["Mean TTFT", 100, 100, 100, "worse"]
+    assert [row[0] for row in changes["rows"]] == ["Mean TTFT", "Mean TPOT", "Mean E2EL"]
+    first, second = shares[0]["series"]
+    assert first["points"][0] == [10, 0]
+    assert second["points"][-1] == [20, 100]
+    repeated = comparison_page(*compare([fast, run_with(12)], [slow, run_with(21)], Question()))
+    names = [row[0] for row in repeated["charts"][0]["rows"]]
+    assert "P99 TTFT" in names
+    assert "Failed" not in names  # nothing is a percentage of none
+
+
 def test_a_client_that_was_too_busy_is_told_of_in_tables_of_several_runs() -> None:
     busy = run_with(5)
     busy.health = [HealthEvent(at_ns=MS, cpu=0.95, loop_lag_ns=0, in_flight=1)]
@@ -240,6 +281,10 @@ def test_a_client_that_was_too_busy_is_told_of_in_tables_of_several_runs() -> No
     assert lines[-2].endswith("kept up")
     assert lines[-1].endswith("too busy")
     assert max(map(len, text_table(sweep_table(runs[:1], "concurrency")).splitlines())) <= 80
+    judged = [(log, summarise(log, Question(objectives=OBJECTIVES))) for log, _ in runs]
+    assert verdicts(judged, "rate", OBJECTIVES) == [
+        ["warn", "up to 10 requests per second every objective is kept"]
+    ]
     table = repeats_table(intervals([summary for _, summary in runs]), 1)
     assert "in 1 of them the client did not keep up" in table["says"]
 

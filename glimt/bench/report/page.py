@@ -27,6 +27,7 @@ _MAX_BINS = 400
 _MAX_POINTS = 2000
 _MAX_ROWS = 300
 _MAX_STEPS = 1200
+_MAX_CELLS = 40  # of a row of the waterfall
 _TOLD = ("model", "backend", "tokenizer")  # settings that the head of the log says better
 
 Data = dict[str, Any]
@@ -38,10 +39,12 @@ def run_page(
     objectives: Sequence[Objective],
     name: str,
     detail: float = 1.0,
+    gap_limits_ms: tuple[float, float] = (25.0, 50.0),
 ) -> Data:
     """Everything that is drawn of one run. Times in seconds, durations in milliseconds.
 
-    `detail` is the share of points, at most 1, that are drawn where there are many.
+    `detail` is the share of points, at most 1, that are drawn where there are many. Gaps between
+    chunks from each of `gap_limits_ms` on stand out in the waterfall.
     """
     max_bins, max_points = round(_MAX_BINS * detail), round(_MAX_POINTS * detail)
     requests = [event for event in log.requests if event.phase == "run"]
@@ -64,7 +67,13 @@ def run_page(
         "shares": [rounded(share) for share in SHARES],
         "quantiles": _quantiles(summary),
         "lengths": histogram([event.prompt_tokens or event.text_tokens or 0 for event in answered]),
-        "waterfall": evenly([_row(event) for event in requests], round(_MAX_ROWS * detail)),
+        "answers": histogram(
+            [event.completion_tokens or len(event.chunk_ns) for event in answered]
+        ),
+        "gap_limits_ms": list(gap_limits_ms),
+        "waterfall": [
+            _row(event, gap_limits_ms) for event in evenly(requests, round(_MAX_ROWS * detail))
+        ],
         "lag": peaks(
             [(event.start_ns / 1e9, send_lag_ns(event) / 1e6) for event in requests], max_bins
         ),
@@ -225,13 +234,15 @@ def _point(event: RequestEvent, size: float) -> list[float]:
     ]
 
 
-def _row(event: RequestEvent) -> list[Any]:
-    """[index, came, left, first token, first visible token, last token, end (ms), failure]."""
+def _row(event: RequestEvent, gap_limits_ms: tuple[float, float]) -> list[Any]:
+    """[index, came, left, first token, first visible token, last token, end (ms), failure, levels
+    of its gaps, longest gap (ms)]."""
     visible = event.chunk_kinds.find("c")
 
     def at(at_ns: int | None) -> float | None:
         return None if at_ns is None else round(at_ns / 1e6, 1)
 
+    gaps_ms = np.diff(np.array(event.chunk_ns, np.int64)) / 1e6
     return [
         event.index,
         at(event.fired_ns),
@@ -241,7 +252,25 @@ def _row(event: RequestEvent) -> list[Any]:
         at(event.chunk_ns[-1]) if event.chunk_ns else None,
         at(event.end_ns),
         failure_class(event) if event.failure else "",
+        _gap_levels(event, gaps_ms, gap_limits_ms),
+        rounded(float(gaps_ms.max(initial=0.0))),
     ]
+
+
+def _gap_levels(event: RequestEvent, gaps_ms: Any, limits_ms: tuple[float, float]) -> str:
+    """A digit for each equal part of the time from the first chunk to the last: 0; 1 or 2 where a
+    gap of at least the first or second limit lies."""
+    levels = np.digitize(gaps_ms, limits_ms)
+    if not levels.any():
+        return ""
+    at_ns = np.array(event.chunk_ns, np.int64)
+    places = (at_ns - at_ns[0]) / (at_ns[-1] - at_ns[0]) * _MAX_CELLS
+    cells = np.zeros(_MAX_CELLS, int)
+    for low, high, level in zip(places[:-1], places[1:], levels, strict=True):
+        if level:
+            end = max(int(np.ceil(high)), int(low) + 1)
+            cells[int(low) : end] = np.maximum(cells[int(low) : end], level)
+    return "".join(map(str, cells))
 
 
 def _quantiles(summary: Summary) -> dict[str, list[float]]:

@@ -1,12 +1,13 @@
-"""Pages and tables of several runs: repeats, sweeps, comparisons."""
+"""Pages and tables of several runs: repeats and sweeps."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glimt.bench.events import EventLog
-from glimt.bench.figures.pairs import PairedChange
-from glimt.bench.figures.scalars import Difference, Scalar, scalars
+from glimt.bench.figures.loads import highest_kept, knee
+from glimt.bench.figures.objectives import Objective
+from glimt.bench.figures.scalars import Scalar, scalars
 from glimt.bench.figures.statistics import Interval, confidence
 from glimt.bench.figures.summary import Summary
 
@@ -15,6 +16,7 @@ Pair = tuple[EventLog, Summary]
 
 _GAP, _MAX_WIDTH = "  ", 80  # of a table, in characters
 
+_UNITS = {"rate": "requests per second", "concurrency": "requests in flight at most"}
 _SWEPT = (
     ("Throughput", "Output tokens per second", ("output_throughput",)),
     ("Time to first token", "Milliseconds", ("median_ttft_ms", "p99_ttft_ms")),
@@ -38,10 +40,34 @@ def grouped(runs: Sequence[Pair], varied: str) -> dict[float, list[Summary]]:
     return groups
 
 
-def sweep_page(runs: Sequence[Pair], varied: str) -> Data:
-    """Curves over the load, and throughput against latency."""
+def verdicts(
+    runs: Sequence[Pair], varied: str, objectives: Sequence[Objective], *, is_search: bool = False
+) -> list[list[str]]:
+    """[kind, text] of what the loads say together. A search looks for no knee: its runs end early.
+
+    Kinds are good, warn (the client did not keep up), bad, plain.
+    """
     groups = grouped(runs, varied)
-    unit = "requests per second" if varied == "rate" else "requests in flight at most"
+    unit = "requests per second" if varied == "rate" else "requests at once"
+    found = []
+    if objectives:
+        best = highest_kept(groups, objectives)
+        if best is None:
+            found.append(["bad", f"not even {min(groups):g} {unit} keep every objective"])
+        else:
+            is_trusted = all(each.client.is_trusted for each in groups[best])
+            text = f"up to {best:g} {unit} every objective is kept"
+            found.append(["good" if is_trusted else "warn", text])
+    if not is_search and (bend := knee(groups)) is not None:
+        text = f"knee at {bend:g} {unit}: beyond it latency grows faster than throughput"
+        found.append(["plain", text])
+    return found
+
+
+def sweep_page(runs: Sequence[Pair], varied: str, said: Sequence[Sequence[str]] = ()) -> Data:
+    """Curves over the load, and throughput against latency; above them what `verdicts` gave."""
+    groups = grouped(runs, varied)
+    unit = _UNITS[varied]
     tables = {load: [scalars(each) for each in group] for load, group in groups.items()}
     charts = []
     for title, says, keys in _SWEPT:
@@ -52,6 +78,7 @@ def sweep_page(runs: Sequence[Pair], varied: str) -> Data:
     return {
         "kind": "series",
         "name": "Sweep",
+        "pills": [list(each) for each in said],
         "charts": charts,
         "tables": [sweep_table(runs, varied)],
     }
@@ -73,14 +100,14 @@ def _curve(tables: Mapping[float, list[dict[str, Scalar]]], key: str) -> Data | 
 def _frontier(tables: Mapping[float, list[dict[str, Scalar]]]) -> Data:
     """Tokens per second of a user against those of the whole server: what batching trades."""
     points = []
-    for group in tables.values():
+    for load, group in tables.items():
         tpot = confidence([table["mean_tpot_ms"].value for table in group]).mean
         whole = confidence([table["output_throughput"].value for table in group]).mean
         if tpot > 0:
-            points.append([1000 / tpot, whole])
+            points.append([1000 / tpot, whole, f"{load:g}"])
     return {
         "title": "Server against user",
-        "says": "Output tokens per second of the server, by those that one user sees",
+        "says": "Output tokens per second of the server, by those that one user sees, at each load",
         "x": "tokens per second of one user",
         "series": [{"name": "server tok/s", "points": sorted(points)}],
     }
@@ -96,7 +123,7 @@ def sweep_table(runs: Sequence[Pair], varied: str) -> Data:
     for load, group in grouped(runs, varied).items():
         tables = [scalars(each) for each in group]
         known = [key for key in keys if key in tables[0]]
-        head = [varied, *(_title(tables[0][key]) for key in known), "Client"]
+        head = [varied, *(title_of(tables[0][key]) for key in known), "Client"]
         cells = [_mean_text(confidence([table[key].value for table in tables])) for key in known]
         is_trusted = all(each.client.is_trusted for each in group)
         rows.append([f"{load:g}", *cells, "kept up" if is_trusted else ["too busy", "doubt"]])
@@ -112,7 +139,7 @@ def sweep_table(runs: Sequence[Pair], varied: str) -> Data:
 def repeats_table(table: Mapping[str, tuple[Scalar, Interval]], num_doubtful: int) -> Data:
     """Means over repeats with their intervals; in `num_doubtful` the client was too busy."""
     rows = [
-        [_title(scalar), f"{interval.mean:,.2f}", f"{interval.low:,.2f}", f"{interval.high:,.2f}"]
+        [title_of(scalar), f"{interval.mean:,.2f}", f"{interval.low:,.2f}", f"{interval.high:,.2f}"]
         for scalar, interval in table.values()
     ]
     count = next(iter(table.values()))[1].count
@@ -128,67 +155,6 @@ def repeats_table(table: Mapping[str, tuple[Scalar, Interval]], num_doubtful: in
 def repeats_page(table: Data) -> Data:
     """The repeats' page, with what `repeats_table` gave."""
     return {"kind": "series", "name": "Repeats", "charts": [], "tables": [table]}
-
-
-def comparison_tables(
-    changes: Mapping[str, Difference], pairs: Sequence[PairedChange], doubts: Sequence[str]
-) -> list[Data]:
-    """What changed between two sides, in all and request by request; before that what to doubt."""
-    rows: list[list[Any]] = [
-        [
-            _title(change.scalar),
-            f"{change.before:,.2f}",
-            f"{change.after:,.2f}",
-            [f"{change.ratio:+.1%}" if math.isfinite(change.ratio) else "–", change.verdict],
-            _span(change.interval, 1),
-        ]
-        for change in changes.values()
-    ]
-    tables = [
-        {
-            "title": "Comparison",
-            "says": "\n".join(
-                ["Before and after; intervals (95 %) are those of the change over repeats", *doubts]
-            ),
-            "head": ["", "before", "after", "change", "interval"],
-            "rows": rows,
-        }
-    ]
-    if pairs:
-        tables.append(_pairs_table(pairs))
-    return tables
-
-
-def _pairs_table(pairs: Sequence[PairedChange]) -> Data:
-    rows = []
-    for pair in pairs:
-        interval = pair.interval
-        kind = (
-            "" if interval.low <= 0 <= interval.high else "worse" if interval.low > 0 else "better"
-        )
-        rows.append(
-            [
-                f"{pair.metric.upper()} (ms)",
-                [f"{interval.mean * 1e3:+,.2f}", kind],
-                _span(interval, 1e3),
-                f"{pair.faster:.1%}",
-                f"{interval.count}",
-            ]
-        )
-    return {
-        "title": "Request by request",
-        "says": "The same requests on both sides; 95 % intervals by block bootstrap",
-        "head": ["", "mean change", "interval", "faster", "pairs"],
-        "rows": rows,
-    }
-
-
-def comparison_page(
-    changes: Mapping[str, Difference], pairs: Sequence[PairedChange], doubts: Sequence[str]
-) -> Data:
-    """The comparison's page."""
-    tables = comparison_tables(changes, pairs, doubts)
-    return {"kind": "series", "name": "Comparison", "charts": [], "tables": tables}
 
 
 def text_table(table: Data) -> str:
@@ -224,7 +190,8 @@ def _plain(cell: Any) -> str:
     return str(cell)
 
 
-def _title(scalar: Scalar) -> str:
+def title_of(scalar: Scalar) -> str:
+    """A number's name with its unit."""
     return f"{scalar.name} ({scalar.unit})" if scalar.unit else scalar.name
 
 
@@ -234,7 +201,8 @@ def _mean_text(interval: Interval) -> str:
     return f"{interval.mean:,.2f}"
 
 
-def _span(interval: Interval, factor: float) -> str:
+def span(interval: Interval, factor: float) -> str:
+    """An interval in words, times `factor`."""
     if not math.isfinite(interval.low):
         return "needs repeats"
     return f"{interval.low * factor:+,.2f} … {interval.high * factor:+,.2f}"

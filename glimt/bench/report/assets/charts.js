@@ -135,6 +135,8 @@ function lines(box, spec, series) {
     if (one.dots) for (const [a, b] of one.points)
       node("circle", { cx: plot.x(a), cy: plot.y(b), r: 4, fill: colour, stroke: "var(--surface)",
         "stroke-width": 2 }, plot.svg);
+    if (one.dots) for (const [a, b, label] of one.points)
+      if (label) node("text", { x: plot.x(a) - 8, y: plot.y(b) + 4, "text-anchor": "end" }, plot.svg, label);
     for (const [a, low, high] of one.bars || [])
       node("line", { x1: plot.x(a), x2: plot.x(a), y1: plot.y(low), y2: plot.y(high), stroke: colour,
         "stroke-width": 2, "stroke-opacity": .6 }, plot.svg);
@@ -187,6 +189,35 @@ function columns(box, spec, bars, colour) {
       showTip(event, `${short(from)} to ${short(to)} ${spec.x.unit || ""}: ${height} requests`));
     column.addEventListener("pointerleave", hideTip);
   }
+}
+
+// Changes in percent with their intervals, a row for each: rows [name, change, low, high, verdict].
+function changeBars(parent, chart) {
+  const box = figure(parent, chart.title, chart.says, [], true);
+  const width = Math.max(320, box.clientWidth - 32), rowHeight = 22, top = 6;
+  const bottom = top + rowHeight * chart.rows.length, left = 130, right = width - 16;
+  const svg = node("svg", { viewBox: `0 0 ${width} ${bottom + 24}`, role: "img", height: bottom + 24 }, box);
+  const ends = chart.rows.flatMap((row) => row.slice(1, 4)), reach = 1.1 * Math.max(...ends.map(Math.abs)) || 1;
+  const low = Math.min(...ends) < 0 ? -reach : -reach / 8, high = Math.max(...ends) > 0 ? reach : reach / 8;
+  const x = scale(low, high, left, right);
+  for (const at of ticks(low, high, Math.max(3, (right - left) / 110))) {
+    node("line", { class: Math.abs(at) < 1e-9 ? "zero" : "grid", x1: x(at), x2: x(at), y1: top, y2: bottom }, svg);
+    node("text", { x: x(at), y: bottom + 16, "text-anchor": "middle" }, svg, short(at) + " %");
+  }
+  chart.rows.forEach(([name, change, from, to, verdict], index) => {
+    const y = top + rowHeight * (index + 0.5);
+    const colour = verdict ? `var(--${verdict === "better" ? "good" : "bad"})` : "var(--ink-3)";
+    node("text", { class: "label", x: left - 12, y: y + 4, "text-anchor": "end" }, svg, name);
+    node("line", { x1: x(from), x2: x(to), y1: y, y2: y, stroke: colour, "stroke-width": 3,
+      "stroke-opacity": .55, "stroke-linecap": "round" }, svg);
+    node("circle", { cx: x(change), cy: y, r: 4.5, fill: colour }, svg);
+    const row = node("rect", { x: left, y: y - rowHeight / 2, width: right - left, height: rowHeight,
+      fill: "transparent" }, svg);
+    const signed = (value) => (value > 0 ? "+" : "") + value.toFixed(Math.abs(value) < 10 ? 2 : 1) + " %";
+    row.addEventListener("pointermove", (event) =>
+      showTip(event, `${name}: ${signed(change)}\n${signed(from)} to ${signed(to)} ${verdict}`));
+    row.addEventListener("pointerleave", hideTip);
+  });
 }
 
 // From light to strong as a value goes from low to high.

@@ -9,9 +9,10 @@ const bound = (values, share) => {
 // The top of an axis from 0: some room above the highest value, and 1 where all are 0.
 const headroom = (values) => 1.08 * Math.max(0, ...values.filter(Number.isFinite)) || 1;
 
-function pills(parent, run) {
+function pills(parent, page) {
+  if (!page.pills || !page.pills.length) return;
   const row = element("div", { className: "pills" }, parent);
-  for (const [kind, text] of run.pills) element("span", { className: `pill ${kind}`, textContent: text }, row);
+  for (const [kind, text] of page.pills) element("span", { className: `pill ${kind}`, textContent: text }, row);
 }
 
 function cards(parent, run) {
@@ -94,19 +95,23 @@ function distributionChart(parent, run) {
   area.addEventListener("pointerleave", hideTip);
 }
 
-function lengthChart(parent, run) {
-  const box = figure(parent, "Lengths", "Requests by the tokens of their prompts");
-  columns(box, { y: { low: 0, high: headroom(run.lengths.map((bar) => bar[2])) },
-    x: { low: run.lengths[0][0], high: run.lengths[run.lengths.length - 1][1], label: "input tokens",
-      unit: "tokens" } }, run.lengths, COLOURS[0]);
+function lengthChart(parent, title, says, bars, label, colour) {
+  if (!bars.length) return;
+  const box = figure(parent, title, says);
+  const low = bars[0][0], high = bars[bars.length - 1][1];
+  const room = Math.max(0, 4 - (high - low) / 2);  // where all are alike, a bar and not a wall
+  columns(box, { y: { low: 0, high: headroom(bars.map((bar) => bar[2])) },
+    x: { low: Math.max(0, Math.floor(low - room)), high: high + room, label, unit: "tokens" } }, bars, colour);
 }
 
-// One row per request: waiting for the limit, waiting for the first token, thinking, content.
+// One row per request: waiting for the limit, waiting for the first token, thinking, content; over
+// these the gaps between tokens that are longer than the limits.
 function waterfall(parent, run) {
   const rows = run.waterfall;
   if (!rows.length) return;
   const names = [["--ink-3", "client queue"], ["--c2", "until the first token"], ["--c4", "thinking"],
-    ["--c3", "content"], ["--bad", "failed"]];
+    ["--c3", "content"], ["--gap-1", `gaps from ${run.gap_limits_ms[0]} ms`],
+    ["--gap-2", `from ${run.gap_limits_ms[1]} ms`], ["--bad", "failed"]];
   const box = figure(parent, "Requests", rows.length < run.num_requests
     ? `${rows.length} of ${run.num_requests} requests, evenly chosen; one row each` : "One row each",
     names.map(([colour, name]) => [`var(${colour})`, name]), true);
@@ -120,7 +125,7 @@ function waterfall(parent, run) {
   const x = scale(0, Math.max(run.duration_s * 1000, 1), left, right);
   draw.fillStyle = colour("--ink-3"); draw.font = "11px system-ui"; draw.textAlign = "center";
   for (const at of ticks(0, run.duration_s, width / 90)) draw.fillText(short(at) + " s", x(at * 1000), height - 8);
-  rows.forEach(([, fired, start, first, visible, last, end, failed], index) => {
+  rows.forEach(([, fired, start, first, visible, last, end, failed, gaps], index) => {
     const y = index * rowHeight, h = Math.max(1, rowHeight - (rowHeight > 4 ? 2 : 0.5));
     const bar = (from, to, name) => {
       if (to === null || from === null || to <= from) return;
@@ -131,13 +136,17 @@ function waterfall(parent, run) {
     bar(start, first === null ? end : first, failed && first === null ? "--bad" : "--c2");
     bar(first, visible === null ? last : visible, "--c4");
     bar(visible, last, failed ? "--bad" : "--c3");
+    const cell = (last - first) / gaps.length;
+    [...gaps].forEach((level, k) => {
+      if (level !== "0") bar(first + k * cell, first + (k + 1) * cell, `--gap-${level}`);
+    });
   });
   canvas.addEventListener("pointermove", (event) => {
     const row = rows[Math.floor((event.offsetY / canvas.clientHeight) * height / rowHeight)];
     if (!row) return hideTip();
-    const [index, fired, start, first, , last, end, failed] = row;
+    const [index, fired, start, first, , last, end, failed, , longest] = row;
     showTip(event, `request ${index}${failed ? ": " + failed : ""}\nqueue ${ms(start - fired)}\n` +
-      (first === null ? `ended after ${ms(end - start)}` : `TTFT ${ms(first - start)}, E2EL ${ms(last - start)}`));
+      (first === null ? `ended after ${ms(end - start)}` : `TTFT ${ms(first - start)}, E2EL ${ms(last - start)}\nlongest gap ${ms(longest)}`));
   });
   canvas.addEventListener("pointerleave", hideTip);
 }
@@ -190,28 +199,44 @@ function runPage(main, run) {
   loadCharts(charts, run);
   ttftCharts(charts, run);
   distributionChart(charts, run);
-  if (run.lengths.length) lengthChart(charts, run);
+  lengthChart(charts, "Lengths of prompts", "Requests by their input tokens", run.lengths, "input tokens", COLOURS[0]);
+  lengthChart(charts, "Lengths of answers", "Requests by their output tokens", run.answers, "output tokens", COLOURS[2]);
   healthCharts(charts, run);
   waterfall(charts, run);
   table(main, "All figures", "Milliseconds", run.table.head, run.table.rows);
   facts(main, run);
 }
 
-// Several runs: curves over what was varied, and a table.
+// Curves over what was varied.
+function loadCurves(charts, chart) {
+  const box = figure(charts, chart.title, chart.says,
+    chart.series.length > 1 ? chart.series.map((one, index) => [COLOURS[index], one.name]) : []);
+  const points = chart.series.flatMap((one) => one.points), xs = points.map((p) => p[0]);
+  const low = Math.min(...xs), high = Math.max(...xs);
+  const isLog = low > 0 && high / low > 12;
+  lines(box, { x: { low: isLog ? low * 0.9 : Math.min(0, low), high: high * 1.05 + 1e-9, log: isLog, label: chart.x },
+    y: { low: 0, high: headroom([...points.map((p) => p[1]),
+      ...chart.series.flatMap((one) => (one.bars || []).map((bar) => bar[2]))]) } },
+    chart.series.map((one) => ({ ...one, dots: true })));
+}
+
+// Distributions of two sides over one another.
+function shareCurves(charts, chart) {
+  const box = figure(charts, chart.title, chart.says, chart.series.map((one, index) => [COLOURS[index], one.name]));
+  const xs = chart.series.flatMap((one) => one.points.map((p) => p[0])).filter((at) => at > 0);
+  const low = Math.max(0.01, Math.min(...xs) * 0.95), high = Math.max(...xs) * 1.05, isLog = high / low > 12;
+  lines(box, { x: { low: isLog ? low : 0.98 * low, high, log: isLog, label: chart.x, unit: "ms" },
+    y: { low: 0, high: 100, unit: " %" } }, chart.series.map((one) => ({ ...one, show: (share) => short(share) + " %",
+    points: one.points.map(([at, share]) => [Math.max(at, low), share]) })));
+}
+
+// Several runs: charts of what they say together, and tables.
 function seriesPage(main, page) {
+  pills(main, page);
   const charts = element("div", { className: "charts" }, main);
   charts.style.marginTop = "18px";
-  for (const chart of page.charts) {
-    const box = figure(charts, chart.title, chart.says,
-      chart.series.length > 1 ? chart.series.map((one, index) => [COLOURS[index], one.name]) : []);
-    const points = chart.series.flatMap((one) => one.points), xs = points.map((p) => p[0]);
-    const low = Math.min(...xs), high = Math.max(...xs);
-    const isLog = low > 0 && high / low > 12;
-    lines(box, { x: { low: isLog ? low * 0.9 : Math.min(0, low), high: high * 1.05 + 1e-9, log: isLog, label: chart.x },
-      y: { low: 0, high: headroom([...points.map((p) => p[1]),
-        ...chart.series.flatMap((one) => (one.bars || []).map((bar) => bar[2]))]) } },
-      chart.series.map((one) => ({ ...one, dots: true })));
-  }
+  const forms = { changes: changeBars, shares: shareCurves };
+  for (const chart of page.charts) (forms[chart.form] || loadCurves)(charts, chart);
   for (const each of page.tables) table(main, each.title, each.says, each.head, each.rows);
 }
 
