@@ -9,12 +9,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, ArgumentCollection, Parameter
 
 from glimt import __version__
 from glimt.builtin import model as builtin
@@ -35,11 +35,26 @@ from glimt.planning.wishes import PlanWishes
 EXIT_STARTUP_ERROR = 2
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
+
+def _refuse_fractions(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raises BadSettings for 1.5 where a whole number belongs, which cyclopts would round."""
+    problems = [
+        f"{token.keyword or argument.name} {token.value}: must be a whole number"
+        for argument in arguments
+        if argument.hint is int or int in get_args(argument.hint)
+        for token in argument.tokens
+        if "." in token.value
+    ]
+    if problems:
+        raise BadSettings("these settings cannot be used:", problems)
+
+
 app = App(
     name="glimt",
     help="An inference server for the GLM-V vision-language models.",
     version=__version__,
     version_flags=["--version", "-V"],
+    config=_refuse_fractions,
 )
 
 app.command("glimt.bench.cli:app", name="bench", help="Measure a server.")
@@ -102,6 +117,7 @@ def settings_of(words: Sequence[str]) -> Settings:
     """What `glimt serve` with these words would do; neither files nor the environment are looked
     at. Raises BadSettings.
     """
+    refuse_elsewheres(words)
     try:
         _, bound, _ = app.parse_args(["serve", *words], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
@@ -264,7 +280,7 @@ def _config_file(arguments: Sequence[str]) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `glimt` command; leaves with 2 when the settings or checkpoint are bad."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sources: list[object] = [cyclopts.config.Env("GLIMT_", command=False)]
+    sources: list[Callable[..., None]] = [cyclopts.config.Env("GLIMT_", command=False)]
     try:
         if (file := _config_file(arguments)) is not None:
             try:
@@ -273,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except OSError as error:
                 raise BadSettings(f"--config {file}: {error.strerror}") from None
             sources.append(cyclopts.config.Toml(file, use_commands_as_keys=True))
-        app.config = tuple(sources)
+        app.config = (*sources, _refuse_fractions)
         if arguments and arguments[0] == "serve":
             refuse_elsewheres(arguments)
             refuse_empty_keys(os.environ)

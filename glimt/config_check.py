@@ -31,28 +31,83 @@ _LEAVE_OUT = {
     "the tokenizer is the checkpoint's own": ("tokenizer", "tokenizer-mode", "tokenizer-revision"),
     "texts are never logged": ("enable-log-outputs", "max-log-len"),
     "/openapi.json is behind the key like every route": ("disable-fastapi-docs",),
+    "each rank reads only its experts from the disk": ("enable-ep-weight-filter",),
+    "the host plans ahead, and the shared expert computes beside the exchange of rows": (
+        *("enable-dbo", "ubatch-size", "dbo-decode-token-threshold", "dbo-prefill-token-threshold"),
+    ),
+    "a rank that is silent for six seconds is ended": ("distributed-timeout-seconds",),
+    "weights are mapped and read in parallel": (
+        *("safetensors-load-strategy", "max-parallel-loading-workers"),
+    ),
+    "any item may have all of --mm-processor-cache-gb": ("mm-shm-cache-max-object-size-mb",),
+    "pixels lie in shared memory and are read in place": ("mm-tensor-ipc",),
+    "pixels travel as bytes and are normalised on the device": ("mm-device-do-normalize",),
+    "room for images is calculated, nothing is profiled": ("skip-mm-profiling",),
+    "media stand where the message has them": ("interleave-mm-strings",),
+    "prompts are cut at --max-num-batched-tokens, wherever that falls": (
+        *("disable-chunked-mm-input", "long-prefill-token-threshold", "max-num-partial-prefills"),
+    ),
+    "attention has one kernel for each device": ("attention-backend", "mm-encoder-attn-backend"),
+    "each step sends what it made": ("stream-interval",),
+    "log-probabilities are those of the model, before temperature and penalties": (
+        "logprobs-mode",
+    ),
+    "pages are known by SHA-256": ("prefix-caching-hash-algo",),
+    "/metrics shows all there is": ("show-hidden-metrics-for-version",),
+    "headers are bounded (docs/serving.md, limits)": (
+        *("h11-max-incomplete-event-size", "h11-max-header-count"),
+    ),
+    "Ray only places machines, no worker is its actor": ("ray-workers-use-nsight",),
 }
 _NOT_DONE = {
     "weights stay on the device: use more GPUs (--tensor-parallel-size), or --quantization fp8": (
-        *("cpu-offload-gb", "cpu-offload-params", "kv-offloading-size"),
+        *("cpu-offload-gb", "cpu-offload-params", "offload-group-size"),
+        *("kv-offloading-size", "kv-offloading-backend"),
     ),
     "there is no speculative decoding: leave it out": (
         *("speculative-config", "speculative-model", "num-speculative-tokens"),
     ),
     "adapters are not loaded: merge them into the checkpoint": (
-        *("enable-lora", "lora-modules", "max-lora-rank", "max-loras"),
+        *("enable-lora", "lora-modules", "max-lora-rank", "max-loras", "max-cpu-loras"),
+        *("default-mm-loras", "enable-tower-connector-lora"),
     ),
-    "no code is loaded into the server: leave it out": ("middleware", "logits-processors"),
+    "no code is loaded into the server: leave it out": (
+        *("middleware", "logits-processors", "worker-cls", "worker-extension-cls"),
+    ),
     "prompts and answers are made in one place: leave it out": (
         *("kv-transfer-config", "ec-transfer-config", "enable-mm-embeds"),
     ),
     "experts do not move while it runs: leave it out, collect what they have to do and place them "
     "by it (glimt experts, --expert-placement)": ("enable-eplb", "eplb-config"),
+    "further copies of experts come with a placement: glimt experts place --redundant": (
+        *("num-redundant-experts",),
+    ),
+    "a request's KV is not split over GPUs: use --tensor-parallel-size": (
+        *("decode-context-parallel-size", "prefill-context-parallel-size"),
+    ),
+    "start one server for each copy, each with --data-parallel-rank and a --port of its own": (
+        *("data-parallel-multi-port-external-lb",),
+    ),
+    "processes are not tied to cores: start it under numactl, or leave it out": ("numa-bind",),
+    """media can be refused: --limit-mm-per-prompt '{"image": 0, "video": 0}'""": (
+        *("language-model-only",),
+    ),
+    "no tokens of videos are dropped: give --media-io-kwargs fewer frames": ("video-pruning-rate",),
+    "all layers have --kv-cache-dtype": ("kv-cache-dtype-skip-layers",),
+    "give --max-num-batched-tokens and --max-num-seqs": ("performance-mode",),
+    "spans are of whole requests: --otlp-traces-endpoint is enough": ("collect-detailed-traces",),
     "GPUs are neither added nor taken away while it runs: leave it out": ("enable-elastic-ep",),
     "graphs are recorded as they are needed; --enforce-eager turns them off": (
-        *("compilation-config", "cuda-graph-sizes", "cudagraph-capture-sizes"),
+        *("compilation-config", "optimization-level", "cuda-graph-sizes"),
+        *("cudagraph-capture-sizes",),
     ),
     "only HTTP is spoken: leave it out": ("grpc",),
+}
+_SHORT = {
+    "-cc": "compilation-config",
+    "-dcp": "decode-context-parallel-size",
+    "-pcp": "prefill-context-parallel-size",
+    **{f"-O{level}": "optimization-level" for level in range(4)},
 }
 
 
@@ -65,8 +120,9 @@ def refuse_elsewheres(arguments: Sequence[str]) -> None:
     problems = []
     for argument in arguments:
         flag = argument.partition("=")[0].partition(".")[0]
-        name = flag.removeprefix("--").replace("_", "-")
-        if flag.startswith("--") and name in reasons:
+        long = flag.removeprefix("--").removeprefix("no-").replace("_", "-")
+        name = long if flag.startswith("--") else _SHORT.get(flag, "")
+        if name in reasons:
             problems.append(f"{flag}: {reasons[name]}")
     if problems:
         raise BadSettings("these flags are vLLM's and not Glimt's:", problems)

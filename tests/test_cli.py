@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glimt.cli import main
+from glimt.cli import main, settings_of
 from glimt.config import (
     CacheSettings,
     MediaSettings,
@@ -104,6 +104,28 @@ def test_flags_of_vllms_without_a_counterpart_are_refused_with_the_cure(
     assert "--enable-lora: adapters are not loaded: merge them" in message
     assert "--swap-space: preempted requests are computed again" in message
     assert "--compilation-config: graphs are recorded" in message
+    assert run("serve", "-O3", "-dcp", "2", "--no-enable-dbo", "--numa_bind") == 2
+    message = capsys.readouterr().err
+    assert "-O3: graphs are recorded" in message
+    assert "-dcp: a request's KV is not split over GPUs" in message
+    assert "--no-enable-dbo: the host plans ahead" in message
+    assert "--numa_bind: processes are not tied to cores: start it under numactl" in message
+
+
+def test_a_fraction_is_refused_where_a_whole_number_belongs_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "glimt.toml"
+    file.write_text("[serve]\nmax-num-seqs = 2.5\n")
+    monkeypatch.setenv("GLIMT_PORT", "80.5")
+    assert run("serve", "-tp", "1.5", "--config", str(file)) == 2
+    message = capsys.readouterr().err
+    for which in ("-tp 1.5", "max-num-seqs] 2.5", "GLIMT_PORT 80.5"):
+        assert f"{which}: must be a whole number" in message
+    assert run("plan", "GLM-4.5V", "--gpus", "2.5") == 2
+    assert "--gpus 2.5: must be a whole number" in capsys.readouterr().err
+    with pytest.raises(BadSettings, match=r"-dp 2\.5: must be a whole number"):
+        settings_of(["-dp", "2.5"])
 
 
 def test_no_flag_of_our_own_is_refused_as_somebody_elses() -> None:
