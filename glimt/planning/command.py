@@ -17,7 +17,7 @@ from glimt.planning.load import Workload
 from glimt.planning.plan import Question, make_plan
 from glimt.planning.published import published, published_name
 from glimt.planning.report import as_json, print_constants, print_plan
-from glimt.planning.serve_line import command_lines, ray_lines, refusals
+from glimt.planning.serve_line import command_lines, condensed, ray_lines, refusals
 from glimt.planning.wishes import PlanWishes
 from glimt.wire import ImageSettings
 
@@ -43,7 +43,7 @@ def plan(
     if wishes.json:
         tell(json.dumps(as_json(made, model, lines, by_ray, refused), indent=2))
         return 0
-    print_plan(made, model, lines, by_ray, refused)
+    print_plan(made, model, condensed(made, lines), by_ray, refused)
     if wishes.explain:
         print_constants(question.constants, question.gpu.name)
     return 0

@@ -92,17 +92,24 @@ class Layout:
 
 
 def layouts(config: ModelConfig, cluster: Cluster) -> Iterator[Layout]:
-    """Every layout that uses all GPUs and divides this model evenly."""
-    total = cluster.num_gpus
-    for tp in (size for size in range(1, total + 1) if total % size == 0):
-        whole_nodes = tp % cluster.gpus_per_node == 0 or cluster.gpus_per_node % tp == 0
-        if not whole_nodes or not divides(config, tp):
+    """Every layout that divides this model evenly and has no room for a further copy; GPUs of a
+    machine may be left over, machines not."""
+    for tp in range(1, cluster.num_gpus + 1):
+        copies = _copies(tp, cluster)
+        if not copies or not divides(config, tp):
             continue
         data = not _divides_vision(config, tp)
         for spread, wide in ((False, False), (True, False), (True, True)):
-            layout = Layout(tp, total // tp, spread, data, cluster.gpus_per_node, wide)
+            layout = Layout(tp, copies, spread, data, cluster.gpus_per_node, wide)
             if not spread or _can_spread(config, layout):
                 yield layout
+
+
+def _copies(tp: int, cluster: Cluster) -> int:
+    """How many copies of `tp` GPUs there is room for; 0 where machines would be left over."""
+    if tp <= cluster.gpus_per_node:
+        return cluster.gpus_per_node // tp * cluster.nodes
+    return 0 if tp % cluster.gpus_per_node or cluster.num_gpus % tp else cluster.num_gpus // tp
 
 
 def divides(config: ModelConfig, tp: int) -> bool:

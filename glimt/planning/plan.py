@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from glimt.errors import NotEnoughMemory
 from glimt.models.config import ModelConfig
@@ -79,6 +80,12 @@ class Plan:
     reasons: tuple[str, ...]
     nodes_needed: int | None
     measured: tuple[Measured, ...]
+
+
+def named(question: Question, layout: Layout) -> str:
+    """Its name, and how many GPUs it leaves over."""
+    idle = question.cluster.num_gpus - layout.num_gpus
+    return f"{layout.name} ({idle} idle)" if idle else layout.name
 
 
 def make_plan(question: Question, model: str) -> Plan:
@@ -183,28 +190,28 @@ def _rank(question: Question, e: Estimate) -> tuple[bool, bool, float, float]:
 
 
 def _reasons(question: Question, best: Estimate, fitting: Sequence[Estimate]) -> Iterator[str]:
-    output = question.work.output_tokens
+    output, name = question.work.output_tokens, partial(named, question)
     if question.rate is None:
         yield (
-            f"{best.layout.name} answers a single request soonest: "
+            f"{name(best.layout)} answers a single request soonest: "
             f"{1e3 * best.answer_s(output):.0f} ms for {output} tokens"
         )
         most = max(fitting, key=lambda e: e.highest_rate)
         if most.layout != best.layout and most.highest_rate > 1.05 * best.highest_rate > 0:
             yield (
-                f"{most.layout.name} carries most: {most.highest_rate:.1f} requests/s, "
+                f"{name(most.layout)} carries most: {most.highest_rate:,.1f} requests/s, "
                 f"{most.highest_rate / best.highest_rate:.2f} times as many; "
                 "give --rate to choose by your load"
             )
     elif _carries(best):
         others = [e for e in fitting if _carries(e) and e is not best]
         yield (
-            f"{best.layout.name} carries {question.rate:g} requests/s and answers soonest: "
+            f"{name(best.layout)} carries {question.rate:g} requests/s and answers soonest: "
             f"{1e3 * best.answer_s(output):.0f} ms for {output} tokens"
         )
         if others:
             second = min(others, key=lambda e: e.answer_s(output))
-            yield f"next is {second.layout.name}: {1e3 * second.answer_s(output):.0f} ms"
+            yield f"next is {name(second.layout)}: {1e3 * second.answer_s(output):.0f} ms"
         if question.rate > _NEAR_ITS_END * best.highest_rate:
             yield (
                 f"that is {100 * question.rate / best.highest_rate:.0f} % of the most that it "
@@ -213,8 +220,8 @@ def _reasons(question: Question, best: Estimate, fitting: Sequence[Estimate]) ->
             yield _end_of(question, best)
     else:
         yield (
-            f"no layout carries {question.rate:g} requests/s; {best.layout.name} carries most, "
-            f"{best.highest_rate:.1f}"
+            f"no layout carries {question.rate:g} requests/s; {name(best.layout)} carries most, "
+            f"{best.highest_rate:,.1f}"
         )
         yield _end_of(question, best)
     if best.fit.longest < question.config.text.max_position_embeddings:
@@ -244,12 +251,22 @@ def _nodes_for(question: Question, rate: float) -> int:
     return 0
 
 
+def _gpus_for_one(question: Question) -> int:
+    """How many GPUs of a usual machine hold the model and a request; 0: not even eight."""
+    for gpus in (2, 4, 8):
+        larger = replace(question, cluster=Cluster(gpus))
+        if gpus > question.cluster.gpus_per_node and any(
+            _fit(larger, layout).fits for layout in layouts(question.config, larger.cluster)
+        ):
+            return gpus
+    return 0
+
+
 def _nothing_fits(question: Question, estimates: Sequence[Estimate]) -> str:
     gpus = question.cluster.num_gpus
-    if not estimates:
-        return f"no layout divides this model over {gpus} GPUs: try 1, 2, 4 or 8"
     nearest = min(estimates, key=lambda e: e.fit.short_bytes)
-    cures = ["more GPUs"]
+    enough = _gpus_for_one(question)
+    cures = [f"{enough} GPUs" if enough else "more GPUs"]
     if not question.fp8:
         cures.append("--quantization fp8 (half the weights)")
     if not question.fp8_kv:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from glimt.planning.constants import Constants
 from glimt.planning.load import Under
-from glimt.planning.plan import Estimate, Plan, first_token_at, step_at
+from glimt.planning.plan import Estimate, Plan, first_token_at, named, step_at
+from glimt.planning.serve_line import TOKEN, TOKEN_LINE
 
 GIB = 2**30
 LARGEST_MACHINE = 8  # GPUs of the usual ones
@@ -20,12 +21,12 @@ LARGEST_MACHINE = 8  # GPUs of the usual ones
 def print_plan(
     plan: Plan,
     model: str,
-    lines: Sequence[str],
+    lines: Sequence[tuple[str, str]],
     by_ray: Sequence[tuple[str, str]],
     refused: Sequence[str],
 ) -> None:
-    """The whole report on the standard output; in colour where that is a terminal. `by_ray`: (what
-    it does, line)."""
+    """The whole report on the standard output; in colour where that is a terminal. `lines`: (where
+    it is typed, line); `by_ray`: (what it does, line)."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(model)}[/bold] on {_cluster(plan)}; {_request(plan)}")
     table_console = Console(highlight=False, width=None if console.is_terminal else 180)
@@ -37,9 +38,12 @@ def print_plan(
     for reason in plan.reasons:
         console.print(f"[bold]-> {escape(reason)}[/bold]")
     console.print()
-    if len(lines) > 1:
-        console.print("a line for each machine, NODE0 and so on being their addresses:")
-    for line in lines:
+    if plan.question.cluster.nodes > 1:
+        console.print("on all machines, NODE0 and so on being their addresses:")
+        console.print(TOKEN_LINE, style="green")
+    for where, line in lines:
+        if where:
+            console.print(f"{where}:")
         console.print(escape(line), style="green")
     for what, line in by_ray:
         console.print(f"or {what}:")
@@ -86,11 +90,12 @@ def as_json(
         "weights": "fp8" if q.fp8 else "16 bit",
         "kv_cache": "fp8" if q.fp8_kv else "16 bit",
         "workload": {**asdict(q.work), "rate": q.rate},
-        "layouts": [_estimate_json(e) for e in plan.estimates],
+        "layouts": [_estimate_json(e, q.cluster.num_gpus) for e in plan.estimates],
         "recommended": plan.best.layout.name,
         "reasons": list(plan.reasons),
         "nodes_needed": plan.nodes_needed,
         "notes": list(notes(plan)),
+        "environment": {"GLIMT_MASTER_TOKEN": TOKEN} if q.cluster.nodes > 1 else {},
         "commands": list(lines),
         "ray_commands": [line for _, line in by_ray],
         "refused_by_this_version": list(refused),
@@ -101,12 +106,13 @@ def as_json(
     }
 
 
-def _estimate_json(e: Estimate) -> dict[str, Any]:
+def _estimate_json(e: Estimate, num_gpus: int) -> dict[str, Any]:
     layout, fit = e.layout, e.fit
     return {
         "name": layout.name,
         "tensor_parallel_size": layout.tp,
         "data_parallel_size": layout.dp,
+        "idle_gpus": num_gpus - layout.num_gpus,
         "expert_parallel": layout.spread,
         "expert_parallel_size": layout.ep,
         "mm_encoder_tp_mode": "data" if layout.vision_data else "weights",
@@ -177,7 +183,8 @@ def _table(plan: Plan, columns: slice) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for e in plan.estimates:
         cells = _row(e, loaded=loaded)[columns]
-        table.add_row(e.layout.name, *cells, style="bold green" if e is plan.best else None)
+        name = named(plan.question, e.layout)
+        table.add_row(name, *cells, style="bold green" if e is plan.best else None)
     return table
 
 
@@ -269,7 +276,7 @@ def _request(plan: Plan) -> str:
 
 def _short(value: float) -> str:
     """Three digits: 0.0123, 4.57, 215."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _value(constants: Constants, section: str, rest: str) -> str:

@@ -3,6 +3,7 @@ says to them.
 """
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 
 from glimt.config import (
@@ -20,6 +21,8 @@ from glimt.planning.plan import Estimate, Plan
 
 PARSER = "glm45"  # all of the family's models write thoughts and calls alike
 TOKEN = "SECRET-OF-ALL-NODES"
+TOKEN_LINE = f"export GLIMT_MASTER_TOKEN={TOKEN}"  # not a flag, which every user of a machine sees
+_MOST_LINES = 4
 
 
 def settings_of(plan: Plan, model: str, *, quantize: bool, node: int = 0) -> Settings:
@@ -88,11 +91,24 @@ def _alike(layout: Layout) -> ParallelSettings:
 
 
 def command_lines(plan: Plan, model: str, *, quantize: bool) -> list[str]:
-    """One line for each machine."""
+    """One line for each machine; several need TOKEN_LINE before."""
     return [
         shlex.join(["glimt", "serve", model, *_flags(settings)])
         for settings in _of_all_nodes(plan, model, quantize)
     ]
+
+
+def condensed(plan: Plan, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """(where it is typed, line): of many machines with whole copies one line stands for all but the
+    first."""
+    if len(lines) == 1:
+        return [("", lines[0])]
+    if len(lines) <= _MOST_LINES or plan.best.layout.tp_crosses_nodes:
+        return [(f"machine {node}", line) for node, line in enumerate(lines)]
+    here = plan.best.layout.dp // len(lines)
+    rank = "--data-parallel-start-rank "
+    other = lines[1].replace(f"{rank}{here} ", f"{rank}$(({here} * NODE)) ", 1)
+    return [("machine 0", lines[0]), (f"each other, with NODE=1 … NODE={len(lines) - 1}", other)]
 
 
 def ray_lines(plan: Plan, model: str, *, quantize: bool) -> list[tuple[str, str]]:
@@ -171,7 +187,7 @@ def _changed(group: object) -> list[str]:
     words: list[str] = []
     for name in group.__dataclass_fields__:  # type: ignore[attr-defined]
         value = getattr(group, name)
-        if value == getattr(defaults, name):
+        if value == getattr(defaults, name) or name == "master_token":
             continue
         words.append("--" + name.replace("_", "-"))
         if value is not True:

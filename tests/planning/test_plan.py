@@ -24,7 +24,14 @@ from glimt.planning.layout import Cluster
 from glimt.planning.load import Workload
 from glimt.planning.plan import Plan, Question, make_plan
 from glimt.planning.published import published
-from glimt.planning.serve_line import command_lines, refusals, settings_of
+from glimt.planning.serve_line import (
+    TOKEN,
+    TOKEN_LINE,
+    command_lines,
+    condensed,
+    refusals,
+    settings_of,
+)
 from tests.support.configs import tiny_config
 
 CONSTANTS = load_constants()
@@ -193,6 +200,23 @@ def test_copies_that_share_experts_fit_where_whole_copies_do_not() -> None:
     assert found["DP4 + EP"].tpot_s > found["TP4 + EP"].tpot_s
 
 
+def test_gpus_may_be_left_over_where_that_answers_sooner_or_is_all_that_fits() -> None:
+    of_three = make_plan(question(gpus=3), "")
+    assert of_three.best.layout.name == "TP2"
+    assert of_three.reasons[0].startswith("TP2 (1 idle) answers a single request soonest")
+    assert {e.layout.name for e in of_three.estimates} == {"TP2", "TP2 + EP", "DP3"}
+    of_six = make_plan(question("GLM-4.5V", 6, gpu="h100"), "")
+    assert [e.layout.name for e in of_six.estimates if e.fit.fits] == ["TP4", "TP4 + EP"]
+    assert all(e.layout.num_gpus == 12 for e in make_plan(question(gpus=4, nodes=3), "").estimates)
+
+
+@pytest.mark.parametrize(("gpus", "gpu", "enough"), [(1, "h200", 2), (1, "h100", 4)])
+def test_a_model_that_does_not_fit_is_said_to_fit_on_more(gpus: int, gpu: str, enough: int) -> None:
+    with pytest.raises(NotEnoughMemory, match=f"try {enough} GPUs"):
+        make_plan(question("GLM-4.5V", gpus, gpu=gpu), "GLM-4.5V")
+    make_plan(question("GLM-4.5V", enough, gpu=gpu), "GLM-4.5V")
+
+
 def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
     with pytest.raises(NotEnoughMemory, match=r"--quantization fp8.*--kv-cache-dtype fp8"):
         make_plan(question("GLM-4.5V", 1), "GLM-4.5V")
@@ -208,6 +232,9 @@ def test_the_commands_are_ones_that_serve_reads_back_to_the_same_settings(
     assert len(lines) == nodes
     for node, line in enumerate(lines):
         wanted = settings_of(plan, f"zai-org/{model}", quantize=False, node=node)
+        token = wanted.parallel.master_token
+        assert TOKEN_LINE.endswith(f"GLIMT_MASTER_TOKEN={token or TOKEN}")
+        wanted = replace(wanted, parallel=replace(wanted.parallel, master_token=None))
         found = read_back(line)
         for group in ("models", "cache", "media", "parallel", "server"):
             assert found.get(group, getattr(wanted, group)) == getattr(wanted, group)
@@ -247,6 +274,19 @@ def test_each_machine_of_a_plan_has_its_copies_and_knows_where_the_first_is(
         assert [m.master_addr for m in machines] == firsts
         assert [m.node_rank for m in machines] == [node % nodes_each for node in range(4)]
     assert [m.headless for m in machines] == [False, True, True, True]
+
+
+def test_of_many_machines_one_line_stands_for_all_but_the_first() -> None:
+    plan = make_plan(question("GLM-4.5V-FP8", 4, nodes=6, rate=150), "")
+    lines = command_lines(plan, "m", quantize=False)
+    (_, first), (where, other) = condensed(plan, lines)
+    assert first == lines[0]
+    assert where.endswith("NODE=1 … NODE=5")
+    for node in range(1, 6):
+        typed = subprocess.run(
+            ["bash", "-c", f"NODE={node}; echo {other}"], capture_output=True, text=True, check=True
+        )
+        assert typed.stdout.strip() == lines[node]
 
 
 def test_a_command_for_one_gpu_starts_in_this_version() -> None:
