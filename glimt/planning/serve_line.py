@@ -19,7 +19,6 @@ from glimt.errors import BadSettings
 from glimt.planning.layout import Layout
 from glimt.planning.plan import Estimate, Plan
 
-PARSER = "glm45"  # all of the family's models write thoughts and calls alike
 TOKEN = "SECRET-OF-ALL-NODES"
 TOKEN_LINE = f"export GLIMT_MASTER_TOKEN={TOKEN}"  # not a flag, which every user of a machine sees
 _MOST_LINES = 4
@@ -49,7 +48,7 @@ def settings_of(plan: Plan, model: str, *, quantize: bool, node: int = 0) -> Set
             mm_processor_cache_type="shm" if best.layout.dp > 1 else "lru",
         ),
         parallel=_parallel(plan, node),
-        server=ServerSettings(
+        server=ServerSettings(  # all of the family's models write thoughts and calls alike
             reasoning_parser="glm45", tool_call_parser="glm45", enable_auto_tool_choice=True
         ),
     )

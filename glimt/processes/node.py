@@ -52,7 +52,7 @@ def serve_node(start: EngineStart, node_rank: int, say: Say) -> int:
     try:
         while True:
             link = _join(start.cluster, node_rank, say)
-            with _Session(start, start.cluster, node_rank, link, say) as session:
+            with _Session(start, node_rank, link, say) as session:
                 if session.run():
                     say("node 0 has ended: so does this node")
                     return 0
@@ -99,13 +99,11 @@ class _Session:
     def __init__(
         self,
         start: EngineStart,
-        cluster: ClusterSettings,
         node_rank: int,
         link: NodeLink,
         say: Say,
     ) -> None:
         self._start = start
-        self._cluster = cluster
         self._node_rank = node_rank
         self._link = link
         self._say = say

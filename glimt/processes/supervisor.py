@@ -59,7 +59,6 @@ from glimt.wire import EngineInfo
 STOP_LIMIT_S = 5.0
 RETRY_S = 60.0  # for a replica that keeps dying while others live
 RESTARTING = "the engine died; it is being restarted"
-UNREACHABLE = "the engine cannot be reached for a moment; try again"
 REJOIN_S = 1.0  # after the loss of the machine that has HTTP
 
 
