@@ -37,6 +37,8 @@ def locate(
         return folder
     if folder.is_file():
         raise BadCheckpoint(f"{model} is a file; give the folder of the checkpoint")
+    if model == builtin.SERVED_NAME:
+        raise BadCheckpoint(f"there is no folder {model!r}; the built-in model is {builtin.NAME!r}")
     if not _REPOSITORY.fullmatch(model) or model.startswith("."):
         raise BadCheckpoint(
             f"there is no folder {model!r} (and a repository of the hub is written owner/name)"

@@ -143,9 +143,7 @@ def _respondent(work: _Work, subject: Subject) -> Respondent:
 
 def _compare(work: _Work, asked: Sequence[Asked], sides: Sequence[Side], say: Say) -> Comparison:
     divergence, note = _divergence(work, asked, say)
-    return compare(
-        sides[0], sides[1], seed=work.wishes.seed, divergence=divergence, divergence_note=note
-    )
+    return compare(sides[0], sides[1], divergence=divergence, divergence_note=note)
 
 
 def _divergence(work: _Work, asked: Sequence[Asked], say: Say) -> tuple[Divergence | None, str]:

@@ -7,7 +7,7 @@ import msgspec
 from glimt.evaluation.divergence import Divergence
 from glimt.evaluation.replies import Json
 from glimt.evaluation.results import Record, Share, Side
-from glimt.evaluation.statistics import Interval, mcnemar, paired_bootstrap
+from glimt.evaluation.statistics import Interval, mcnemar, paired_difference
 
 
 class PairedResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,39 +48,35 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     comparison: Comparison | None = None
 
 
-def compare(
-    a: Side, b: Side, *, seed: int, divergence: Divergence | None, divergence_note: str
-) -> Comparison:
-    """Pair the records by task. `seed` of the resampling."""
+def compare(a: Side, b: Side, *, divergence: Divergence | None, divergence_note: str) -> Comparison:
+    """Pair the records by task."""
     by_id = {record.id: record for record in b.records}
     pairs = [(record, by_id[record.id]) for record in a.records if record.id in by_id]
     skills = dict.fromkeys(record.skill for record, _ in pairs)
     same = sum(said(one) == said(other) for one, other in pairs if one.error is None)
     return Comparison(
         skills=[
-            _paired(skill, [pair for pair in pairs if pair[0].skill == skill], seed)
-            for skill in skills
+            _paired(skill, [pair for pair in pairs if pair[0].skill == skill]) for skill in skills
         ],
-        overall=_paired("overall", pairs, seed),
+        overall=_paired("overall", pairs),
         same_answer=Share.of(same, len(pairs)),
         divergence=divergence,
         divergence_note=divergence_note,
     )
 
 
-def _paired(skill: str, pairs: Sequence[tuple[Record, Record]], seed: int) -> PairedResult:
+def _paired(skill: str, pairs: Sequence[tuple[Record, Record]]) -> PairedResult:
     right_a = [a.is_right for a, _ in pairs]
     right_b = [b.is_right for _, b in pairs]
     n = len(pairs)
-    differences = [float(b) - float(a) for a, b in zip(right_a, right_b, strict=True)]
     test = mcnemar(right_a, right_b)
     return PairedResult(
         skill=skill,
         n=n,
         accuracy_a=sum(right_a) / max(1, n),
         accuracy_b=sum(right_b) / max(1, n),
-        difference=sum(differences) / max(1, n),
-        interval=paired_bootstrap(differences, seed),
+        difference=(test.c - test.b) / max(1, n),
+        interval=paired_difference(test.b, test.c, n),
         only_a=test.b,
         only_b=test.c,
         p_value=test.p_value,

@@ -37,7 +37,7 @@ class EvalWishes:
     temperature: float = 0.0
     """0: the most likely token each time."""
     seed: int = 0
-    """Of answers that are drawn, and of the resampling behind paired intervals."""
+    """Of answers that are drawn (--temperature)."""
     iou: float = 0.6
     """Overlap from which on a box counts as right."""
     quantization: Fp8 | None = None

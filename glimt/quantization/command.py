@@ -22,7 +22,12 @@ from glimt.models.config import ModelConfig
 from glimt.models.config_json import read_config
 from glimt.models.shards import read_headers
 from glimt.models.weight_plan import inspect
-from glimt.quantization.companions import CONFIG, companion_files, write_companions
+from glimt.quantization.companions import (
+    CONFIG,
+    check_companions,
+    companion_files,
+    write_companions,
+)
 from glimt.quantization.layout import ShardPlan, plan_shards
 from glimt.quantization.verify import Report, verify
 from glimt.quantization.workspace import (
@@ -76,12 +81,16 @@ def quantize(wishes: Wishes, say: Say) -> int:
     _check_target(wishes, target)
     work = _plan(wishes, target)
     if wishes.verify_only:
-        return _verify(wishes, work, target, say)[0]
+        status = _verify(wishes, work, target, say)[0]
+        return _check_companions(work, target, say) or status
     read, made = (sum(sizes) for sizes in zip(*_sizes(work.shards), strict=True))
     say(f"glimt quantize: {len(work.shards)} files, {_size(read)} -> {_size(made)}")
     for name in companion_files(work.source)[1]:
         say(f"  note: {name} is not copied (only .json, .jinja, .md and .txt files are)")
-    workspace = Workspace.enter(target, work.fingerprint, overwrite=wishes.overwrite)
+    try:
+        workspace = Workspace.enter(target, work.fingerprint, overwrite=wishes.overwrite)
+    except OSError as error:
+        raise BadSettings(f"{partial_of(target)} cannot be made: {error.strerror}") from error
     try:
         status = _run(wishes, work, workspace, say)
     except KeyboardInterrupt:
@@ -117,6 +126,9 @@ def _run(wishes: Wishes, work: _Work, workspace: Workspace, say: Say) -> int:
             say(f"{work.target} was not made; the same command makes those files again")
             return status
     write_companions(work.source, workspace.folder, work.config, work.shards)
+    if wishes.verify and _check_companions(work, workspace.folder, say) != _EXIT_OK:
+        say(f"{work.target} was not made; the same command writes those files again")
+        return _EXIT_NOT_VERIFIED
     workspace.publish()
     return _EXIT_OK
 
@@ -138,12 +150,23 @@ def _verify(wishes: Wishes, work: _Work, folder: Path, say: Say) -> tuple[int, t
     return (_EXIT_NOT_VERIFIED if report.problems else _EXIT_OK), report.bad_files
 
 
+def _check_companions(work: _Work, folder: Path, say: Say) -> int:
+    report = check_companions(work.source, folder, work.config, work.shards)
+    for note in report.notes:
+        say(f"  note: {note}")
+    for problem in report.problems:
+        say(f"  WRONG: {problem}")
+    return _EXIT_NOT_VERIFIED if report.problems else _EXIT_OK
+
+
 def _tell(report: Report, say: Say) -> None:
     say(
-        f"verified: {len(report.modules)} modules in FP8, relative RMS error "
-        f"{report.relative_rms_error:.3%} over all; {report.num_unchanged} tensors unchanged"
+        f"{'NOT verified' if report.problems else 'verified'}: {len(report.modules)} modules in "
+        f"FP8, relative RMS error {report.relative_rms_error:.3%} over all; "
+        f"{report.num_unchanged} tensors unchanged"
     )
-    say("  rel. RMS    max error   max weight  module (worst first)")
+    if report.modules:
+        say("  rel. RMS    max error   max weight  module (worst first)")
     for module in report.modules[:_MAX_LISTED]:
         say(
             f"  {module.relative_rms_error:8.3%} {module.max_error:12.3e} "
@@ -206,7 +229,7 @@ def _plan(wishes: Wishes, target: Path) -> _Work:
     if stored_in_fp8:
         what = "already" if not plan.quantized_here else "partly"
         raise BadCheckpoint(
-            f"{source} is {what} in FP8 ({len(stored_in_fp8)} of {len(plan.fp8)} modules): "
+            f"{source} is {what} in FP8 ({len(stored_in_fp8)} of {len(plan.fp8)} linears): "
             "serve it as it is, or quantise the BF16 checkpoint that it was made from"
         )
     companion_files(source)  # raises for links out of the folder

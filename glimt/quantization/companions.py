@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,50 @@ def write_companions(
     values["quantization_config"] = quantization_config(config)
     _write(folder / CONFIG, _json(values))
     _write(folder / INDEX, _json(_index(shards)))
+
+
+@dataclass(frozen=True)
+class CompanionReport:
+    """`problems`: what keeps the checkpoint from being served as it should be. `notes`: what was
+    changed since, perhaps on purpose (a chat template)."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_companions(
+    source: Path, folder: Path, config: ModelConfig, shards: Sequence[ShardPlan]
+) -> CompanionReport:
+    """Compare everything but weights in `folder` with what `write_companions` writes."""
+    problems, notes = [], []
+    values = _values(folder / CONFIG)
+    if values.pop("quantization_config", None) != quantization_config(config):
+        problems.append(f"{CONFIG}: its quantization_config is not that of this scheme")
+    elif values != _without_scheme(read_json(checkpoint_file(source, CONFIG))):
+        notes.append(f"{CONFIG} differs from the source's")
+    if _values(folder / INDEX).get("weight_map") != _index(shards)["weight_map"]:
+        problems.append(f"{INDEX}: its weight_map is not that of the files")
+    for path in companion_files(source)[0]:
+        copy = folder / path.name
+        if not copy.is_file():
+            problems.append(f"{path.name} is missing")
+        elif copy.read_bytes() != path.read_bytes():
+            notes.append(f"{path.name} differs from the source's")
+    planned = {shard.name for shard in shards}
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    notes += [f"{name} does not belong to it" for name in names if name not in planned]
+    return CompanionReport(tuple(problems), tuple(notes))
+
+
+def _values(file: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(file))
+    except (BadCheckpoint, OSError):
+        return {}
+
+
+def _without_scheme(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "quantization_config"}
 
 
 def _index(shards: Sequence[ShardPlan]) -> dict[str, Any]:

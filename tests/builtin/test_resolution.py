@@ -13,7 +13,7 @@ from glimt.chat.image_tokens import image_token_counter
 from glimt.cli import main
 from glimt.config import ModelSettings, ServerSettings, Settings
 from glimt.config_check import check
-from glimt.errors import StartupError
+from glimt.errors import BadCheckpoint, StartupError
 from glimt.hub import locate
 from glimt.processes.launch import resolve
 from glimt.quantization.command import Wishes, quantize
@@ -45,6 +45,8 @@ def test_the_name_leads_to_the_folder_and_a_path_to_a_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
     assert locate("builtin") == installed
     assert locate("./builtin") == Path("builtin")
+    with pytest.raises(BadCheckpoint, match="the built-in model is 'builtin'"):
+        locate("glimt-builtin")  # what servers call it
 
 
 def test_it_is_served_with_its_thoughts_and_tools_told_apart(installed: Path) -> None:

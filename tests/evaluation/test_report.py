@@ -67,7 +67,7 @@ def rendered(file: TaskFile, *replies_of: list[Reply]) -> str:
     if len(sides) == 2:
         places = [[Place(0.25, True, 0.1, 0.2), Place(0.0, False, 0.1, 0.2)]]
         comparison = compare(
-            *sides, seed=0, divergence=divergence_of(places, "logits"), divergence_note="By hand."
+            *sides, divergence=divergence_of(places, "logits"), divergence_note="By hand."
         )
     results = Results(
         tasks_file={"name": file.name, "sha256": file.sha256, "num_tasks": len(file.tasks)},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glimt.evaluation.statistics import mcnemar, paired_bootstrap, wilson
+from glimt.evaluation.statistics import mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,63 @@ def test_wilsons_interval_holds_the_share_and_stays_in_bounds(a: int, b: int) ->
         assert wilson(b, a + b) == (pytest.approx(1 - high), pytest.approx(1 - low))
 
 
-def test_the_paired_interval_is_near_the_normal_one_and_repeats_itself() -> None:
-    differences = [1.0] * 30 + [-1.0] * 10 + [0.0] * 360
-    low, high = paired_bootstrap(differences, seed=1)
+def test_tangos_interval_has_the_published_values() -> None:
+    # Fagerland, Lydersen, Laake, Statistics in Medicine 33 (2014): 1 and 7 of 21 pairs differ.
+    assert paired_difference(7, 1, 21) == (
+        pytest.approx(-0.517, abs=5e-4),
+        pytest.approx(-0.026, abs=5e-4),
+    )
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400))
+def test_tangos_interval_holds_the_difference_and_ends_where_the_score_says(
+    b: int, c: int, same: int
+) -> None:
+    n = b + c + same
+    low, high = paired_difference(b, c, n)
+    assert paired_difference(c, b, n) == (pytest.approx(-high), pytest.approx(-low))
+    assert -1.0 <= low <= high <= 1.0
+    if n == 0:
+        assert (low, high) == (-1.0, 1.0)
+        return
+    assert low <= (c - b) / n <= high
+    assert high - low > 1.9 / (n + 4)  # never empty
+    for end in (low, high):
+        if abs(end) < 1 - 1e-9:
+            assert score_of(end, b, c, n) == pytest.approx(1.96, abs=1e-3)
+
+
+def score_of(d: float, b: int, c: int, n: int) -> float:
+    """How far c - b is from n d, in standard deviations; the likeliest q is searched for, not
+    solved for: the logarithm of its likelihood has one top."""
+    low, high = max(0.0, -d), (1 - d) / 2
+
+    def likelihood(q: float) -> float:
+        shares = ((b, q), (c, q + d), (n - b - c, 1 - 2 * q - d))
+        return sum(k * math.log(max(x, 1e-300)) for k, x in shares if k)
+
+    for _ in range(200):
+        one, other = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (one, high) if likelihood(one) < likelihood(other) else (low, other)
+    variance = n * (low + high + d * (1 - d))
+    return abs(c - b - n * d) / math.sqrt(variance)
+
+
+def test_pairs_that_agree_tell_how_small_a_difference_is() -> None:
+    z2 = 1.959964**2
+    for n in (1, 40, 560):
+        assert paired_difference(0, 0, n) == (
+            pytest.approx(-z2 / (n + z2), rel=1e-5),
+            pytest.approx(z2 / (n + z2), rel=1e-5),
+        )
+
+
+def test_tangos_interval_is_near_the_normal_one_for_many_pairs() -> None:
+    differences = [1.0] * 300 + [-1.0] * 100 + [0.0] * 3600
+    low, high = paired_difference(100, 300, 4000)
     reach = 1.96 * float(np.std(differences)) / math.sqrt(len(differences))
-    assert low == pytest.approx(0.05 - reach, abs=0.004)
-    assert high == pytest.approx(0.05 + reach, abs=0.004)
-    assert paired_bootstrap(differences, seed=1) == (low, high)
-    assert paired_bootstrap([-x for x in differences], seed=1)[1] == pytest.approx(-low, abs=0.004)
-
-
-def test_no_difference_has_no_width() -> None:
-    assert paired_bootstrap([0.0] * 50, seed=0) == (0.0, 0.0)
-    assert paired_bootstrap([], seed=0) == (0.0, 0.0)
+    assert low == pytest.approx(0.05 - reach, abs=5e-4)
+    assert high == pytest.approx(0.05 + reach, abs=5e-4)
 
 
 def test_mcnemar_counts_the_tasks_that_only_one_got_right() -> None:

@@ -254,6 +254,11 @@ def test_a_folder_in_the_way_is_left_alone(name: str, source: Path, target: Path
     assert content(target.with_name(name)) == {"thesis.tex": b"years of work"}
 
 
+def test_a_place_where_nothing_can_be_written_is_refused(source: Path) -> None:
+    with pytest.raises(BadSettings, match=r"/proc/glimt-fp8\.partial cannot be made"):
+        run(source, Path("/proc/glimt-fp8"))
+
+
 def test_two_runs_for_one_target_exclude_each_other(source: Path, target: Path) -> None:
     begin(source, target)
     with (target.with_name("fp8.partial") / JOURNAL).open("rb") as journal:
@@ -272,7 +277,7 @@ def test_source_and_target_lie_beside_each_other(place: str, source: Path) -> No
 
 def test_an_fp8_checkpoint_is_not_quantised_again(tmp_path: Path, target: Path) -> None:
     fp8 = make_tiny_checkpoint(tmp_path / "published", fp8=True)
-    with pytest.raises(BadCheckpoint, match=r"is already in FP8 \(14 of 14 modules\)"):
+    with pytest.raises(BadCheckpoint, match=r"is already in FP8 \(14 of 14 linears\)"):
         run(fp8, target)
     assert not target.parent.exists()
 

@@ -1,6 +1,7 @@
 """`--verify` and `--verify-only`: true errors, and every damage is found."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,29 @@ def test_a_target_of_another_model_is_not_verified(source: Path, tmp_path: Path)
     status, text = run(source, tmp_path / "fp8", verify_only=True)
     assert status == 1
     assert "is not what quantising the source gives" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", None, "WRONG: tokenizer.json is missing"),
+        ("config.json", "{}", "WRONG: config.json: its quantization_config"),
+        ("config.json", None, "WRONG: config.json: its quantization_config"),
+        ("model.safetensors.index.json", '{"weight_map": {}}', "WRONG: model.safetensors.index"),
+        ("chat_template.jinja", "mine", "note: chat_template.jinja differs from the source's"),
+        ("older.safetensors", "x", "note: older.safetensors does not belong to it"),
+    ],
+)
+def test_the_files_beside_the_weights_are_verified(
+    name: str, content: str | None, said: str, source: Path, target: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(target, tmp_path / "copy")
+    (copy / name).unlink(missing_ok=True)
+    if content is not None:
+        (copy / name).write_text(content)
+    status, text = run(source, copy, verify_only=True)
+    assert said in text
+    assert status == (1 if "WRONG" in said else 0)
 
 
 def test_torchs_threads_are_as_before(source: Path, tmp_path: Path) -> None:
