@@ -4,6 +4,11 @@ The application bounds bodies and complete heads (`glimt.api.limits`). What it n
 bounded here: heads that do not end or arrive too slowly, and bytes that are not HTTP. A refused
 client may still be sending; closing at once would reset the connection and lose the answer, so
 what it sends is thrown away for a while first.
+
+A client may also have ended its side of the connection when its request was complete (`nc -N`, some
+proxies), and wait for the answer. One that has left looks the same until something is written to
+it: that comes back as a reset, after which nothing more can be written. So the interim answer `100
+Continue`, which all clients of HTTP/1.1 pass over, is written now and then until the answer begins.
 """
 
 import asyncio
@@ -11,7 +16,7 @@ from http import HTTPStatus
 
 import httptools
 import msgspec
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from glimt.api.errors import HttpError, body_of, status_of
@@ -21,6 +26,10 @@ HEAD_TIMEOUT_S = 10.0  # from a request's first byte to its body
 KEEP_ALIVE_S = 75
 MAX_HEAD_BYTES = 128 * 2**10  # what the parser may hold; the application allows less
 LINGER_S = 30.0  # for a refused client to finish its sentence and read the answer
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+FIRST_INTERIM_S = 0.1  # what is answered sooner needs none; the pauses then double
+MAX_INTERIM_S = 5.0
+OLD_CLIENT_S = 2.0  # of HTTP/1.0, which has no interim answers: then it counts as gone
 
 
 class Connection(HttpToolsProtocol):
@@ -32,6 +41,8 @@ class Connection(HttpToolsProtocol):
     _is_in_message = False  # of which the body is not complete
     _is_upgrading = False
     _is_lingering = False
+    _ended_s: float | None = None  # when the client had nothing more to send
+    _answered: RequestResponseCycle | None = None  # of several requests the one whose turn it is
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -42,7 +53,19 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio.Protocol."""
         self._clear_deadline()
+        if (cycle := self._unanswered) is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """asyncio.Protocol: whether there is still an answer to be given. (TLS ends both ways.)"""
+        if self._unanswered is None or self._is_in_message or self.scheme == "https":
+            return False
+        if self._ended_s is None:
+            self._ended_s = self.loop.time()
+            self.loop.call_later(FIRST_INTERIM_S, self._find_out, self._ended_s)
+        return True
 
     def data_received(self, data: bytes) -> None:
         """asyncio.Protocol."""
@@ -86,6 +109,36 @@ class Connection(HttpToolsProtocol):
         if not self._is_upgrading:
             self._is_in_message = False
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The end of an answer."""
+        super().on_response_complete()
+        if self._ended_s is not None and self._unanswered is None:
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    @property
+    def _unanswered(self) -> RequestResponseCycle | None:
+        """The request whose turn it is, while its answer is not complete."""
+        cycle = self._answered
+        return None if cycle is None or cycle.response_complete else cycle
+
+    def _find_out(self, ended_s: float) -> None:
+        """Whether a client that sent its last byte at `ended_s` has left. Begun answers show it."""
+        cycle = self._unanswered
+        if self.transport.is_closing() or cycle is None:
+            return
+        silence_s = self.loop.time() - ended_s
+        if not cycle.response_started:
+            if cycle.scope["http_version"] != "1.0":
+                self.transport.write(INTERIM)
+            elif silence_s > OLD_CLIENT_S:
+                self.transport.close()
+                return
+        self.loop.call_later(min(silence_s, MAX_INTERIM_S), self._find_out, ended_s)
 
     def close_gently(self) -> None:
         """Close after the answer, and after what the client is still sending."""
