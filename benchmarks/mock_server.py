@@ -62,7 +62,6 @@ class Server:
         self.log: list[dict[str, Any]] = []
         self.num_generated = 0
         self.running = 0
-        self.profiles: list[str] = []
 
 
 class Connection(asyncio.Protocol):
@@ -136,7 +135,7 @@ class Connection(asyncio.Protocol):
         elif path == "/log":
             self._whole(200, json.dumps(server.log).encode())
         elif path in ("/start_profile", "/stop_profile"):
-            server.profiles.append(path)
+            server.log.append({"at_s": now_s, "path": path, "headers": headers, "body": {}})
             self._whole(200, b"{}")
         elif path.endswith(("/completions", "/responses")):
             server.running += 1

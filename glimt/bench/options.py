@@ -163,7 +163,7 @@ class DataOptions:
     custom_output_len: int = 256
     """custom: longest answer in tokens; -1: `output_tokens` of each line."""
     custom_ensure_client_side_data: bool = False
-    """custom_image: send the contents of image files, not their addresses."""
+    """custom_image, sharegpt: send the contents of images, read or fetched, not their addresses."""
     prefix_repetition_prefix_len: int = 256
     """prefix_repetition: tokens of each prefix."""
     prefix_repetition_suffix_len: int = 256

@@ -1,7 +1,5 @@
 """Prompts: the lengths, totals and pictures that each dataset promises."""
 
-import base64
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from glimt.bench.load.prepare import prepare
 from glimt.bench.options import DataOptions, SamplingOptions, TargetOptions
 from glimt.errors import BadSettings
 from glimt.tiny.tokenizer import make_tokenizer
+from tests.support.bench_prompts import all_of, picture_of
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +34,6 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     make_tokenizer("4.5").save(str(path))
     return Tokens(path)
-
-
-def picture_of(image: Image) -> Pictures.Image:
-    return Pictures.open(io.BytesIO(base64.b64decode(image.url.partition(",")[2])))
-
-
-def all_of(tokens: Tokens | None, count: int = 6, seed: int = 0, **options: Any) -> list[Prompt]:
-    return list(prompts(DataOptions(**options), tokens, count, seed))
 
 
 def test_random_prompts_are_those_of_vllms_client(tokens: Tokens) -> None:
@@ -229,99 +220,6 @@ def test_a_small_dataset_is_filled_up_unless_forbidden(tmp_path: Path) -> None:
     assert lengths == {3, 4}
 
 
-def test_custom_images_keep_their_order_and_come_as_data_on_demand(tmp_path: Path) -> None:
-    Pictures.new("RGB", (9, 5)).save(tmp_path / "i.png")
-    path = tmp_path / "m.jsonl"
-    content = [
-        {"type": "text", "text": "this"},
-        {"type": "image_url", "image_url": {"url": "https://x/y.jpg"}},
-        {"type": "image", "image": "i.png"},
-    ]
-    rows = [{"content": content}, {"prompt": "p", "image_files": ["i.png"]}]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    options = {"dataset_name": "custom_image", "dataset_path": str(path), "disable_shuffle": True}
-    first, second = all_of(None, count=2, **options)
-    text, remote, local = first.turns[0].parts
-    assert (text, remote) == ("this", Image("https://x/y.jpg"))
-    assert local == Image(f"file://{tmp_path}/i.png")
-    assert second.turns[0].parts == ("p", local)
-    inline = all_of(None, count=2, custom_ensure_client_side_data=True, **options)
-    assert picture_of(inline[1].turns[0].images[0]).size == (9, 5)
-
-
-def test_burstgpt_takes_the_lengths_of_its_gpt4_rows(tokens: Tokens, tmp_path: Path) -> None:
-    path = tmp_path / "b.csv"
-    path.write_text(
-        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-        "5,GPT-4,12,7,19,x\n6,ChatGPT,99,9,108,x\n7,GPT-4,12,0,12,x\n"
-    )
-    options = {"dataset_name": "burstgpt", "dataset_path": str(path), "no_oversample": True}
-    (made,) = all_of(tokens, **options)
-    assert (made.turns[0].text_tokens, made.turns[0].output_tokens) == (12, 7)
-
-
-def test_a_traces_equal_hashes_are_equal_tokens(tokens: Tokens, tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    rows = [
-        {"timestamp": 100, "input_length": 25, "output_length": 4, "hash_ids": [7, 8]},
-        {"timestamp": 900, "input_length": 32, "output_length": 5, "hash_ids": [7, 9]},
-    ]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    options = {
-        "dataset_name": "timed_trace",
-        "dataset_path": str(path),
-        "timed_trace_sec_multiplier": 0.001,
-    }
-    first, second = all_of(tokens, count=2, **options)
-    one, two = first.turns[0].token_ids, second.turns[0].token_ids
-    assert (len(one), len(two)) == (25, 32)
-    assert one[:16] == two[:16]
-    assert one[16:] != two[16:25]
-    assert (first.at_s, second.at_s) == (0.1, 0.9)
-    assert all_of(tokens, count=2, seed=5, **options) == [first, second]
-    path.write_text(path.read_text().replace("timestamp", "t").replace("hash_ids", "h"))
-    named = {"timed_trace_label_timestamp": "t", "timed_trace_label_hash_ids": "h"}
-    assert all_of(tokens, count=2, **options, **named) == [first, second]
-
-
-def test_visionarena_is_read_from_parquet(tokens: Tokens, tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    buffer = io.BytesIO()
-    Pictures.new("RGBA", (30, 20), (9, 9, 9, 128)).save(buffer, "PNG")
-    rows = [
-        {
-            "images": [{"bytes": buffer.getvalue(), "path": None}],
-            "conversation": [
-                [{"role": "user", "content": f"question {number}"}],
-                [{"role": "assistant", "content": "yes"}],
-                [{"role": "user", "content": "and then"}],
-            ],
-        }
-        for number in range(5)
-    ]
-    (tmp_path / "data").mkdir()
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / "train-0.parquet")
-    options = {
-        "dataset_name": "hf",
-        "dataset_path": str(tmp_path),
-        "hf_name": "lmarena-ai/VisionArena-Chat",
-    }
-    made = all_of(tokens, count=5, **options)
-    assert {prompt.turns[0].text for prompt in made} == {f"question {n}" for n in range(5)}
-    (image,) = made[0].turns[0].images
-    assert (picture_of(image).size, picture_of(image).format) == ((30, 20), "JPEG")
-    assert made[0].turns[0].output_tokens == 128
-    assert made == all_of(tokens, count=5, **options)
-    ordered = all_of(tokens, count=3, disable_shuffle=True, **options)
-    assert [prompt.turns[0].text for prompt in ordered] == [f"question {n}" for n in range(3)]
-    whole = all_of(tokens, count=4, no_stream=True, **options)
-    assert len({prompt.turns[0].text for prompt in whole}) == 4
-    talk = all_of(tokens, count=1, turns=2, **options)[0]
-    assert [turn.text for turn in talk.turns[1:]] == ["and then"]
-    assert not talk.turns[1].images
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -338,15 +236,6 @@ def test_visionarena_is_read_from_parquet(tokens: Tokens, tmp_path: Path) -> Non
 def test_what_cannot_be_had_is_said_with_its_cure(options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadSettings, match=words):
         all_of(None, **options)
-
-
-def test_without_the_hub_a_dataset_of_it_points_to_the_look_alike(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BadSettings, match="visionarena-like, which needs no network"):
-        all_of(None, dataset_name="hf", dataset_path="lmarena-ai/VisionArena-Chat")
 
 
 def test_a_tokenizer_that_was_named_must_be_there(tmp_path: Path) -> None:

@@ -297,6 +297,24 @@ def test_the_servers_metrics_are_read_during_the_run(mock: MockServer) -> None:
     assert log.health
 
 
+def test_a_profile_is_of_the_run_without_its_warm_ups(mock: MockServer) -> None:
+    options = options_for(mock, num_prompts=2, num_warmups=3)
+    before = len(mock.requests())
+    run(replace(options, watch=WatchOptions(profile=True)))
+    paths = [request["path"] for request in mock.requests()[before:]]
+    kinds = ["profile" if "profile" in path else "answer" for path in paths if path != "/metrics"]
+    assert kinds == ["answer"] * 3 + ["profile"] + ["answer"] * 2 + ["profile"]
+
+
+def test_a_server_without_profiles_says_so_and_what_it_needs(mock: MockServer) -> None:
+    options = options_for(mock, num_prompts=1)
+    url = f"{options.target.base_url}/elsewhere"
+    elsewhere = replace(options.target, base_url=url, model="m")
+    log, _ = run(replace(options, target=elsewhere, watch=WatchOptions(profile=True)))
+    assert log.end.notes[0].startswith("--profile: the server did not start it: 404")
+    assert "--profiler-config" in log.end.notes[0]
+
+
 def test_the_ready_check_waits_and_then_gives_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

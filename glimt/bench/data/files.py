@@ -1,48 +1,52 @@
 """Prompts from local files: `sharegpt`, `custom`, `custom_image`, `burstgpt`, `timed_trace`."""
 
 import csv
+import io
 import json
 import random
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image as Pictures
 from PIL import UnidentifiedImageError
 
 from glimt.bench.data.images import jpeg_image
+from glimt.bench.data.lengths import fits
 from glimt.bench.data.prompt import Image, Prompt, Turn
 from glimt.bench.data.random_text import RandomText
-from glimt.bench.data.tokens import Tokens
+from glimt.bench.data.tokens import Tokens, estimate
 from glimt.bench.options import DataOptions
 from glimt.errors import BadSettings
 
-# Bounds of vLLM's client for ShareGPT, in tokens.
-_MIN_LEN, _MAX_PROMPT_LEN, _MAX_TOTAL_LEN = 4, 1024, 2048
+_FETCH_S = 60.0
 _URL_STARTS = ("http://", "https://", "file://", "data:image/")
 
 
 def sharegpt_prompts(
     options: DataOptions, tokens: Tokens | None, num_prompts: int, seed: int
 ) -> Iterator[Prompt]:
-    """First turns of a ShareGPT file that are neither too short nor too long."""
+    """First turns of a ShareGPT file that are neither too short nor too long, with their image."""
     path = _path(options)
     rows = _json(path)
     if not isinstance(rows, list):
         raise BadSettings(f"{path}: must be a JSON list of conversations")
-    talks = [row["conversations"] for row in rows if len(row.get("conversations", ())) >= 2]
+    talks = [row for row in rows if len(row.get("conversations", ())) >= 2]
     _shuffle(talks, options, seed)
     wanted = options.sharegpt_output_len if options.output_len is None else options.output_len
-    for talk in talks:
-        text, reference = talk[0]["value"], talk[1]["value"]
-        count = _estimate(text, tokens)
-        output_len = _estimate(reference, tokens) if wanted is None else wanted
-        is_short = count < _MIN_LEN or (wanted is None and output_len < _MIN_LEN)
-        if is_short or count > _MAX_PROMPT_LEN or count + output_len > _MAX_TOTAL_LEN:
+    for row in talks:
+        text, reference = (message["value"] for message in row["conversations"][:2])
+        count = estimate(text, tokens)
+        output_len = estimate(reference, tokens) if wanted is None else wanted
+        if not fits(count, output_len, is_given=wanted is not None):
             continue
-        yield _single((text,), output_len, count if tokens else None)
+        if row.get("video"):
+            raise BadSettings(f"{path}: has videos, which are not sent here")
+        images = [_image(str(row["image"]), options, path)] if row.get("image") else []
+        yield _single((text, *images), output_len, count if tokens else None)
 
 
 def custom_prompts(
@@ -148,11 +152,6 @@ def _count(text: str, tokens: Tokens | None) -> int | None:
     return tokens.count(text) if tokens else None
 
 
-def _estimate(text: str, tokens: Tokens | None) -> int:
-    """Tokens of a text; without a tokenizer a quarter of its bytes."""
-    return tokens.count(text) if tokens else len(text.encode()) // 4
-
-
 def _custom_length(options: DataOptions, row: dict[str, Any], path: Path) -> int:
     if options.output_len is not None:
         return options.output_len
@@ -182,20 +181,28 @@ def _part(part: Any, options: DataOptions, path: Path) -> str | Image:
 
 def _image(name: str, options: DataOptions, path: Path) -> Image:
     """An image by address, or by file name (relative to the JSONL file, if it is not here)."""
-    if name.startswith(_URL_STARTS) and not (
-        options.custom_ensure_client_side_data and name.startswith("file://")
-    ):
+    is_remote = name.startswith(("http://", "https://"))
+    if name.startswith("data:image/"):
+        return Image(name)
+    if name.startswith(_URL_STARTS) and not options.custom_ensure_client_side_data:
         return Image(name)
     file = Path(name.removeprefix("file://")).expanduser()
-    if not file.is_absolute() and not file.exists():
+    if not (is_remote or file.is_absolute() or file.exists()):
         file = path.parent / file
     if not options.custom_ensure_client_side_data:
         return Image(f"file://{file.resolve()}")
+    where = name if is_remote else str(file)
     try:
-        with Pictures.open(file) as picture:
+        encoded = _fetched(name) if is_remote else file.read_bytes()
+        with Pictures.open(io.BytesIO(encoded)) as picture:
             return jpeg_image(picture)
-    except (OSError, UnidentifiedImageError) as error:
-        raise BadSettings(f"{path}: the image {file} cannot be read: {error}") from None
+    except (OSError, ValueError, UnidentifiedImageError) as error:
+        raise BadSettings(f"{path}: the image {where} cannot be read: {error}") from None
+
+
+def _fetched(url: str) -> bytes:
+    with urlopen(url, timeout=_FETCH_S) as answer:
+        return bytes(answer.read())
 
 
 def _path(options: DataOptions) -> Path:

@@ -1,4 +1,4 @@
-"""`--dataset-name hf`: VisionArena from parquet: a file, a folder, the hub or its cache.
+"""`--dataset-name hf`: known datasets from parquet: a file, a folder, the hub or its cache.
 
 Rows come shuffled as a stream: the files in an order drawn from the seed, and rows within windows
 of 1000. (The `datasets` library does the same, with other draws in each of its versions.)
@@ -6,6 +6,7 @@ of 1000. (The `datasets` library does the same, with other draws in each of its 
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,54 @@ from PIL import UnidentifiedImageError
 
 from glimt.bench.data.hub_files import cached_dataset, download, list_dataset
 from glimt.bench.data.images import jpeg_image
+from glimt.bench.data.lengths import fits
 from glimt.bench.data.prompt import Image, Prompt, Turn
-from glimt.bench.data.tokens import Tokens
+from glimt.bench.data.tokens import Tokens, estimate
 from glimt.bench.optional import optional
 from glimt.bench.options import DataOptions
 from glimt.errors import BadSettings
 
 OUTPUT_LEN = 128
 _WINDOW = 1000
+_SPARE = 4  # rows drawn for each prompt where some are too short or too long
 _BATCH = 64
 _INSTALL = "pip install 'glimt[bench]'"
 
 Row = dict[str, Any]
 
 
-def _first_turns(column: str) -> Callable[[Row], list[str]]:
+@dataclass(frozen=True)
+class _Kind:
+    """How to read the rows of a dataset."""
+
+    column: str  # of the texts
+    texts: Callable[[Any], list[str]]  # the user's turns in it
+    image: str  # the column of the image, or of several, of which the first is sent
+    reference: Callable[[Any], str] | None = None  # the answer, where it says how long ours is
+
+
+def _user_turns(turns: Any) -> list[str]:
     """Texts of the user's turns in a list of turns, each a list of messages."""
-
-    def read(row: Row) -> list[str]:
-        turns = [turn[0] if isinstance(turn, list) else turn for turn in row[column]]
-        return [str(turn["content"]) for turn in turns if turn.get("role", "user") == "user"]
-
-    return read
+    messages = [turn[0] if isinstance(turn, list) else turn for turn in turns]
+    return [str(each["content"]) for each in messages if each.get("role", "user") == "user"]
 
 
-# How to read the texts of each known dataset; all have images in `images`.
-_READERS: dict[str, Callable[[Row], list[str]]] = {
-    "lmarena-ai/VisionArena-Chat": _first_turns("conversation"),
-    "lmarena-ai/vision-arena-bench-v0.1": _first_turns("turns"),
+def _human_turns(messages: Any) -> list[str]:
+    return [str(each["value"]) for each in messages[::2]]
+
+
+def _question(text: Any) -> list[str]:
+    """Without the options to choose from, as vLLM's client asks it."""
+    return [str(text).split("Options:", 1)[0].strip()]
+
+
+_KINDS = {
+    "lmarena-ai/VisionArena-Chat": _Kind("conversation", _user_turns, "images"),
+    "lmarena-ai/vision-arena-bench-v0.1": _Kind("turns", _user_turns, "images"),
+    "Lin-Chen/MMStar": _Kind("question", _question, "image"),
+    "lmms-lab/LLaVA-OneVision-Data": _Kind(
+        "conversations", _human_turns, "image", lambda messages: str(messages[1]["value"])
+    ),
 }
 
 
@@ -53,18 +74,27 @@ def hub_prompts(
     if options.dataset_path is None:
         raise BadSettings("--dataset-name hf needs --dataset-path: a hub name, a folder or a file")
     name = options.hf_name or options.dataset_path
-    reader = _READERS.get(name)
-    if reader is None:
-        known = ", ".join(_READERS)
+    kind = _KINDS.get(name)
+    if kind is None:
+        known = ", ".join(_KINDS)
         raise BadSettings(
-            f"--dataset-name hf knows {known}; {name} is neither (give --hf-name if a folder is a "
-            "copy of one, or write --dataset-name custom_image)"
+            f"--dataset-name hf knows {known}; {name} is none of them (give --hf-name if a folder "
+            "is a copy of one, or write --dataset-name custom_image)"
         )
-    output_len = options.output_len or options.hf_output_len or OUTPUT_LEN
-    files = parquet_files(options, seed)
-    for row in shuffled_rows(files, options, num_prompts, seed):
-        texts = reader(row)[: options.turns] or [""]
-        images = row.get("images") or []
+    given = options.output_len or options.hf_output_len
+    num_rows = num_prompts * (1 if kind.reference is None else _SPARE)
+    columns = {kind.column, kind.image}
+    for row in shuffled_rows(parquet_files(options, seed), options, columns, num_rows, seed):
+        texts = kind.texts(row[kind.column])[: options.turns] or [""]
+        output_len = given or OUTPUT_LEN
+        if kind.reference is not None and given is None:
+            if len(row[kind.column]) < 2:
+                continue
+            output_len = estimate(kind.reference(row[kind.column]), tokens)
+            if not fits(estimate(texts[0], tokens), output_len, is_given=False):
+                continue
+        stored = row.get(kind.image) or []
+        images = stored if isinstance(stored, list) else [stored]
         first = (texts[0], _image(images[0])) if images else (texts[0],)
         yield Prompt(
             turns=tuple(
@@ -131,42 +161,37 @@ def _order(names: list[str], options: DataOptions, seed: int) -> list[str]:
 
 
 def shuffled_rows(
-    files: Iterator[Path], options: DataOptions, num_rows: int, seed: int
+    files: Iterator[Path], options: DataOptions, columns: set[str], num_rows: int, seed: int
 ) -> Iterator[Row]:
-    """Up to `num_rows` rows; shuffled in windows, or (--no-stream) as a whole."""
+    """Rows, shuffled in windows; or (--no-stream) `num_rows` of all, if there are as many."""
     random = np.random.default_rng((seed, 1))
     if options.no_stream and not options.disable_shuffle:
-        yield from _sampled(list(files), num_rows, random)
+        yield from _sampled(list(files), columns, num_rows, random)
         return
     window: list[Row] = []
-    given = 0
-    for row in _rows(files):
+    for row in _rows(files, columns):
         if options.disable_shuffle:
             yield row
         else:
             window.append(row)
         if len(window) == _WINDOW:
             yield from (window[index] for index in random.permutation(_WINDOW))
-            given += _WINDOW
             window = []
-            if given >= num_rows:
-                return
     yield from (window[index] for index in random.permutation(len(window)))
 
 
-def _rows(files: Iterator[Path]) -> Iterator[Row]:
+def _rows(files: Iterator[Path], columns: set[str]) -> Iterator[Row]:
     parquet = optional("pyarrow.parquet", "--dataset-name hf", _INSTALL)
     for path in files:
         with _opened(parquet, path) as file:
-            columns = [name for name in file.schema_arrow.names if name in _COLUMNS]
-            for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
+            names = [name for name in file.schema_arrow.names if name in columns]
+            for batch in file.iter_batches(batch_size=_BATCH, columns=names):
                 yield from batch.to_pylist()
 
 
-_COLUMNS = {"images", "conversation", "turns"}
-
-
-def _sampled(files: list[Path], num_rows: int, random: np.random.Generator) -> Iterator[Row]:
+def _sampled(
+    files: list[Path], columns: set[str], num_rows: int, random: np.random.Generator
+) -> Iterator[Row]:
     """Rows drawn from all files without repetition, in the order drawn."""
     parquet = optional("pyarrow.parquet", "--dataset-name hf", _INSTALL)
     total = 0
@@ -175,7 +200,7 @@ def _sampled(files: list[Path], num_rows: int, random: np.random.Generator) -> I
             total += file.metadata.num_rows
     drawn = [int(each) for each in random.permutation(total)[:num_rows]]
     place = {row: rank for rank, row in enumerate(drawn)}
-    found = [(place[i], row) for i, row in enumerate(_rows(iter(files))) if i in place]
+    found = [(place[i], row) for i, row in enumerate(_rows(iter(files), columns)) if i in place]
     yield from (row for _, row in sorted(found, key=lambda pair: pair[0]))
 
 

@@ -1,4 +1,4 @@
-"""How long made-up prompts and answers are: drawn as vLLM's client draws them."""
+"""How long prompts and answers are: drawn as vLLM's client draws them, and chosen as it chooses."""
 
 import json
 import math
@@ -10,6 +10,17 @@ from numpy.typing import NDArray
 from glimt.errors import BadSettings
 
 IntArray = NDArray[np.int64]
+
+# Bounds of vLLM's client for conversations that others wrote, in tokens.
+_MIN_LEN, _MAX_PROMPT_LEN, _MAX_TOTAL_LEN = 4, 1024, 2048
+
+
+def fits(prompt_len: int, output_len: int, *, is_given: bool) -> bool:
+    """Whether a conversation is neither too short nor too long; an answer's length that was given
+    may be short."""
+    is_short = prompt_len < _MIN_LEN or (not is_given and output_len < _MIN_LEN)
+    is_long = prompt_len > _MAX_PROMPT_LEN or prompt_len + output_len > _MAX_TOTAL_LEN
+    return not (is_short or is_long)
 
 
 @dataclass(frozen=True)

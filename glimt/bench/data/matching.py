@@ -17,6 +17,7 @@ _OF = {
     "random_": _RANDOM,
     "sharegpt_": ("sharegpt",),
     "hf_": ("hf",),
+    "custom_ensure_": ("custom_image", "custom_mm", "sharegpt"),
     "custom_": _CUSTOM,
     "prefix_repetition_": ("prefix_repetition",),
     "timed_trace_": ("timed_trace",),

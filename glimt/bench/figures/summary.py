@@ -51,7 +51,8 @@ class Inputs:
 
     total_tokens: int  # the server's, else the client's; or the texts' alone, if so asked
     text_tokens: int | None  # of texts alone, by the client's tokenizer
-    other_tokens: int | None  # images (and the chat template): the difference
+    other_tokens: int | None  # what else there is, as `others` says
+    others: str  # images, if the server counts them apart; else all that the texts are not
     cached_tokens: int | None
     images: int
     megapixels: float
@@ -227,6 +228,11 @@ def _inputs(events: Sequence[RequestEvent], question: Question) -> Inputs:
     without = sum(event.prompt_tokens is None for event in events)
     told = [event.image_tokens for event in events]
     images = sum(count for count in told if count is not None) if any(told) else None
+    others = "images"
+    if images is None:
+        names = ["images"] if any(event.num_images for event in events) else []
+        names += ["earlier turns"] if any(event.turn for event in events) else []
+        others = f"{', '.join(names)} and template" if names else "the template"
     if images is None and text_tokens is not None and not without:
         images = sum(totals) - text_tokens
     cached = [event.cached_tokens for event in events if event.cached_tokens is not None]
@@ -234,6 +240,7 @@ def _inputs(events: Sequence[RequestEvent], question: Question) -> Inputs:
         total_tokens=(text_tokens or 0) if question.counts_texts and has_texts else sum(totals),
         text_tokens=text_tokens,
         other_tokens=images,
+        others=others,
         cached_tokens=sum(cached) if cached else None,
         images=sum(event.num_images for event in events),
         megapixels=sum(event.image_pixels for event in events) / 1e6,

@@ -109,7 +109,7 @@ def judge(exchange: Exchange, answer: Answer) -> tuple[Failure | None, str]:
     if exchange.failure is not None and exchange.status in (None, 200):
         return exchange.failure, exchange.error
     if exchange.status != 200:
-        return "http", f"{exchange.status}: {_told(b''.join(read for _, read in exchange.reads))}"
+        return "http", refusal(exchange)
     if answer.is_broken:
         return "broken", answer.error
     if answer.error:
@@ -119,6 +119,11 @@ def judge(exchange: Exchange, answer: Answer) -> tuple[Failure | None, str]:
     if not answer.chunk_ns:
         return "no_tokens", "the answer is complete and has no token"
     return None, ""
+
+
+def refusal(exchange: Exchange) -> str:
+    """The status of an answer that is none, and what the server says of it."""
+    return f"{exchange.status}: {_told(exchange.body())}"
 
 
 def told_error(exchange: Exchange, dialect: Dialect) -> str:

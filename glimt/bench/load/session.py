@@ -14,7 +14,7 @@ from glimt.bench.load.bodies import DIALECTS, BodyStore
 from glimt.bench.load.fleet import Fleet
 from glimt.bench.load.gate import Gate, LocalGate, OpenGate
 from glimt.bench.load.http import clock_ns
-from glimt.bench.load.outcome import answer_of, judge
+from glimt.bench.load.outcome import answer_of, judge, refusal
 from glimt.bench.load.pacing import Pacer, watch_health
 from glimt.bench.load.plan import Plan
 from glimt.bench.load.power import Gpus
@@ -43,6 +43,11 @@ class Observed:
     end_ns: int = 0
     notes: list[str] = field(default_factory=list)
     is_interrupted: bool = False
+
+
+_PROFILE_CURE = (
+    "; start it with --profiler-config (glimt serve: and --admin-key, given here as OPENAI_API_KEY)"
+)
 
 
 class Session:
@@ -78,7 +83,6 @@ class Session:
         probes = self._runner(self._probe_store(), recorder, OpenGate(), own_client=True)
         self._shown = [runner.counters]
         await self._read_metrics()
-        await self._profile("start")
         load = self._alone(warm, runner, recorder) if workers == 1 else self._shared(warm, recorder)
         with no_garbage_collection():
             async with _beside(self._watchers(runner, probes)):
@@ -91,7 +95,7 @@ class Session:
     async def _alone(self, warm: Runner, runner: Runner, recorder: Recorder) -> None:
         """The load from this process. When cancelled, what came so far is kept."""
         try:
-            await self._warm_up(warm)
+            await self._begin(warm)
             self._zero_ns = clock_ns()
             if self._plan.early is None:
                 await self._dispatch(runner)
@@ -138,7 +142,7 @@ class Session:
         """The load from several processes; warm-ups are this one's."""
         async with Fleet(self._plan, self._shown) as fleet:
             await fleet.start()
-            await self._warm_up(warm)
+            await self._begin(warm)
             self._zero_ns = clock_ns() + _HEAD_START_NS
             try:
                 await fleet.run(self._zero_ns)
@@ -153,6 +157,15 @@ class Session:
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
+
+    async def _begin(self, warm: Runner) -> None:
+        """Warm-ups; a profile is of the run alone, unless they go over into it."""
+        overlaps = self._plan.options.load.warmup_overlap
+        if overlaps:
+            await self._profile("start")
+        await self._warm_up(warm)
+        if not overlaps:
+            await self._profile("start")
 
     async def _warm_up(self, runner: Runner) -> None:
         """Unmeasured requests: all at once within the limit, or at the run's own pace."""
@@ -221,8 +234,9 @@ class Session:
         head = self._side_client.head("POST", f"/{what}_profile", target.headers)
         exchange = await self._side_client.send(head, b"")
         if exchange.status != 200:
-            why = exchange.error or f"HTTP {exchange.status}"
-            self._observed.notes.append(f"--profile: the server did not {what} it: {why}")
+            why = exchange.error or refusal(exchange)
+            cure = _PROFILE_CURE if what == "start" else ""
+            self._observed.notes.append(f"--profile: the server did not {what} it: {why}{cure}")
 
     async def _scrape(self) -> None:
         """A sample of the server's metrics each second."""

@@ -138,8 +138,7 @@ def _more(summary: Summary) -> Iterator[str]:
     if inputs.text_tokens is not None:
         yield _count("Input tokens of texts", inputs.text_tokens)
     if inputs.other_tokens is not None:
-        what = "images and template" if inputs.images else "the template"
-        yield _count(f"Input tokens of {what}", inputs.other_tokens)
+        yield _count(f"Input tokens of {inputs.others}", inputs.other_tokens)
     if inputs.cached_tokens is not None:
         yield _count("Input tokens from the cache", inputs.cached_tokens)
     if inputs.images:
