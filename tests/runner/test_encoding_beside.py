@@ -1,7 +1,6 @@
 """Who decodes goes on while images of others are encoded, and all tokens stay what they were."""
 
 import itertools
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glimt.engine.limits import SchedulerLimits
-from glimt.engine.plan import InFlight, StepPlan
+from glimt.engine.plan import StepPlan
 from glimt.engine.scheduler import Scheduler
 from glimt.models.glm4v import Glm4v
 from glimt.models.vision import Grid, Slices
 from glimt.runner import tower_pass
+from tests.support.pipeline import Pipeline
 from tests.support.schedules import Schedule
 from tests.support.tiny_model import Album, Ask, make_ask, make_executor, tiny_model
 
@@ -69,24 +69,21 @@ def run(
     executor = make_executor(tiny_model("glm4v_moe"), ALBUM)
     answers: list[list[int]] = []
     plans: list[StepPlan] = []
-    flying: deque[InFlight] = deque()
+    pipeline = Pipeline(scheduler, executor, depth)
     turn = 0
-    while scheduler.has_requests or flying or turn <= max(arrivals):
+    while pipeline.is_busy or turn <= max(arrivals):
         for one in arrivals.get(turn, []):
             assert scheduler.add(one.submit(len(answers))) == []
             answers.append([])
         if turn in aborts:
             scheduler.abort(0, aborts[turn])
         turn += 1
-        plan = scheduler.schedule()
+        plan, outputs = pipeline.turn()
         if plan is not None:
             plans.append(plan)
-            flying.append(executor.launch(plan))
-        while flying and (len(flying) >= depth or plan is None):
-            step = flying.popleft()
-            for _, output in scheduler.commit(step.plan, step.result()):
-                assert output.error is None or output.request_id in failing
-                answers[output.request_id] += output.token_ids
+        for output in outputs:
+            assert output.error is None or output.request_id in failing
+            answers[output.request_id] += output.token_ids
         assert scheduler.roster.check() == []
     return answers, plans
 

@@ -1,6 +1,5 @@
 """The executor with a tiny model: how requests are scheduled changes none of their tokens."""
 
-from collections import deque
 from functools import cache
 from typing import Any
 
@@ -11,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glimt.engine.limits import SchedulerLimits
-from glimt.engine.plan import InFlight, RowWork, StepPlan
+from glimt.engine.plan import RowWork, StepPlan
 from glimt.engine.scheduler import Scheduler
 from tests.support.passes import greedy
+from tests.support.pipeline import Pipeline
 from tests.support.schedules import Schedule
 from tests.support.tiny_model import (
     Album,
@@ -170,17 +170,10 @@ def test_the_real_scheduler_under_pressure_changes_no_token(
         assert scheduler.add(one.submit(n)) == []
     answers: list[list[int]] = [[] for _ in asks]
     reasons: dict[int, str] = {}
-    flying: deque[InFlight] = deque()
-    while scheduler.has_requests or flying:
-        plan = scheduler.schedule()
-        if plan is not None:
-            flying.append(executor.launch(plan))
-        while flying and (len(flying) >= depth or plan is None):
-            step = flying.popleft()
-            for _, output in scheduler.commit(step.plan, step.result()):
-                answers[output.request_id] += output.token_ids
-                if output.finish_reason is not None:
-                    reasons[output.request_id] = output.finish_reason
+    for output in Pipeline(scheduler, executor, depth).run():
+        answers[output.request_id] += output.token_ids
+        if output.finish_reason is not None:
+            reasons[output.request_id] = output.finish_reason
     for n, (choice, answer) in enumerate(zip(chosen, answers, strict=True)):
         expected = alone(kind, choice)
         stops = asks[n].sampling.eos_token_ids

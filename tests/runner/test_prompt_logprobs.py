@@ -1,7 +1,5 @@
 """Log-probabilities of prompts: those of the model driven directly, however they are scheduled."""
 
-from collections import deque
-
 import numpy as np
 import pytest
 import torch
@@ -9,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glimt.engine.limits import SchedulerLimits
-from glimt.engine.plan import InFlight
 from glimt.engine.scheduler import Scheduler
 from glimt.runner import prompt_logprobs
 from glimt.wire import Output, TokenLogprobs
 from tests.support.passes import Passes, Work, embed_prompt
+from tests.support.pipeline import Pipeline
 from tests.support.tiny_model import Album, Ask, make_ask, make_executor, make_prompt, tiny_model
 
 ALBUM = Album()
@@ -63,15 +61,8 @@ def run(asks: list[Ask], kind: str, depth: int, **limits: int) -> list[list[Outp
     for n, one in enumerate(asks):
         assert scheduler.add(one.submit(n)) == []
     outputs: list[list[Output]] = [[] for _ in asks]
-    flying: deque[InFlight] = deque()
-    while scheduler.has_requests or flying:
-        plan = scheduler.schedule()
-        if plan is not None:
-            flying.append(executor.launch(plan))
-        while flying and (len(flying) >= depth or plan is None):
-            step = flying.popleft()
-            for _, output in scheduler.commit(step.plan, step.result()):
-                outputs[output.request_id].append(output)
+    for output in Pipeline(scheduler, executor, depth).run():
+        outputs[output.request_id].append(output)
     return outputs
 
 
