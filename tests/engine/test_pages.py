@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from glimt.engine.pages import PagePool
 from glimt.engine.prefix import page_hash, root_hash
-from glimt.wire import ImageSpan, PixelRef
+from tests.support.spans import image_span
 
 PAGE_SIZE = 2
 
@@ -103,18 +103,6 @@ def test_without_prefix_caching_nothing_is_ever_found() -> None:
     assert pool.match(chain((1, 1, 2, 2))) == []
 
 
-def span(start: int, num_tokens: int, content: bytes) -> ImageSpan:
-    return ImageSpan(
-        content_hash=content * 32,
-        start=start,
-        num_tokens=num_tokens,
-        grid_h=2,
-        grid_w=2 * num_tokens,
-        num_frames=1,
-        pixels=PixelRef(0, 0, 0),
-    )
-
-
 def test_a_page_hash_depends_on_salt_parent_tokens_images_offsets_and_positions() -> None:
     ids = np.array([7, 7, 7, 7], dtype=np.int32)
     plain = np.broadcast_to(np.arange(4, 8, dtype=np.int32), (3, 4))
@@ -125,16 +113,16 @@ def test_a_page_hash_depends_on_salt_parent_tokens_images_offsets_and_positions(
         page_hash(other, ids, 4),
         page_hash(one, ids + 1, 4),
         page_hash(one, ids[:2], 4),
-        page_hash(one, ids, 4, (span(4, 4, b"a"),)),
-        page_hash(one, ids, 4, (span(4, 4, b"b"),)),
-        page_hash(one, ids, 4, (span(3, 4, b"a"),)),
-        page_hash(one, ids, 4, (span(4, 2, b"a"),)),
-        page_hash(one, ids, 4, (span(4, 2, b"a"), span(6, 2, b"a"))),
+        page_hash(one, ids, 4, (image_span(1, 4, 4),)),
+        page_hash(one, ids, 4, (image_span(2, 4, 4),)),
+        page_hash(one, ids, 4, (image_span(1, 3, 4),)),
+        page_hash(one, ids, 4, (image_span(1, 4, 2),)),
+        page_hash(one, ids, 4, (image_span(1, 4, 2), image_span(1, 6, 2))),
         page_hash(one, ids, 4, (), moved),
         page_hash(one, ids, 4, (), moved - 1),
     ]
     assert len(set(hashes)) == len(hashes)
-    outside = (span(0, 4, b"a"), span(8, 4, b"b"))
+    outside = (image_span(1, 0, 4), image_span(2, 8, 4))
     assert page_hash(one, ids, 4, outside, plain) == hashes[0]
 
 

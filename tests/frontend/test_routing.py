@@ -8,26 +8,15 @@ from glimt.frontend.client import EngineClient
 from glimt.frontend.prompt import Prompt
 from glimt.frontend.routing import BLOCK, Footprint, Memory
 from glimt.metrics import Metrics
-from glimt.wire import EngineInfo, ImageSpan, PixelRef, SamplingParams
+from glimt.wire import EngineInfo, SamplingParams
 from tests.support.fake_engine import INFO, FakeEngine
+from tests.support.spans import image_span
 
 SHORT = SamplingParams(max_tokens=8, temperature=0.0)
 
 
 def words(seed: int, length: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 1000, length).astype(np.int32)
-
-
-def image(content: int, start: int, num_tokens: int) -> ImageSpan:
-    return ImageSpan(
-        content_hash=bytes([content]) * 32,
-        start=start,
-        num_tokens=num_tokens,
-        grid_h=2,
-        grid_w=2 * num_tokens,
-        num_frames=1,
-        pixels=PixelRef(0, 0, 0),
-    )
 
 
 def replicas(count: int) -> tuple[EngineClient, list[FakeEngine]]:
@@ -75,7 +64,7 @@ def test_the_same_image_goes_where_it_was_encoded() -> None:
     client, engines = replicas(4)
     places = []
     for content in (1, 2, 3, 1, 2, 3):
-        prompt = Prompt(words(len(places), 700), images=(image(content, 10, 600),))
+        prompt = Prompt(words(len(places), 700), images=(image_span(content, 10, 600),))
         places.append(place_of(client, engines, prompt))
         engines[places[-1]].step()
     assert places[:3] == places[3:]
@@ -93,8 +82,8 @@ def test_tenants_with_different_salts_share_nothing() -> None:
 def test_equal_tokens_with_another_image_are_another_prompt() -> None:
     memory = Memory(INFO)
     tokens = words(0, 4 * BLOCK)
-    memory.note(Footprint.of(Prompt(tokens, images=(image(1, BLOCK, 10),)), b""))
-    other = Footprint.of(Prompt(tokens, images=(image(2, BLOCK, 10),)), b"")
+    memory.note(Footprint.of(Prompt(tokens, images=(image_span(1, BLOCK, 10),)), b""))
+    other = Footprint.of(Prompt(tokens, images=(image_span(2, BLOCK, 10),)), b"")
     assert memory.work(other) == 3 * BLOCK + 10
 
 

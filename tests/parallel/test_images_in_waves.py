@@ -6,32 +6,20 @@ from functools import cache
 
 import pytest
 
-from glimt.engine.limits import SchedulerLimits
 from glimt.engine.lockstep import Wave
 from glimt.engine.loop import EngineLoop
 from glimt.engine.scheduler import Scheduler
-from glimt.runner import tower_pass
 from glimt.wire import Abort, EngineMessage, Output, Outputs
 from tests.support.schedules import Schedule
+from tests.support.slow_tower import LIMITS
+from tests.support.slow_tower import block_behind_each_step as block_behind_each_step
 from tests.support.tiny_model import Album, Ask, make_ask, make_executor, tiny_model
+
+pytestmark = pytest.mark.usefixtures("block_behind_each_step")
 
 KIND = "glm4v"
 ALBUM = Album()
 DECODES, SLEEPS = [1, 1, 1], [0, 1, 0]
-LIMITS = SchedulerLimits(
-    num_pages=64,
-    page_size=4,
-    max_num_seqs=8,
-    max_num_batched_tokens=64,
-    max_model_len=160,
-    image_budget=48,
-    image_cache_tokens=96,
-)
-
-
-@pytest.fixture(autouse=True)
-def _a_block_behind_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tower_pass, "_WORK", {"cpu": 1})
 
 
 class Mail:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from glimt.engine.plan import NewRow, RowWork
 from glimt.runner.batch import Batch, build_batch, gather_work
 from glimt.runner.rows import RowTable
-from glimt.wire import ImageSpan, PixelRef, SamplingParams
+from glimt.wire import SamplingParams
+from tests.support.spans import image_span
 
 MAX_ROWS, MAX_LEN, VOCAB = 6, 40, 50
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
@@ -24,18 +25,6 @@ def table(page_size: int = 4) -> RowTable:
         page_size=page_size,
         vocab_size=VOCAB,
         device=torch.device("cpu"),
-    )
-
-
-def span(name: int, start: int, num_tokens: int) -> ImageSpan:
-    return ImageSpan(
-        content_hash=bytes([name]) * 32,
-        start=start,
-        num_tokens=num_tokens,
-        grid_h=2,
-        grid_w=2 * num_tokens,
-        num_frames=1,
-        pixels=PixelRef(0, 0, 0),
     )
 
 
@@ -66,7 +55,7 @@ def planned_rows(draw: st.DrawFn, page_size: int) -> list[Plan]:
             size = draw(st.integers(1, 8))
             if at + size > num_prompt:
                 break
-            spans.append(span(draw(st.integers(0, 3)), at, size))
+            spans.append(image_span(draw(st.integers(0, 3)), at, size))
             at += size
         new = NewRow(
             row=row,
@@ -160,7 +149,7 @@ def test_a_row_taken_again_shows_nothing_of_the_request_before() -> None:
     rows = table()
     positions = np.full((3, 6), 50, np.int32)
     tokens = np.arange(6, dtype=np.int32)
-    rows.take(NewRow(1, tokens, 6, positions, 9, (span(1, 0, 4),), GREEDY, (3, 4)))
+    rows.take(NewRow(1, tokens, 6, positions, 9, (image_span(1, 0, 4),), GREEDY, (3, 4)))
     rows.free(1)
     rows.take(new_row(1, 6, (5,)))
     batch = build(rows, RowWork(1, 4, 2, (6,), samples=True))

@@ -12,32 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glimt.engine.limits import SchedulerLimits
 from glimt.engine.plan import StepPlan
 from glimt.engine.scheduler import Scheduler
 from glimt.models.glm4v import Glm4v
 from glimt.models.vision import Grid, Slices
-from glimt.runner import tower_pass
 from tests.support.pipeline import Pipeline
 from tests.support.schedules import Schedule
+from tests.support.slow_tower import LIMITS
+from tests.support.slow_tower import block_behind_each_step as block_behind_each_step
 from tests.support.tiny_model import Album, Ask, make_ask, make_executor, tiny_model
 
+pytestmark = pytest.mark.usefixtures("block_behind_each_step")
+
 ALBUM = Album()
-LIMITS = SchedulerLimits(
-    num_pages=64,
-    page_size=4,
-    max_num_seqs=8,
-    max_num_batched_tokens=64,
-    max_model_len=160,
-    image_budget=48,
-    image_cache_tokens=96,
-)
 LAYOUTS = ("tt", "tbt", "it", "tvt")
-
-
-@pytest.fixture(autouse=True)
-def _a_block_behind_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tower_pass, "_WORK", {"cpu": 1})
 
 
 @cache
