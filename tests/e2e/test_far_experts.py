@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tests.e2e.test_far_failures import cable as cable
 from tests.e2e.test_far_replicas import EXACT
 from tests.e2e.test_replicas import QUESTIONS, text_of
 from tests.e2e.test_shared_experts import idle_steps
-from tests.support.nodes import TOKEN, HeadlessNode, free_port
+from tests.support.nodes import TOKEN, HeadlessNode, break_off, free_port
 from tests.support.serving import Serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -63,19 +62,10 @@ class Pair:
         return False
 
     def break_off(self, signum: int, *victims: psutil.Process) -> float:
-        """In the middle of an answer of the head's own copy, which ends with an error that clients
-        retry; seconds until then.
-        """
+        """`nodes.break_off`, of an answer of the head's own copy."""
         request = post(self.head, LONG)
         request.add_header("X-Data-Parallel-Rank", "0")
-        with urllib.request.urlopen(request, timeout=60) as response:
-            response.readline()
-            started_s = time.monotonic()
-            for victim in victims:
-                victim.send_signal(signum)
-            events = [line for line in response.read().decode().splitlines() if line]
-        assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
-        return time.monotonic() - started_s
+        return break_off(request, signum, *victims)
 
 
 @pytest.fixture(scope="module")

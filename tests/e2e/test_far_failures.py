@@ -19,19 +19,12 @@ import pytest
 
 from tests.e2e.test_failures import LONG, SHORT, answers, post, status_of
 from tests.e2e.test_far_replicas import EXACT, Pair
+from tests.e2e.test_far_replicas import pair as pair
 from tests.e2e.test_replicas import QUESTIONS, text_of
 from tests.support.nodes import TOKEN, HeadlessNode, free_port
 from tests.support.serving import Serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def pair(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    pair = Pair(checkpoint, tmp_path_factory.mktemp("nodes"))
-    yield pair
-    pair.head.stop()
-    pair.node.end()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])

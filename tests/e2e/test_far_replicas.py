@@ -1,8 +1,6 @@
 """Replicas on another machine, played by two servers that share nothing but the loopback."""
 
-import json
 import signal
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 from glimt import LLM, SamplingParams
 from tests.e2e.test_failures import LONG, answers, post, status_of
 from tests.e2e.test_replicas import FIXED, QUESTIONS, text_of
-from tests.support.nodes import TOKEN, HeadlessNode, free_port
+from tests.support.nodes import TOKEN, HeadlessNode, break_off, free_port
 from tests.support.serving import Serving
 
 EXACT = ["--device", "cpu", "--dtype", "float32", "--max-model-len", "4096"]
@@ -37,13 +35,8 @@ class Pair:
         return Serving(self._checkpoint, *flags, log=self._folder / "head.txt")
 
     def break_off(self, signum: int, *victims: psutil.Process) -> None:
-        """In the middle of an answer, which ends with an error that clients retry."""
-        with urllib.request.urlopen(post(self.head, LONG), timeout=60) as response:
-            response.readline()
-            for victim in victims:
-                victim.send_signal(signum)
-            events = [line for line in response.read().decode().splitlines() if line]
-        assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
+        """`nodes.break_off`, of an answer of the far copy."""
+        break_off(post(self.head, LONG), signum, *victims)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """A machine without HTTP, played by a second `glimt serve` beside the first."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +22,20 @@ def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+def break_off(request: urllib.request.Request, signum: int, *victims: psutil.Process) -> float:
+    """Signal `victims` in the middle of a streamed answer, which ends with an error that clients
+    retry; seconds until then.
+    """
+    with urllib.request.urlopen(request, timeout=60) as response:
+        response.readline()
+        started_s = time.monotonic()
+        for victim in victims:
+            victim.send_signal(signum)
+        events = [line for line in response.read().decode().splitlines() if line]
+    assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
+    return time.monotonic() - started_s
 
 
 class HeadlessNode:
