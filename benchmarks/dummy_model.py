@@ -48,7 +48,7 @@ from glimt.config import (
 from glimt.engine.plan import InFlight, NewRow, RowWork, StepPlan
 from glimt.processes.build import Engine, build_engine
 from glimt.processes.control import EngineStart
-from glimt.processes.launch import make_plan
+from glimt.processes.plan import make_plan
 from glimt.processes.team import end_process
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 from glimt.wire import ImageSpan, PixelRef, SamplingParams, Submit

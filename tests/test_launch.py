@@ -8,7 +8,7 @@ import pytest
 from glimt.checkpoint import read_checkpoint
 from glimt.config import MediaSettings, ModelSettings, ServerSettings, Settings
 from glimt.errors import BadSettings
-from glimt.processes.launch import make_plan
+from glimt.processes.plan import make_plan
 from glimt.processes.starting import Plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint
 

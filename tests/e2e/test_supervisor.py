@@ -11,7 +11,7 @@ import pytest
 
 from glimt.checkpoint import read_checkpoint
 from glimt.config import MediaSettings, ParallelSettings, Settings
-from glimt.processes.launch import make_plan
+from glimt.processes.plan import make_plan
 from glimt.processes.supervisor import Supervisor
 from tests.support.processes import processes_running
 

@@ -19,7 +19,8 @@ from glimt.config import (
 from glimt.config_check import check
 from glimt.errors import BadSettings, NotEnoughMemory
 from glimt.experts.placement import Placement
-from glimt.processes.launch import bind, make_plan, resolved
+from glimt.processes.launch import bind, resolved
+from glimt.processes.plan import make_plan
 from glimt.processes.sizes import StepSizes, memory_sizes
 from glimt.processes.starting import Plan
 from glimt.tiny.checkpoint import make_tiny_checkpoint

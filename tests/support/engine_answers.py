@@ -31,7 +31,7 @@ from glimt.config import (
 from glimt.grammar.source import regex_grammar
 from glimt.offline.engine_thread import EngineThread
 from glimt.processes.build import build_engine
-from glimt.processes.launch import make_plan
+from glimt.processes.plan import make_plan
 from glimt.wire import Grammar, Outputs
 from tests.support.tiny_model import Album, Ask, make_ask
 
