@@ -14,12 +14,13 @@ import msgspec
 
 from glimt.board import Board
 from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
-from glimt.frontend.engine_view import EngineView, OpenSubmit, Send, wanted
+from glimt.frontend.admission import NONE_READY, Admission
+from glimt.frontend.choosing import choose, wanted
+from glimt.frontend.engine_view import EngineView, OpenSubmit, Send
 from glimt.frontend.generation import Generation
 from glimt.frontend.open_orders import OpenOrders
-from glimt.frontend.pace import Pace
 from glimt.frontend.prompt import IntArray, Prompt
-from glimt.frontend.routing import Footprint, Memory
+from glimt.frontend.routing import Memory
 from glimt.metrics import Metrics
 from glimt.wire import (
     Abort,
@@ -36,7 +37,6 @@ from glimt.wire import (
 # Tokens of an answer that count when replicas are compared: max_tokens is often the whole rest
 # of the context and says little about how long an answer will be.
 _EXPECTED_ANSWER_TOKENS = 1024
-_KV_OVERCOMMIT = 4  # prompt tokens that may wait, in sizes of the KV cache
 _SEED_STEP = 0x9E3779B97F4A7C15  # odd, so the choices of one request never share a seed
 
 
@@ -65,7 +65,6 @@ class EngineClient:
         self._clock = clock
         self._metrics = metrics
         self._server = server
-        self._max_waiting = max_waiting
         self._weighs_caches = weighs_caches
         if board is None:
             board = Board()
@@ -78,7 +77,7 @@ class EngineClient:
         self._num_preparing = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pace = Pace(clock)
+        self._admission = Admission(board, clock, max_waiting)
 
     # ---------------------------------------------------------------------------- engines
 
@@ -142,7 +141,7 @@ class EngineClient:
         if output.finish_reason is not None:
             del self._open[output.request_id]
             engine.num_open -= 1
-            self._pace.count()
+            self._admission.count_end()
             self._note_idle()
             if output.error is not None and output.error.code == NumericalError.code:
                 self._metrics.corrupted.inc()
@@ -155,7 +154,7 @@ class EngineClient:
         """What the engines resolved at start (all the same). Raises EngineDied without one."""
         for engine in self._engines.values():
             return engine.info
-        raise EngineDied("no engine is ready; one is being started")
+        raise EngineDied(NONE_READY)
 
     @property
     def num_engines(self) -> int:
@@ -245,7 +244,7 @@ class EngineClient:
 
         Raises Overloaded or EngineDied before any work is done.
         """
-        self._admit(n, 0)
+        self._admission.check(self._engines.values(), n, 0)
         self._hold(n)
         try:
             yield
@@ -256,27 +255,6 @@ class EngineClient:
         self._num_preparing += n
         self._metrics.hold(n)
         self._note_idle()
-
-    def _admit(self, n: int, num_prompt_tokens: int) -> None:
-        """Raise if there is no engine, or no room."""
-        info = self.info
-        engines = [each for each in self._engines.values() if not each.is_leaving]
-        if not engines:
-            raise EngineDied("the engines that are left finish what they have and end")
-        seats = sum(engine.info.max_num_seqs for engine in engines)
-        held = self._board.num_held
-        if held + n > seats + self._max_waiting:
-            raise Overloaded(
-                f"{held} requests run or wait, as many as this server takes; try again later",
-                retry_after_s=self._pace.seconds_for((held + n - seats) // self._board.num_servers),
-            )
-        limit = _KV_OVERCOMMIT * info.num_pages * info.page_size * len(engines)
-        waiting = sum(self._board.waiting_tokens(engine.index) for engine in engines)
-        if waiting and waiting + num_prompt_tokens > limit:
-            raise Overloaded(
-                f"prompts of {waiting} tokens wait, as many as this server takes; try again later",
-                retry_after_s=self._pace.seconds_for((held + n) // self._board.num_servers),
-            )
 
     def generate(
         self,
@@ -296,13 +274,20 @@ class EngineClient:
         """
         generation = Generation(prompt, n, self._abort)
         try:
-            self._admit(n, prompt.num_tokens)
+            self._admission.check(self._engines.values(), n, prompt.num_tokens)
             copies = self._engines if self._copies is None else self._copies
-            engine = None if copy is None else wanted(self._engines, copies, copy)
+            wish = None if copy is None else wanted(self._engines, copies, copy)
         except GlimtError:
             generation.answered(n)
             raise
-        engine, work = self._choose(prompt, cache_salt, engine)
+        engine, work = choose(
+            self._engines.values(),
+            self._board,
+            prompt,
+            cache_salt,
+            wish,
+            weighs_caches=self._weighs_caches,
+        )
         first = Submit(
             request_id=0,
             server=self._server,
@@ -329,24 +314,6 @@ class EngineClient:
             request = OpenSubmit(engine, generation, choice, prompt.num_tokens, work, expected)
             self._opened(submit.request_id, request)
         return generation
-
-    def _choose(
-        self, prompt: Prompt, cache_salt: bytes, wish: EngineView | None
-    ) -> tuple[EngineView, int]:
-        """The engine that will have the least to do, and what this prompt adds to it (tokens)."""
-        takers = [each for each in self._engines.values() if not each.is_leaving]
-        engines = takers if wish is None else [wish]
-        if len(takers) == 1 or not self._weighs_caches:
-            engine = min(engines, key=lambda each: self._board.outstanding_tokens(each.index))
-            return engine, prompt.num_tokens
-        footprint = Footprint.of(prompt, cache_salt)
-        works = [each.memory.work(footprint) for each in engines]
-        pairs = zip(engines, works, strict=True)
-        engine, work = min(
-            pairs, key=lambda pair: self._board.outstanding_tokens(pair[0].index) + pair[1]
-        )
-        engine.memory.note(footprint)
-        return engine, work
 
     def _opened(self, request_id: int, request: OpenSubmit) -> None:
         engine = request.engine

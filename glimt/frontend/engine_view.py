@@ -1,11 +1,10 @@
 """What a client knows of each engine, and of each request that an engine has of it."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
-from glimt.errors import EngineDied, InvalidRequest
 from glimt.frontend.generation import Generation
 from glimt.frontend.routing import Memory
 from glimt.wire import EngineInfo, EngineStats
@@ -49,19 +48,3 @@ class OpenSubmit:
     prompt_work: int  # tokens that were to be computed of the prompt
     outstanding_tokens: int  # that are still to be computed, of prompt and answer
     is_started: bool = False
-
-
-def wanted(engines: Mapping[int, EngineView], copies: Collection[int], index: int) -> EngineView:
-    """The engine of the copy that a client asks for, out of `copies`. Raises InvalidRequest for a
-    copy that this server has not, EngineDied for one that takes no requests now.
-    """
-    if index not in copies:
-        raise InvalidRequest(
-            f"{COPY_HEADER}: there is no copy {index} here; this server has "
-            f"{', '.join(map(str, sorted(copies)))}",
-            param=COPY_HEADER,
-        )
-    engine = engines.get(index)
-    if engine is None or engine.is_leaving:
-        raise EngineDied(f"copy {index} takes no requests now; try again, or leave the choice open")
-    return engine
