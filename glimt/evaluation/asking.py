@@ -11,7 +11,7 @@ import msgspec
 from tqdm import tqdm
 
 from glimt.evaluation.questions import question_of
-from glimt.evaluation.replies import Json, Reply, Respondent
+from glimt.evaluation.replies import Json, ModelGone, Reply, Respondent
 from glimt.evaluation.tasks import MediaFiles, Task
 from glimt.evaluation.wishes import EvalWishes
 
@@ -24,6 +24,7 @@ class Asked:
     replies: dict[int, Reply] = field(default_factory=dict)
     seconds: float = 0.0  # from the first question to the last answer
     is_complete: bool = False
+    gone: str | None = None  # why nothing more could be asked
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,15 @@ class Asking:
 
 
 def ask_all(asking: Asking, respondent: Respondent) -> Asked:
-    """Ask every task. Interrupted by Ctrl-C it gives what was answered until then.
+    """Ask every task. Interrupted by Ctrl-C, or where the model is gone, it gives what was
+    answered until then.
 
     Raises StartupError where the model cannot be asked at all.
     """
     asked = Asked()
     try:
         asyncio.run(_ask_all(asking, respondent, asked))
-        asked.is_complete = True
+        asked.is_complete = asked.gone is None
     except KeyboardInterrupt:
         pass
     return asked
@@ -56,6 +58,7 @@ async def _ask_all(asking: Asking, respondent: Respondent, asked: Asked) -> None
     async def work() -> None:
         for index in waiting:
             asked.replies[index] = await _ask(asking, index, respondent)
+            asked.seconds = time.monotonic() - began_s
             bar.update()
 
     try:
@@ -72,8 +75,8 @@ async def _ask_all(asking: Asking, respondent: Respondent, asked: Asked) -> None
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(len(asking.tasks), asking.wishes.concurrency)):
                         group.create_task(work())
-        finally:
-            asked.seconds = time.monotonic() - began_s
+        except* ModelGone as gone:
+            asked.gone = str(gone.exceptions[0])
     finally:
         await respondent.close()
 

@@ -1,9 +1,11 @@
 """`glimt eval`, from the arguments to the files that it leaves."""
 
+import asyncio
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,11 @@ from glimt.evaluation.subjects import Subject, subjects_of
 from glimt.evaluation.tables import comparison_table, summary_table
 from glimt.evaluation.tasks import Task, TaskFile, read_tasks, select
 from glimt.evaluation.wishes import BUILTIN, EvalWishes
+from glimt.hub import locate
 
 RESULTS, REPORT = "results.json", "report.html"
 _TOP_LOGPROBS = 20  # the most that OpenAI's API gives
-_EXIT_OK, _EXIT_ALL_FAILED, _EXIT_INTERRUPTED = 0, 1, 130
+_EXIT_OK, _EXIT_FAILED, _EXIT_INTERRUPTED = 0, 1, 130
 _FULL = "all logits of both models, led through A's answers token by token"
 _LISTED = (
     f"the {_TOP_LOGPROBS} likeliest tokens that each API lists, up to the first place at which the "
@@ -82,18 +85,19 @@ def evaluate(
     file = read_tasks(heldout_file() if wishes.tasks == BUILTIN else Path(wishes.tasks))
     tasks = select(file.tasks, wishes.skills, wishes.limit)
     work = _Work(wishes, subjects, file, tasks, _output_folder(wishes), local)
+    _check_others(work)
     everything: list[Asked] = []
     sides: list[Side] = []
     for subject in subjects:
         say(f"glimt eval: {len(tasks)} tasks of {file.name} for {subject.label}")
         asked = _ask(work, subject)
         if not asked.replies and not asked.is_complete and not sides:
-            say("stopped before the first answer; nothing was written")
-            return _EXIT_INTERRUPTED
+            say(f"{asked.gone or 'stopped'} before the first answer; nothing was written")
+            return _EXIT_INTERRUPTED if asked.gone is None else _EXIT_FAILED
         everything.append(asked)
-        sides.append(side_of(subject.label, tasks, asked, wishes))
+        sides.append(side_of(_label(subject, asked), tasks, asked, wishes))
         _write_results(work, sides, None)  # kept, should the next model fail to load
-        tell(f"{subject.label}\n{summary_table(sides[-1])}\n")
+        tell(f"{sides[-1].model}\n{summary_table(sides[-1])}\n")
         if not asked.is_complete:
             break
     comparison = None
@@ -104,11 +108,35 @@ def evaluate(
     _write(work.folder / REPORT, render_report(results, tasks, file.files).encode())
     say(f"written: {work.folder / RESULTS}, {work.folder / REPORT}")
     was_interrupted = comparison is not None and comparison.divergence_note == _INTERRUPTED
+    gone = everything[-1].gone
     if was_interrupted or not everything[-1].is_complete:
-        say(f"stopped after {len(sides[-1].records)} of {len(tasks)} tasks")
-        return _EXIT_INTERRUPTED
+        say(f"{gone or 'stopped'} after {len(sides[-1].records)} of {len(tasks)} tasks")
+        return _EXIT_INTERRUPTED if gone is None else _EXIT_FAILED
     is_useless = all(record.error is not None for side in sides for record in side.records)
-    return _EXIT_ALL_FAILED if is_useless else _EXIT_OK
+    return _EXIT_FAILED if is_useless else _EXIT_OK
+
+
+def _check_others(work: _Work) -> None:
+    """Refuse what could not be asked before the first model is, not an hour later."""
+    for subject in work.subjects[1:]:
+        if subject.is_local:
+            locate(subject.model or "")
+        else:
+            asyncio.run(_check_answers(_respondent(work, subject)))
+
+
+async def _check_answers(respondent: Respondent) -> None:
+    try:
+        await respondent.start()
+    finally:
+        await respondent.close()
+
+
+def _label(subject: Subject, asked: Asked) -> str:
+    """What tables call it: of a server the model that answered, and where."""
+    if subject.base_url is None:
+        return subject.label
+    return f"{asked.facts.get('model', subject.model)} at {subject.base_url}"
 
 
 def _output_folder(wishes: EvalWishes) -> Path:
@@ -185,6 +213,7 @@ def _write_results(work: _Work, sides: Sequence[Side], comparison: Comparison | 
     results = Results(
         tasks_file={"name": file.name, "sha256": file.sha256, "num_tasks": len(file.tasks)},
         settings=settings,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"glimt": __version__, "python": platform.python_version()},
         sides=list(sides),
         comparison=comparison,

@@ -41,6 +41,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     """The content of results.json. `format` grows when fields change their meaning."""
 
     format: int = 1
+    created: str  # ISO 8601, UTC
     tasks_file: Json
     settings: Json
     versions: Json

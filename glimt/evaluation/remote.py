@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,7 @@ from glimt.errors import BadSettings
 from glimt.evaluation.replies import (
     Alternatives,
     Json,
+    ModelGone,
     Question,
     Reply,
     call_of,
@@ -20,12 +22,15 @@ from glimt.evaluation.replies import (
 
 _TIMEOUT = aiohttp.ClientTimeout(total=1800, connect=30)
 _MAX_TRIES = 6
-_MAX_WAIT_S = 30.0
+_MAX_CUT_OFF = 2  # the same request might end one server after the other
+_FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 30.0  # it doubles
 _BUSY = (429, 503)
 
 
 class RemoteModel:
-    """Asks `POST {base}/chat/completions`. Full servers are asked again, up to five times."""
+    """Asks `POST {base}/chat/completions`. Full servers, and such as start anew, are asked again,
+    up to five times.
+    """
 
     def __init__(self, base_url: str, model: str | None, api_key: str | None) -> None:
         """`base_url` with or without /v1. `model` None: the first that the server lists."""
@@ -56,14 +61,17 @@ class RemoteModel:
         self.name = self._model
 
     async def answer(self, question: Question) -> Reply:
-        """The reply; refusals and broken connections are replies with an error."""
-        if self._session is None:
-            raise RuntimeError("not started")
+        """The reply; refusals and broken connections are replies with an error.
+
+        Raises ModelGone where the connection failed each time, and no server is there after that.
+        """
+        session = self._connected()
         body = msgspec.json.encode(self._body(question))
-        wait_s = 1.0
+        wait_s, num_cut_off = _FIRST_WAIT_S, 0
         for number in range(1, _MAX_TRIES + 1):
+            asked_s: str | None = None
             try:
-                async with self._session.post(
+                async with session.post(
                     f"{self._base}/chat/completions",
                     data=body,
                     headers={"Content-Type": "application/json"},
@@ -72,12 +80,32 @@ class RemoteModel:
             except TimeoutError:
                 return Reply(error="timeout", error_message="no answer in time")
             except aiohttp.ClientError as error:
-                return Reply(error="connection_failed", error_message=_reason(error))
-            if response.status not in _BUSY or number == _MAX_TRIES:
+                failed = Reply(error="connection_failed", error_message=_reason(error))
+                num_cut_off += not isinstance(error, aiohttp.ClientConnectorError)
+            else:
+                asked_s = response.headers.get("Retry-After")
+                failed = error_of(response.status, data)
+                if response.status not in _BUSY:
+                    return reply_of(data) if response.status == 200 else failed
+            if number == _MAX_TRIES or num_cut_off == _MAX_CUT_OFF:
                 break
-            await asyncio.sleep(_wait_s(response.headers.get("Retry-After"), wait_s))
+            await asyncio.sleep(_wait_s(asked_s, wait_s))
             wait_s *= 2
-        return reply_of(data) if response.status == 200 else error_of(response.status, data)
+        if failed.error == "connection_failed" and not await self._is_there():
+            raise ModelGone(f"{self._base} does not answer any more ({failed.error_message})")
+        return failed
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("not started")
+        return self._session
+
+    async def _is_there(self) -> bool:
+        try:
+            async with self._connected().get(f"{self._base}/models"):
+                return True
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     def facts(self) -> Json:
         """Address and name; the key is nobody's business."""
@@ -165,4 +193,7 @@ def _wait_s(retry_after: str | None, otherwise: float) -> float:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        code, text = error.os_error.errno, error.os_error.strerror
+        return os.strerror(code) if code is not None and code > 0 else text or str(error)
     return str(error) or type(error).__name__

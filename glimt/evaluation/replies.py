@@ -58,6 +58,10 @@ class Script(NamedTuple):
     token_ids: tuple[int, ...]
 
 
+class ModelGone(Exception):
+    """Nothing answers any more. What was answered until then counts, nothing else."""
+
+
 class Respondent(Protocol):
     """A model that answers questions."""
 
@@ -67,7 +71,7 @@ class Respondent(Protocol):
         """Get ready. Raises StartupError where nothing could be answered."""
 
     async def answer(self, question: Question) -> Reply:
-        """The reply; failures of the request are replies, too."""
+        """The reply; failures of the request are replies, too. Raises ModelGone."""
 
     def facts(self) -> Json:
         """What it is, for the results: names, versions, types."""

@@ -34,7 +34,7 @@ def render_report(results: Results, tasks: Sequence[Task], files: MediaFiles) ->
     source = f"{file['name']}, SHA-256 {file['sha256'][:12]}"
     return environment.from_string(template).render(
         title=" against ".join(side.model for side in results.sides),
-        subtitle=f"{source}, glimt {results.versions['glimt']}",
+        subtitle=f"{source} · {results.created} · glimt {results.versions['glimt']}",
         figures=list(_figures(results)),
         sides=[_side(side, index, len(results.sides)) for index, side in enumerate(results.sides)],
         comparison=_comparison(results.comparison),
@@ -51,11 +51,26 @@ def render_report(results: Results, tasks: Sequence[Task], files: MediaFiles) ->
 def _side(side: Side, index: int, num_sides: int) -> Json:
     return {
         "label": f"{_LABELS[index]}: {side.model}" if num_sides > 1 else side.model,
+        "how": " · ".join(_how(side.facts)),
         "colour": _COLOURS[index],
         "is_complete": side.is_complete,
         "overall": side.summary.overall,
         "rows": [*side.summary.skills, side.summary.overall],
     }
+
+
+def _how(facts: Json) -> Iterator[str]:
+    """What computed, in what: of a server we know nothing but where it is."""
+    for name, field in (
+        ("server", "base_url"),
+        ("weights", "weights"),
+        ("KV cache", "kv_cache_dtype"),
+        ("computing in", "dtype"),
+        ("on", "device"),
+        ("torch", "torch"),
+    ):
+        if field in facts:
+            yield f"{name} {facts[field]}"
 
 
 def _comparison(comparison: Comparison | None) -> Json | None:
@@ -68,6 +83,8 @@ def _comparison(comparison: Comparison | None) -> Json | None:
 
 
 def _figures(results: Results) -> Iterator[Json]:
+    if results.comparison is not None:
+        yield from _differences(results.comparison)
     for index, side in enumerate(results.sides):
         of = f" of {_LABELS[index]}" if len(results.sides) > 1 else ""
         summary = side.summary
@@ -95,6 +112,38 @@ def _figures(results: Results) -> Iterator[Json]:
                 "value": str(sum(count for _, count in failures)),
                 "note": ", ".join(f"{name} {count}" for name, count in failures),
             }
+
+
+def _differences(comparison: Comparison) -> Iterator[Json]:
+    """What one wants to know of two models, first."""
+    overall, same, divergence = comparison.overall, comparison.same_answer, comparison.divergence
+    low, high = (100 * end for end in overall.interval)
+    yield {
+        "name": "accuracy, B − A",
+        "value": f"{100 * overall.difference:+.1f} %",
+        "note": f"{low:+.1f} – {high:+.1f} %, paired",
+    }
+    yield {
+        "name": "same answer",
+        "value": percent(same.share),
+        "note": f"{same.num} of {same.n}, to the letter",
+    }
+    if divergence is not None:
+        yield {
+            "name": "top-1 agreement",
+            "value": f"{100 * divergence.same_top.share:.2f} %",
+            "note": f"of {divergence.num_places:,} tokens",
+        }
+        yield {
+            "name": "KL(A ‖ B), mean",
+            "value": f"{divergence.mean_kl:.1e}",
+            "note": "nats per token",
+        }
+        yield {
+            "name": "perplexity, B / A",
+            "value": f"{divergence.perplexity_ratio:.4f}",
+            "note": f"{divergence.perplexity_b:.4f} / {divergence.perplexity_a:.4f}",
+        }
 
 
 def _cards(results: Results, tasks: Sequence[Task]) -> list[Json]:

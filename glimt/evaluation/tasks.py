@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
@@ -206,7 +206,8 @@ def _field_error(error: Exception) -> str:
     """msgspec's message with the field in front."""
     text, _, path = str(error).partition(" - at `$.")
     if path:
-        return f"field {path.rstrip('`')}: {text}"
+        known = f"; known are {', '.join(get_args(Metric))}" if path == "metric`" else ""
+        return f"field {path.rstrip('`')}: {text}{known}"
     if "unknown field" in text:
         return f"{text.replace('Object contains unknown field', 'unknown field')}; use meta for it"
     return text

@@ -70,6 +70,7 @@ def rendered(file: TaskFile, *replies_of: list[Reply]) -> str:
             *sides, divergence=divergence_of(places, "logits"), divergence_note="By hand."
         )
     results = Results(
+        created="2026-01-02T03:04:05+00:00",
         tasks_file={"name": file.name, "sha256": file.sha256, "num_tasks": len(file.tasks)},
         settings={},
         versions={"glimt": "0"},

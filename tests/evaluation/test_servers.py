@@ -1,6 +1,7 @@
 """Servers of all kinds: one that knows every answer, one that is full, one that breaks off."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from glimt.evaluation import remote
 from tests.evaluation.support import TASKS, results, run_eval, write_tasks
 
 Answer = Callable[[dict[str, Any], int], tuple[int, dict[str, Any]]]
@@ -127,6 +129,56 @@ def test_a_full_server_is_asked_again(tmp_path: Path) -> None:
     assert status == 0
     assert side["summary"]["failures"] == {}
     assert len(server.bodies) == 2 * len(side["records"])
+
+
+def test_a_server_that_goes_away_ends_the_run_with_what_it_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No task counts as wrong that nobody was there to answer."""
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.01)
+
+    def leaving(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        if number < 3:
+            return oracle(body, number)
+        server.socket.close()  # nobody can connect any more, and this connection breaks off
+        return 0, {}
+
+    with running(leaving) as server:
+        status, side = run(server.url, tmp_path, "--concurrency", "1")
+    assert status == 1
+    assert [record["is_right"] for record in side["records"]] == [True] * 3
+    assert side["summary"]["failures"] == {}
+    assert not side["is_complete"]
+    told = capsys.readouterr()
+    assert "does not answer any more (Connection refused) after 3 of 6 tasks" in told.err
+    assert re.search(r"overall +3 +3 +100.0 %", told.out)
+    assert "Interrupted: oracle at" in (tmp_path / "report.html").read_text()
+
+
+def test_a_server_that_starts_anew_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.01)
+
+    def stumbling(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        return oracle(body, number) if number != 2 else (0, {})
+
+    with running(stumbling) as server:
+        status, side = run(server.url, tmp_path, "--concurrency", "1")
+    assert status == 0
+    assert all(record["is_right"] for record in side["records"])
+    assert len(server.bodies) == len(side["records"]) + 1
+
+
+@pytest.mark.parametrize("other", ["./nothing-here", "http://127.0.0.1:9"])
+def test_what_is_compared_with_has_to_be_there_before_anything_is_asked(
+    other: str, tmp_path: Path
+) -> None:
+    with running(oracle) as server:
+        tasks = write_tasks(tmp_path)
+        flags = ("--tasks", tasks, "--output", tmp_path, "--api-key", KEY, "--against", other)
+        assert run_eval("--base-url", server.url, *flags) == 2
+    assert server.bodies == []
 
 
 def test_a_server_that_stays_full_or_breaks_off_has_failed(tmp_path: Path) -> None:
