@@ -5,6 +5,7 @@ both have the same number of repeats, these are paired; if both are single runs 
 requests, the requests are.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +18,7 @@ from glimt.bench.figures.pairs import PairedChange, paired_changes
 from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import Difference, differences
 from glimt.bench.figures.summary import Summary, summarise
+from glimt.bench.options import DataOptions, LoadOptions, SamplingOptions
 from glimt.bench.report.comparison import comparison_page, comparison_tables
 from glimt.bench.report.html import report, write_text
 from glimt.bench.report.series import text_table
@@ -34,6 +36,13 @@ class Comparison(NamedTuple):
     sides: tuple[list[Summary], list[Summary]]
 
 
+# The options that say what is asked of a server, and when.
+_ASKED = [
+    field.name
+    for options in (LoadOptions, DataOptions, SamplingOptions)
+    for field in dataclasses.fields(options)
+    if field.name not in ("repeats", "workers", "seed", "dataset_path")
+]
 _ARRAYS = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
 
 
@@ -79,6 +88,8 @@ def compare(
     if len(before) == len(after) == 1 and _same_requests(before[0], after[0]):
         pairs = paired_changes(before[0].requests, after[0].requests)
     doubts = [*_doubts("before", ours), *_doubts("after", theirs)]
+    if unlike := _unlike(before[0], after[0]):
+        doubts.insert(0, f"NOT ALIKE: {'; '.join(unlike)}")
     changes = differences(ours, theirs, is_paired=is_paired)
     return Comparison(changes, pairs, doubts, (ours, theirs))
 
@@ -114,6 +125,24 @@ def _same_requests(before: EventLog, after: EventLog) -> bool:
     return digests[0] == digests[1]
 
 
+def _unlike(before: EventLog, after: EventLog) -> list[str]:
+    """In what the two sides were asked different things, so that figures may differ by it."""
+    first, second = before.start, after.start
+    found = [] if _same_requests(before, after) else ["the prompts differ"]
+    if first.settings and second.settings:
+        pairs = {name: (first.settings.get(name), second.settings.get(name)) for name in _ASKED}
+    else:  # a result of another client
+        pairs = {
+            "request_rate": (first.request_rate, second.request_rate),
+            "max_concurrency": (first.max_concurrency, second.max_concurrency),
+        }
+    for name, values in pairs.items():
+        if values[0] != values[1]:
+            one, other = ("none given" if value is None else value for value in values)
+            found.append(f"--{name.replace('_', '-')}: {one} and {other}")
+    return found
+
+
 def _log_of(result: dict[str, Any], path: Path) -> EventLog:
     """A log with what the arrays of a detailed result tell: vLLM's client writes them too."""
     if any(name not in result for name in (*_ARRAYS, "duration")):
@@ -131,6 +160,7 @@ def _log_of(result: dict[str, Any], path: Path) -> EventLog:
             model=str(result.get("model_id", "")),
             request_rate=None if rate == "inf" else float(rate),
             max_concurrency=result.get("max_concurrency"),
+            settings=own.get("settings") or {},
             provenance=own.get("provenance") or {},
         ),
         requests=[_request(index, first, *column) for index, column in enumerate(columns)],

@@ -118,7 +118,8 @@ def _write_files(options: Options, runs: Sequence[Run], pages: list[Data], say: 
         write_csv(Path(output.csv), logs)
         say(f"wrote {output.csv}")
     if output.markdown is not None:
-        write_text(Path(output.markdown), markdown([(run.log, run.summary) for run in runs]))
+        pairs = [(run.log, run.summary) for run in runs]
+        write_text(Path(output.markdown), markdown(pairs, pages))
         say(f"wrote {output.markdown}")
     if (page := _page_path(options, logs[0])) is not None:
         write_text(page, _report(options, runs, pages))

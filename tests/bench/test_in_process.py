@@ -1,6 +1,7 @@
 """The benchmarks without a client, on a tiny checkpoint; and the ceiling of the client."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +70,23 @@ def test_throughput_counts_text_images_and_answers(model: str, tmp_path: Path) -
     assert result["num_requests"] == 3
 
 
-def test_the_image_path_is_timed_by_stage() -> None:
+def test_the_image_path_is_timed_by_stage(tmp_path: Path) -> None:
     told: list[str] = []
-    data = DataOptions(dataset_name="random-mm", random_mm_bucket_config="{(60, 80, 1): 1}")
-    assert measure_media(MediaOptions(num_prompts=2), data, told.append) == 0
-    assert told[0].startswith("2 images of 0.00 megapixels")
-    assert [line.split()[0] for line in told[2:]] == list(STAGES)
+    data = DataOptions(
+        dataset_name="random-mm", random_mm_bucket_config="{(60, 80, 1): 1}", hf_output_len=3
+    )
+    wishes = MediaOptions(
+        num_prompts=2, metric_percentiles="50,90", output_json=str(tmp_path / "m.json")
+    )
+    assert measure_media(wishes, data, told.append) == 0
+    assert told[0] == "note: --hf-output-len has no effect on random-mm: it is for hf"
+    assert told[1].startswith("2 images of 0.00 megapixels")
+    assert told[2].split() == ["stage", "mean", "median", "std", "P50", "P90", "per", "MP"]
+    assert [line.split()[0] for line in told[3:]] == list(STAGES)
+    result = json.loads((tmp_path / "m.json").read_text())
+    assert all(len(result[f"{stage}_ms"]) == 2 for stage in STAGES)
+    with pytest.raises(BadSettings, match="--image-format is for"):
+        measure_media(wishes, replace(data, image_format="png"), told.append)
     with pytest.raises(BadSettings, match="no images"):
         measure_media(MediaOptions(num_prompts=1), DataOptions(), told.append)
     lines = list(media_table(np.array([[1.0] * 5, [3.0] * 5]), 2.0))

@@ -1,9 +1,6 @@
-"""Repeats, sweeps, searches and comparisons: what several runs say together."""
+"""Repeats, sweeps and searches: what several runs say together."""
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from glimt.bench.compare import compare, compare_runs, load
-from glimt.bench.events import EventLog, HealthEvent, PowerEvent, write_log
+from glimt.bench.compare import compare, load
+from glimt.bench.events import HealthEvent, PowerEvent
 from glimt.bench.figures.energy import energy
 from glimt.bench.figures.loads import keeps
 from glimt.bench.figures.objectives import parse_objectives
-from glimt.bench.figures.pairs import block_bootstrap, paired_changes
+from glimt.bench.figures.pairs import block_bootstrap
 from glimt.bench.figures.question import Question
 from glimt.bench.figures.scalars import differences, intervals, welch
 from glimt.bench.figures.summary import Summary, summarise
@@ -29,9 +26,9 @@ from glimt.bench.options import (
     SearchOptions,
     TargetOptions,
 )
-from glimt.bench.outputs import Run, show, wording
+from glimt.bench.outputs import Run, show
 from glimt.bench.report.comparison import comparison_page, comparison_tables
-from glimt.bench.report.result import result as result_of
+from glimt.bench.report.exports import markdown
 from glimt.bench.report.series import (
     repeats_table,
     sweep_page,
@@ -42,24 +39,10 @@ from glimt.bench.report.series import (
 from glimt.bench.search import Sweep, highest
 from glimt.bench.serve import run_all
 from glimt.errors import BadSettings
-from tests.support.bench_logs import MS, log_of, request
+from tests.support.bench_logs import MS, log_of, request, run_with
 from tests.support.mock_server import MockServer
 
 OBJECTIVES = parse_objectives(["ttft:50"], None)
-
-
-def run_with(ttft_ms: float, **start: object) -> EventLog:
-    """Ten requests with this TTFT and three tokens 10 ms apart."""
-    requests = [
-        request(
-            k,
-            start_ms=100 * k,
-            at_ms=[100 * k + ttft_ms + 10 * t for t in range(3)],
-            prompt_tokens=k,
-        )
-        for k in range(10)
-    ]
-    return log_of(requests, **start)
 
 
 def summaries(*ttfts_ms: float) -> list[Summary]:
@@ -101,77 +84,11 @@ def test_welchs_interval_is_that_of_the_textbook() -> None:
     assert interval.half == pytest.approx(2.5706 * error, rel=1e-3)
 
 
-def test_the_same_requests_are_compared_one_by_one() -> None:
-    before, after = run_with(20), run_with(22)
-    after.requests[3].failure = "broken"
-    changes = {change.metric: change for change in paired_changes(before.requests, after.requests)}
-    assert changes["ttft"].interval.mean == pytest.approx(0.002)
-    assert changes["ttft"].interval.count == 9
-    assert changes["ttft"].faster == 0
-    assert changes["tpot"].interval.mean == pytest.approx(0, abs=1e-9)
-
-
 def test_the_block_bootstrap_is_wider_for_dependent_neighbours() -> None:
     noise = np.random.default_rng(1).normal(size=400)
     dependent = np.repeat(noise[:50], 8)
     assert block_bootstrap(dependent).half > 1.3 * 1.96 * dependent.std() / 20
     assert block_bootstrap(noise).half == pytest.approx(1.96 * noise.std() / 20, rel=0.3)
-
-
-def test_a_result_of_vllms_client_can_be_compared(tmp_path: Path) -> None:
-    theirs = Path(__file__).parent / "vllm_0.33_result.json"
-    (log,) = load(theirs)
-    ours = tmp_path / "raw.jsonl"
-    write_log(ours, [log])
-    changes, pairs, doubts, _ = compare(load(theirs), load(ours), Question())
-    assert all(change.before == change.after for change in changes.values())
-    assert [pair.interval.mean for pair in pairs] == [0, 0, 0]
-    assert doubts == []
-    done = subprocess.run(
-        [sys.executable, "-m", "glimt", "bench", "compare", str(theirs), str(ours)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "Request by request" in done.stdout
-
-
-def glimt_bench(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "glimt", "bench", *words]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-@pytest.mark.slow
-def test_two_saved_runs_are_compared_by_an_option_too(tmp_path: Path) -> None:
-    before, after, page = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "c.html"))
-    write_log(Path(before), [run_with(20)])
-    write_log(Path(after), [run_with(30)])
-    wanted = glimt_bench("compare", before, after)
-    assert wanted.returncode == 0, wanted.stderr
-    assert "+10.00 worse" in wanted.stdout
-    for words in (["serve"], ["report"]):
-        done = glimt_bench(*words, "--compare", before, after, "--html", page)
-        assert (done.returncode, done.stdout) == (0, wanted.stdout), done.stderr
-        assert "Request by request" in Path(page).read_text()
-    done = glimt_bench("report", after, "--compare", before)
-    assert wanted.stdout in done.stdout
-    for wrong in (["report"], ["report", after, "--compare", before, after]):
-        done = glimt_bench(*wrong)
-        assert (done.returncode, "report --compare BEFORE AFTER" in done.stderr) == (2, True)
-
-
-def test_other_requests_are_not_paired() -> None:
-    other = run_with(20)
-    other.requests[0].prompt_tokens = 99
-    assert compare([run_with(20)], [other], Question()).pairs == []
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"duration": 1}'])
-def test_a_file_without_requests_is_refused(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(content or "x")
-    with pytest.raises(BadSettings, match=r"x\.json"):
-        load(path)
 
 
 @pytest.mark.parametrize(
@@ -258,19 +175,18 @@ def test_a_sweep_says_which_loads_do_and_where_its_knee_is() -> None:
     assert {point[2] for point in page["charts"][-1]["series"][0]["points"]} == {"10", "20", "30"}
 
 
-def test_a_page_of_a_comparison_shows_changes_with_their_intervals_and_both_distributions() -> None:
-    fast, slow = run_with(10), run_with(20)
-    page = comparison_page(*compare([fast], [slow], Question()))
-    changes, *shares = page["charts"]
-    assert changes["rows"][0] == ["Mean TTFT", 100, 100, 100, "worse"]
-    assert [row[0] for row in changes["rows"]] == ["Mean TTFT", "Mean TPOT", "Mean E2EL"]
-    first, second = shares[0]["series"]
-    assert first["points"][0] == [10, 0]
-    assert second["points"][-1] == [20, 100]
-    repeated = comparison_page(*compare([fast, run_with(12)], [slow, run_with(21)], Question()))
-    names = [row[0] for row in repeated["charts"][0]["rows"]]
-    assert "P99 TTFT" in names
-    assert "Failed" not in names  # nothing is a percentage of none
+def test_markdown_begins_with_what_several_runs_say_together() -> None:
+    runs = [(log, summarise(log, Question())) for log in (run_with(5), run_with(9))]
+    page = sweep_page(runs, "rate", [["good", "all is well"]])
+    text = markdown(runs, [page])
+    assert text.startswith("- all is well\n\n## Sweep\n\nMeans of repeats")
+    lines = text.splitlines()
+    place = next(k for k, line in enumerate(lines) if line.startswith("| rate |"))
+    assert len({line.count("|") for line in lines[place : place + 3]}) == 1
+    assert "| kept up |" in lines[place + 2]
+    compared = comparison_page(*compare([runs[0][0]], [runs[1][0]], Question()))
+    assert "## Request by request" in markdown(runs[1:], [compared])
+    assert text.count("## m, 10 requests") == 2
 
 
 def test_a_client_that_was_too_busy_is_told_of_in_tables_of_several_runs() -> None:
@@ -287,27 +203,6 @@ def test_a_client_that_was_too_busy_is_told_of_in_tables_of_several_runs() -> No
     ]
     table = repeats_table(intervals([summary for _, summary in runs]), 1)
     assert "in 1 of them the client did not keep up" in table["says"]
-
-
-def test_a_comparison_says_which_side_was_measured_by_a_client_that_was_too_busy(
-    tmp_path: Path,
-) -> None:
-    busy = run_with(5)
-    busy.health = [HealthEvent(at_ns=MS, cpu=0.95, loop_lag_ns=0, in_flight=1)]
-    calm, log, result = run_with(5), tmp_path / "busy.jsonl", tmp_path / "busy.json"
-    write_log(log, [busy])
-    question = Question()
-    details = result_of(
-        busy, summarise(busy, question), wording(Options()), metadata={}, is_detailed=True
-    )
-    result.write_text(json.dumps(details))
-    why = "the client used 95% of a core"
-    for path in (log, result):
-        assert compare([calm], load(path), question).doubts == [f"NOT TRUSTWORTHY after: {why}"]
-    told: list[str] = []
-    page = compare_runs([busy, calm], [calm, calm], question, told.append)
-    assert f"NOT TRUSTWORTHY before in 1 of 2 runs: {why}" in told[0].splitlines()
-    assert why in page["tables"][0]["says"]
 
 
 def test_words_of_a_server_do_not_steer_the_terminal() -> None:

@@ -53,3 +53,17 @@ def log_of(
         requests=list(requests),
         end=RunEnd(end_ns=last_ns if end_ms is None else round(end_ms * MS)),
     )
+
+
+def run_with(ttft_ms: float, **start: object) -> EventLog:
+    """Ten requests with this TTFT and three tokens 10 ms apart."""
+    requests = [
+        request(
+            k,
+            start_ms=100 * k,
+            at_ms=[100 * k + ttft_ms + 10 * t for t in range(3)],
+            prompt_tokens=k,
+        )
+        for k in range(10)
+    ]
+    return log_of(requests, **start)

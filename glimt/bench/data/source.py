@@ -12,6 +12,7 @@ from itertools import islice
 
 import numpy as np
 
+from glimt.bench.data.matching import refused
 from glimt.bench.data.prompt import Image, Prompt
 from glimt.bench.data.tokens import Tokens
 from glimt.bench.options import DataOptions, DatasetName
@@ -34,6 +35,8 @@ def prompts(
         )
     if options.turns < 1 or options.think_time < 0:
         raise BadSettings("--turns must be at least 1, --think-time at least 0")
+    if problems := list(refused(options)):
+        raise BadSettings("these options cannot be used:", problems)
     joined = 1 if options.dataset_name in _WITH_TURNS else options.turns
     source = _joined(
         dataset(options.dataset_name)(options, tokens, num_prompts * joined, seed), joined

@@ -15,7 +15,6 @@ from glimt.bench.options import DataOptions, flags_of
 
 def latency(
     model: str = DEFAULT_MODEL,
-    /,
     *,
     wishes: Annotated[LatencyOptions, flags_of(LatencyOptions)] = LatencyOptions(),
     engine: Annotated[EngineOptions, flags_of(EngineOptions)] = EngineOptions(),
@@ -32,7 +31,6 @@ def latency(
 
 def throughput(
     model: str = DEFAULT_MODEL,
-    /,
     *,
     wishes: Annotated[ThroughputOptions, flags_of(ThroughputOptions)] = ThroughputOptions(),
     data: Annotated[DataOptions, flags_of(DataOptions)] = DataOptions(),
@@ -50,7 +48,6 @@ def throughput(
 
 def startup(
     model: str = DEFAULT_MODEL,
-    /,
     *,
     wishes: Annotated[StartupOptions, flags_of(StartupOptions)] = StartupOptions(),
 ) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from glimt.bench.data.matching import without_effect
 from glimt.bench.data.prompt import Image, Prompt
 from glimt.bench.data.source import prompts
 from glimt.bench.offline.engine import EngineOptions, load, tokens_of
@@ -39,6 +40,8 @@ def throughput(
     """Measure and print. Raises StartupError."""
     if wishes.num_prompts < 1 or wishes.num_warmups < 0 or data.turns > 1:
         raise BadSettings("--num-prompts must be at least 1; conversations are not done here")
+    for note in without_effect(data):
+        tell(f"note: {note}")
     tokens = tokens_of(model)
     with steps("making prompts", wishes.num_prompts, is_shown=True) as step:
         made = []

@@ -3,11 +3,13 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from glimt.bench.events import EventLog, RequestEvent
 from glimt.bench.figures.measured import send_lag_ns
 from glimt.bench.figures.summary import Summary
 from glimt.bench.figures.tokens import output_tokens
+from glimt.bench.report.series import plain_cell
 from glimt.bench.report.table import BLOCKS, percent_name
 from glimt.errors import BadSettings
 
@@ -73,9 +75,10 @@ def _since(event: RequestEvent, at_ns: int | None) -> float | None:
     return None if at_ns is None else (at_ns - event.start_ns) / 1e6
 
 
-def markdown(runs: Sequence[tuple[EventLog, Summary]]) -> str:
-    """The figures of each run as a table, for a pull request or a page."""
-    parts = []
+def markdown(runs: Sequence[tuple[EventLog, Summary]], pages: Sequence[dict[str, Any]] = ()) -> str:
+    """The figures of each run as a table, for a pull request or a page; before these what several
+    runs say together, as on `pages` of `series.py` and `comparison.py`."""
+    parts = [_several(page) for page in pages]
     for log, summary in runs:
         rate = "all at once" if log.start.request_rate is None else f"{log.start.request_rate:g}/s"
         lines = [f"## {log.start.model}, {summary.completed} requests, {rate}", ""]
@@ -98,6 +101,18 @@ def markdown(runs: Sequence[tuple[EventLog, Summary]]) -> str:
                 lines.append(f"| {heading} | {cells} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _several(page: dict[str, Any]) -> str:
+    lines = [f"- {text}" for _, text in page.get("pills", ())]
+    for table in page["tables"]:
+        head = [cell or " " for cell in table["head"]]
+        says = table["says"].partition("\n")[0]  # what follows are the page's pills
+        lines += [] if not lines else [""]
+        lines += [f"## {table['title']}", "", says, "", f"| {' | '.join(head)} |"]
+        lines.append("|---" + "|---:" * (len(head) - 1) + "|")
+        lines += [f"| {' | '.join(map(plain_cell, row))} |" for row in table["rows"]]
+    return "\n".join(lines)
 
 
 def _totals(summary: Summary) -> list[tuple[str, str]]:

@@ -159,7 +159,7 @@ def repeats_page(table: Data) -> Data:
 
 def text_table(table: Data) -> str:
     """A table for the terminal; where one line is too narrow, its head has a word on each."""
-    head, rows = [table["head"]], [[_plain(cell) for cell in row] for row in table["rows"]]
+    head, rows = [table["head"]], [[plain_cell(cell) for cell in row] for row in table["rows"]]
     widths = _widths([*head, *rows])
     if sum(widths) + len(_GAP) * (len(widths) - 1) > _MAX_WIDTH:
         words = [cell.split() for cell in table["head"]]
@@ -182,7 +182,7 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-def _plain(cell: Any) -> str:
+def plain_cell(cell: Any) -> str:
     """A cell's text, with the verdict of a change in words."""
     if isinstance(cell, list):
         text, kind = cell
