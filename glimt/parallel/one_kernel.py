@@ -10,6 +10,7 @@ All ranks add the same numbers, so their results agree.
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,8 +168,7 @@ def _prove(
 def _release(handles: list[Any], rank: int, size: int) -> None:
     """Give kernels that wait in vain what they wait for, or this GPU is of no use to anybody.
 
-    They wait until their own signals are set, which they then take back, and until those of others
-    are taken back, to set them. Raises BadSettings if that does not help.
+    Raises BadSettings if that does not help.
     """
     waiting = record_event()
     deadline_s = time.monotonic() + _RELEASE_LIMIT_S
@@ -181,6 +181,20 @@ def _release(handles: list[Any], rank: int, size: int) -> None:
                     "leaves all sums to NCCL"
                 )
             for handle in handles:
-                for peer in range(size):
-                    handle.get_signal_pad(peer, dtype=torch.int32).fill_(int(peer == rank))
+                pads = [handle.get_signal_pad(peer, dtype=torch.int32) for peer in range(size)]
+                answer_for_others(pads, rank)
             time.sleep(0.001)
+
+
+def answer_for_others(pads: Sequence[Tensor], rank: int) -> None:
+    """What a kernel of this rank waits for, done in place of the others once.
+
+    Each block of the kernel has a signal for each rank (itself as well) in the pad of each. It
+    sets its own signal in all pads, as soon as that is 0 there, and takes back, once they are 1,
+    all that are in its own pad. The signal that it gives itself it must be left alone with: set by
+    somebody else, the block would wait for ever to set it.
+    """
+    size = len(pads)
+    for peer in set(range(size)) - {rank}:
+        pads[rank][peer::size].fill_(1)
+        pads[peer][rank::size].fill_(0)
