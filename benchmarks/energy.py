@@ -12,16 +12,16 @@ server.
 """
 
 import argparse
-import contextlib
 import importlib
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
-from dummy_model import Driver, add_model_arguments, build
+from dummy_model import Driver, add_model_arguments, build, end
 
 from glimt.bench.events import PowerEvent
 from glimt.bench.load.power import Gpus
@@ -30,10 +30,11 @@ from glimt.errors import BadSettings
 
 @dataclass
 class Meter:
-    """Energy of all visible GPUs, by both readers."""
+    """Energy of all visible GPUs (CUDA_VISIBLE_DEVICES), by both readers."""
 
     gpus: Gpus
-    theirs: ModuleType | None  # NVIDIA's package; None: not installed
+    nvml: ModuleType | None  # NVIDIA's package; None: not installed
+    cards: list[Any]  # its handles of the same GPUs
 
     def read(self) -> tuple[float, PowerEvent, float]:
         """(seconds, our reading, their joules), when everything launched is done."""
@@ -46,21 +47,28 @@ class Meter:
         return now_s, sample, self._their_joules()
 
     def _their_joules(self) -> float:
-        """Of all GPUs of the machine: what stands beside must be a machine of one, or all used."""
-        nvml = self.theirs
+        nvml = self.nvml
         if nvml is None:
             return 0.0
-        cards = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-        return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(card) for card in cards) / 1e3
+        return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(card) for card in self.cards) / 1e3
 
 
 def meter() -> Meter:
     """Raises BadSettings without a GPU."""
-    gpus, theirs = Gpus(), None
-    with contextlib.suppress(ImportError):
-        theirs = importlib.import_module("pynvml")
-        theirs.nvmlInit()
-    return Meter(gpus, theirs)
+    gpus = Gpus()
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return Meter(gpus, None, [])
+    nvml.nvmlInit()
+    return Meter(gpus, nvml, [_card(nvml, name) for name in gpus.names])
+
+
+def _card(nvml: ModuleType, name: str) -> Any:
+    """The package's handle of the GPU with this index or UUID."""
+    if name.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    return nvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def decode(driver: Driver, meter: Meter, requests: int, prompt: int, new: int) -> dict[str, float]:
@@ -122,7 +130,6 @@ def main() -> None:
     driver = Driver(engine)
     decode(driver, reader, 1, options.prompt, 20)  # first uses compile
     rows = [decode(driver, reader, n, options.prompt, options.tokens) for n in options.requests]
-    engine.close()
     print("| requests | ms a step | W | J for a token | by nvidia-ml-py | seconds |")
     print("|---|---|---|---|---|---|")
     for each in rows:
@@ -134,6 +141,7 @@ def main() -> None:
         )
     if options.json is not None:
         options.json.write_text(json.dumps({"idle_watts": idle["watts"], "rows": rows}))
+    end(engine)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ figures are printed.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,29 +40,36 @@ while not over.is_set():
 
 @dataclass
 class Meter:
-    """NVML through NVIDIA's own Python package."""
+    """One card, through NVIDIA's own Python package."""
 
     nvml: Any
+    card: str  # index or UUID
 
     def __post_init__(self) -> None:
         self.nvml.nvmlInit()
-        count = self.nvml.nvmlDeviceGetCount()
-        self._cards = [self.nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        if self.card.isdecimal():
+            self._handle = self.nvml.nvmlDeviceGetHandleByIndex(int(self.card))
+        else:
+            self._handle = self.nvml.nvmlDeviceGetHandleByUUID(self.card)
 
     def joules(self) -> float:
-        """Of all cards since the driver was loaded."""
-        cards = self._cards
-        return sum(self.nvml.nvmlDeviceGetTotalEnergyConsumption(card) for card in cards) / 1e3
+        """Since the driver was loaded."""
+        return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
 
 
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return Meter(pytest.importorskip("pynvml"))
+    """Of the first visible card, the only one that processes started after it see: others, which
+    idle or work for somebody else, have no part in any figure.
+    """
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip() or "0"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as the driver's library counts
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", card)
+    return Meter(pytest.importorskip("pynvml"), card)
 
 
 @pytest.fixture
-def busy_card() -> Iterator[None]:
+def busy_card(meter: Meter) -> Iterator[None]:
     process = subprocess.Popen(
         [sys.executable, "-c", LOAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -20,7 +20,9 @@ class _Utilisation(ctypes.Structure):
 
 
 class Gpus:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, or all that the driver shows."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names, or all that the driver shows; `names`: each one's
+    index or UUID.
+    """
 
     def __init__(self) -> None:
         """Raises BadSettings without driver or GPU, or with one that does not tell its power."""
@@ -33,7 +35,8 @@ class Gpus:
             ) from None
         if self._nvml.nvmlInit_v2():
             raise BadSettings("--gpu: the NVIDIA driver does not answer")
-        self._handles = [self._handle(name) for name in self._names()]
+        self.names = tuple(self._names())
+        self._handles = [self._handle(name) for name in self.names]
         if not self._handles:
             raise BadSettings("--gpu: the NVIDIA driver shows no GPU")
         for number, handle in enumerate(self._handles):
