@@ -21,6 +21,7 @@ from dummy_model import (
     add_model_arguments,
     build,
     decode_ms,
+    end,
     first_token_ms,
     prefill_tokens_per_s,
 )
@@ -111,7 +112,7 @@ def main() -> None:
                 print("\n".join(kernels(driver, options)), flush=True)
     result: dict[str, Any] = {"options": {k: str(v) for k, v in vars(options).items()}, "ms": found}
     (options.out / "ab.json").write_text(json.dumps(result, indent=1))
-    engine.close()
+    end(engine)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from ab_steps import rebuild
-from dummy_model import Driver, add_model_arguments, image, model_line
+from dummy_model import Driver, add_model_arguments, end, image, model_line
 from dummy_model import build as build_model
 from switches import Switches, switch, switches_of
 
@@ -168,7 +168,7 @@ def main() -> None:
             )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    driver.engine.close()
+    end(driver.engine)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed import ProcessGroup, ReduceOp
@@ -111,12 +111,16 @@ class Seat:
         return 1e6 * (time.perf_counter() - started) / rounds / repeats
 
 
-def run_ranks(options: argparse.Namespace, measure: Callable[[Seat], None]) -> int:
-    """Run `measure` on all ranks; the exit status."""
+def run_ranks(options: argparse.Namespace, measure: Callable[[Seat], None]) -> NoReturn:
+    """Run `measure` on all ranks, and end the process: with status 0 if all went well.
+
+    A group of ranks, taken apart in order, takes long and may wait for ever for ranks that have
+    ended.
+    """
     if options.folder is not None:
         end_with_parent()
         measure(_seat(options, options.folder))
-        os._exit(0)  # groups of ranks take long to take apart
+        os._exit(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, *sys.argv, "--folder", name]
@@ -134,7 +138,7 @@ def run_ranks(options: argparse.Namespace, measure: Callable[[Seat], None]) -> i
     faulthandler.cancel_dump_traceback_later()
     print(f"{options.gpus} x {seat.where}, torch {torch.__version__}", end="")
     print("" if seat.is_complete else "; the time was up before the end", flush=True)
-    return max(statuses, default=0)
+    os._exit(max(map(abs, statuses), default=0))
 
 
 def _seat(options: argparse.Namespace, folder: Path) -> Seat:

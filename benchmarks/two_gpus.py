@@ -99,7 +99,8 @@ def run(piece: Piece, limit_s: float, out: Path, *, on_cpu: bool) -> str:
     """What is wrong with the piece; nothing, if all is well."""
     log, json = out / f"{piece.name}.txt", out / f"{piece.name}.json"
     command = [sys.executable, *piece.command, *(piece.small if on_cpu else ())]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     if piece.command[0] == "-m":
         environment |= {"GLIMT_TEST_DEVICE": "cpu"} if on_cpu else {}
     else:

@@ -184,8 +184,8 @@ def run(start: EngineStart, line: ControlLine[ToChild]) -> None:
         time.sleep(CULPRIT_LIMIT_S)
         end_process(Loss(str(error)))
     engine.close()
-    if start.expert_group is not None:
-        os._exit(0)  # what others have met at takes long to take apart, and may wait for them
+    if start.expert_group is not None or engine.team is not None:
+        os._exit(0)  # groups of ranks take long to take apart, and may wait for ever
 
 
 def use_spare_cores(num_ranks: int = 1) -> None:
