@@ -23,6 +23,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -112,7 +113,7 @@ class Supervisor:
         if plan.gate is not None:
             self._start_gate(plan.gate)
         if plan.muster is not None:  # then all machines begin together
-            self._adopt(self._starter.muster(plan.muster))
+            self._start_muster(plan.muster)
         elif plan.uplink is None:  # else when the head has let this machine in
             self._engines.start()
         for index in range(self._num_servers):
@@ -122,6 +123,9 @@ class Supervisor:
 
     def _start_gate(self, wishes: GateStart) -> None:
         self._adopt(self._starter.gate(wishes))
+
+    def _start_muster(self, wishes: MusterStart) -> None:
+        self._adopt(self._starter.muster(wishes))
 
     def _start_engine(self, index: int) -> None:
         self._adopt(self._starter.engine(index))
@@ -296,25 +300,25 @@ class Supervisor:
             case EngineStart(index=index):
                 self._engine_down(EngineDown(index, RESTARTING))
                 self._forgetting.is_dead(child.name)
-                restart: Callable[[], None] = lambda: self._start_engine(index)  # noqa: E731
+                restart: Callable[[], None] = partial(self._start_engine, index)
                 if self._plan.shares_experts:
                     restart = self._engines.restart
             case MusterStart() as muster:
                 self._engines.muster_lost()
-                restart = lambda: self._adopt(self._starter.muster(muster))  # noqa: E731
+                restart = partial(self._start_muster, muster)
             case GateStart() as gate:
                 for index in self._plan.all_copies - set(self._plan.copies):
                     self._engine_down(EngineDown(index, RESTARTING))
                 self._forgetting.is_dead(child.name)
-                restart = lambda: self._start_gate(gate)  # noqa: E731
+                restart = partial(self._start_gate, gate)
             case MediaWorkerStart(number=number, name=name, server=index):
                 if (its_server := self._children.get(f"server-{index}")) is not None:
                     its_server.line.send(MediaWorkerDown(name))
-                restart = lambda: self._start_media_worker(number)  # noqa: E731
+                restart = partial(self._start_media_worker, number)
             case _:
                 server_index = getattr(child.start, "index", 0)
                 await self._forget_server(server_index)
-                restart = lambda: self._start_server(server_index)  # noqa: E731
+                restart = partial(self._start_server, server_index)
         await asyncio.sleep(pause_s)
         if not self._stopping:
             restart()
