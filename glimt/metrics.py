@@ -22,6 +22,7 @@ from prometheus_client import (
 )
 
 from glimt.http_series import HttpSeries
+from glimt.media_series import MediaSeries
 from glimt.metric_series import EngineSeries, FastCounter, FastHistogram
 from glimt.metric_sum import MEDIA_MEMORY_GAUGES, SUMMED_GAUGES, Ledger, SummedSeries
 from glimt.wire import EngineInfo, EngineStats
@@ -29,7 +30,6 @@ from glimt.wire import EngineInfo, EngineStats
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
-MEDIA_KINDS = ("image", "video")
 PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 STATUS_CLASSES = ("2xx", "4xx", "499", "5xx")
 
@@ -46,10 +46,6 @@ _ITL_S = (
 _LONG_S = (
     *(0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0),
     *(50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
-_MEDIA_S = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 _PAGE_S = (0.01, 0.1, *(factor * 10.0**power for power in range(5) for factor in (1, 2, 5)))
 _STEP_TOKENS = tuple(float(2**power) for power in range(15))
@@ -94,7 +90,8 @@ class Metrics:
         self._recent_tokens = {"prompt_tokens": 0, "generated_tokens": 0}
         self._make_counts()
         self._make_times()
-        self._make_media()
+        self._make_gauges()
+        self.media = MediaSeries(self.registry, self._who)
 
     def _make_counts(self) -> None:
         self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens taken in")
@@ -141,13 +138,6 @@ class Metrics:
             "vllm:iteration_tokens_total", "Tokens per step", _STEP_TOKENS
         )
 
-        self._replicas = Gauge(
-            "glimt:replica_up",
-            "1 if the replica takes requests, 0 if it is missing",
-            self._who.keys(),
-            registry=self.registry,
-        )
-
     def _make_times(self) -> None:
         make = self._histogram
         self.time_to_first_token = make(
@@ -191,35 +181,15 @@ class Metrics:
             "vllm:kv_block_reuse_gap_seconds", "Between two uses of a known KV page", _PAGE_S
         )
 
-    def _make_media(self) -> None:
-        self._media_seconds = self._by_label(
-            Histogram,
-            "glimt:media_seconds",
-            "Fetch to pixels of one medium",
-            "kind",
-            buckets=_MEDIA_S,
+    def _make_gauges(self) -> None:
+        self._replicas = Gauge(
+            "glimt:replica_up",
+            "1 if the replica takes requests, 0 if it is missing",
+            self._who.keys(),
+            registry=self.registry,
         )
-        self._media_parts = {
-            part: self._by_label(
-                Histogram, f"glimt:media_{part}_seconds", text, "kind", buckets=_MEDIA_S
-            )
-            for part, text in (
-                ("queue", "Wait of one medium for a worker"),
-                ("decode", "Decoding of one medium"),
-                ("resize", "Resizing of one medium, and cutting it into patches"),
-            )
-        }
-        self.media_waiting = self._gauge("glimt:num_media_waiting", "Media not yet prepared")
         self.preparing = self._gauge(
             "glimt:num_requests_preparing", "Requests not yet sent to an engine"
-        )
-        self._media_queries = self._counter("vllm:mm_cache_queries", "Media items looked up")
-        self._media_hits = self._counter("vllm:mm_cache_hits", "Media items found prepared")
-        self._media_free = self._gauge(
-            "glimt:media_memory_free_bytes", "Memory for pixels that nothing holds"
-        )
-        self._media_kept = self._gauge(
-            "glimt:media_memory_items", "Prepared media in memory, in use or cached"
         )
         self._limits = Gauge(
             "glimt:limit",
@@ -227,7 +197,6 @@ class Metrics:
             ("limit",),
             registry=self.registry,
         )
-        self.media_fetch_errors = self._counter("glimt:media_fetch_errors", "Failed fetches")
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, self._who.keys(), registry=self.registry).labels(**self._who)
@@ -246,7 +215,6 @@ class Metrics:
         values = {
             "finished_reason": FINISH_REASONS,
             "status": STATUS_CLASSES,
-            "kind": MEDIA_KINDS,
             "source": PROMPT_SOURCES,
         }[label]
         family = kind(name, text, (*self._who, label), registry=self.registry, **options)
@@ -344,39 +312,15 @@ class Metrics:
         if group in self._responses:
             self._responses[group].inc()
 
-    def observe_media(self, kind: str, seconds: float) -> None:
-        """An image or video was fetched, decoded and resized in `seconds`."""
-        self._media_seconds[kind].observe(seconds)
-
-    def observe_media_work(
-        self, kind: str, *, queue_s: float, decode_s: float, resize_s: float
-    ) -> None:
-        """A worker has decoded and resized an image or video."""
-        for part, seconds in (("queue", queue_s), ("decode", decode_s), ("resize", resize_s)):
-            self._media_parts[part][kind].observe(seconds)
-
     def hold(self, num_requests: int) -> None:
         """So many more requests are being prepared (fewer, if negative)."""
         self.preparing.inc(num_requests)
         self._engines.num_preparing += num_requests
 
-    def watch_media_memory(
-        self, num_free_bytes: Callable[[], float], num_kept: Callable[[], float]
-    ) -> None:
-        """Ask these for the state of the memory that pixels pass through."""
-        self._media_free.set_function(num_free_bytes)
-        self._media_kept.set_function(num_kept)
-
     def set_limits(self, limits: Mapping[str, float]) -> None:
         """Show what is bounded, by name."""
         for name, value in limits.items():
             self._limits.labels(name).set(value)
-
-    def observe_media_lookup(self, *, hit: bool) -> None:
-        """A media item was looked up among the prepared ones."""
-        self._media_queries.inc()
-        if hit:
-            self._media_hits.inc()
 
     def summary(self) -> dict[str, float] | None:
         """The state in a few numbers, for a log line; tokens since the last call. None if idle."""

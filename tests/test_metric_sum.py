@@ -109,7 +109,7 @@ def test_gauges_of_servers_add_up_and_one_common_memory_is_shown_once(
 ) -> None:
     first, second = (server(fd, index, shares_media=shares_media) for index in range(2))
     for each in (first, second):
-        each.watch_media_memory(lambda: 100, lambda: 4)
+        each.media.watch_memory(lambda: 100, lambda: 4)
         each.hold(1)
     first.publish()
     assert value(second, "glimt:num_requests_preparing") == 2

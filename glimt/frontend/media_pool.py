@@ -26,7 +26,7 @@ from glimt.frontend.fetch import MediaFetcher, Payload
 from glimt.frontend.media_workers import MediaHub, MediaWorker, MediaWorkers
 from glimt.frontend.pixel_pool import PixelLease, PixelPool
 from glimt.frontend.prompt import MediaSource, PreparedFrame, PreparedMedia
-from glimt.metrics import Metrics
+from glimt.media_series import MediaSeries
 from glimt.wire import (
     ImageSettings,
     MediaFrame,
@@ -83,7 +83,7 @@ class MediaPool:
         image: ImageSettings,
         video: ImageSettings,
         limits: MediaLimits,
-        metrics: Metrics,
+        metrics: MediaSeries,
         pool_limits: PoolLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,15 +128,15 @@ class MediaPool:
         try:
             payload = await self._fetcher.fetch(source)
         except MediaFetchFailed:
-            self._metrics.media_fetch_errors.inc()
+            self._metrics.fetch_errors.inc()
             raise
         settings = source.settings or self._settings[source.kind]
         key = await _key(self._salt(source.kind, settings), payload)
         lease = self._arena.lease(key)
-        self._metrics.observe_media_lookup(hit=lease is not None or key in self._jobs)
+        self._metrics.observe_lookup(hit=lease is not None or key in self._jobs)
         if lease is None:
             lease = await self._decoded(key, source, settings, payload)
-        self._metrics.observe_media(source.kind, self._clock() - began_s)
+        self._metrics.observe(source.kind, self._clock() - began_s)
         frames = tuple(_placed(frame, lease.place) for frame in lease.value)
         return PreparedMedia(source.kind, key, frames, lease)
 
@@ -188,7 +188,7 @@ class MediaPool:
         )
         self._jobs[key] = job
         job.task = asyncio.ensure_future(self._run(job))
-        self._metrics.media_waiting.set(len(self._jobs))
+        self._metrics.waiting.set(len(self._jobs))
         return job
 
     def _leave(self, job: _Job) -> None:
@@ -205,7 +205,7 @@ class MediaPool:
     def _forget(self, job: _Job) -> None:
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
-            self._metrics.media_waiting.set(len(self._jobs))
+            self._metrics.waiting.set(len(self._jobs))
 
     async def _run(self, job: _Job) -> None:
         """The whole life of a job; its end is in `job.outcome`."""
@@ -232,7 +232,7 @@ class MediaPool:
         worker, message = await self._hand_over(job)
         handed_over_s = self._clock()
         prepared = await self._workers.prepared(worker, message)
-        self._metrics.observe_media_work(
+        self._metrics.observe_work(
             job.kind,
             queue_s=handed_over_s - job.queued_s,
             decode_s=prepared.decode_s,

@@ -121,7 +121,7 @@ class Session:
             image=start.image,
             video=start.video,
             limits=limits,
-            metrics=metrics,
+            metrics=metrics.media,
             # Who waits longer lets go of what it holds, so that nobody waits for each other.
             pool_limits=PoolLimits(room_timeout_s=_ROOM_TIMEOUT_S, queue_timeout_s=math.inf),
         )

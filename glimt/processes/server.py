@@ -105,7 +105,7 @@ class ServerProcess:
             image=start.image,
             video=start.video,
             limits=start.limits,
-            metrics=self._metrics,
+            metrics=self._metrics.media,
         )
         path = checkpoint_file(Path(start.model_path), "tokenizer.json")
         self._tokenizer = tokenizer = Tokenizer(path)
@@ -128,7 +128,7 @@ class ServerProcess:
         """Show the pool and the limits, and with several servers all of their series as one."""
         start, metrics = self._start, self._metrics
         shares_media = start.index_fd >= 0
-        metrics.watch_media_memory(lambda: pool.num_free_bytes, lambda: pool.num_kept)
+        metrics.media.watch_memory(lambda: pool.num_free_bytes, lambda: pool.num_kept)
         metrics.set_limits(_limits(start, pool.nbytes * (1 if shares_media else start.num_servers)))
         if start.ledger_fd >= 0:
             metrics.add_up(

@@ -184,7 +184,7 @@ def test_the_cache_config_shows_the_settings() -> None:
     metrics = Metrics(model_name="m", cache_config={"gpu_memory_utilization": "0.92"})
     metrics.add_engine(0, INFO)
     metrics.set_limits({"max_body_bytes": 64})
-    metrics.watch_media_memory(lambda: 7, lambda: 2)
+    metrics.media.watch_memory(lambda: 7, lambda: 2)
     text = metrics.render().decode()
     (line,) = [line for line in text.splitlines() if line.startswith("vllm:cache_config_info")]
     for label in ('block_size="16"', 'num_gpu_blocks="256"', 'gpu_memory_utilization="0.92"'):

@@ -75,7 +75,7 @@ class Rig:
             image=IMAGE,
             video=VIDEO,
             limits=limits,
-            metrics=self.metrics,
+            metrics=self.metrics.media,
             pool_limits=PoolLimits(**wait),
         )
 
@@ -625,7 +625,7 @@ class Server:
             image=IMAGE,
             video=VIDEO,
             limits=MediaLimits(),
-            metrics=Metrics(model_name="test"),
+            metrics=Metrics(model_name="test").media,
         )
         self.worker = Script(address, f"media-{owner}")
         self.running = asyncio.ensure_future(self.pool.run())
