@@ -40,7 +40,7 @@ def audit(
 def _check_running(request: Request, limits: SchedulerLimits, pool: PagePool) -> list[str]:
     found: list[str] = []
     name = f"request {request.key}"
-    num_known = request.num_prompt_tokens + len(request.output_ids)
+    num_known = request.num_known_tokens
     if request.state is not RequestState.RUNNING:
         found.append(f"{name} is queued as running and is not")
     least = limits.num_pages_for(request.num_computed_tokens)

@@ -26,6 +26,7 @@ class SchedulerLimits:
     largest_image: int = 2**31 - 1  # tokens of an image that there is memory to encode
     prefix_caching: bool = True
     encodes_beside: bool = True  # steps that have other work do not wait for images
+    follow_tokens: int = 0  # of a prompt, for which one waits if another computes them; 0: never
     policy: SchedulingPolicy = "fcfs"
     vocab_size: int = 2**31 - 1  # ids are 0 … vocab_size - 1
     watched_pages: float = 0.0  # share of the KV pages whose lives are told, 0 to 1
@@ -69,8 +70,8 @@ class SchedulerLimits:
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is below "
                 f"max_num_seqs {self.max_num_seqs}: each running request needs a token of a step"
             )
-        if min(self.image_budget, self.image_cache_tokens) < 0:
-            problems.append("image_budget and image_cache_tokens cannot be negative")
+        if min(self.image_budget, self.image_cache_tokens, self.follow_tokens) < 0:
+            problems.append("image_budget, image_cache_tokens and follow_tokens cannot be negative")
         if self.policy not in ("fcfs", "priority"):
             problems.append(f"unknown scheduling policy {self.policy!r}")
         return problems

@@ -114,7 +114,7 @@ class EngineLoop:
         self._max_failed_steps = max_failed_steps
         self._num_failed_steps = 0  # one after the other
         self._behind: InFlight | None = None
-        self._is_busy = False  # the last turn launched a step
+        self._is_busy = False  # the last turn launched or committed a step
         self._is_stopping = False
         self._is_checked = True
         self._stats_due_s = clock()
@@ -149,7 +149,8 @@ class EngineLoop:
             self._carry_out_orders()
         self._outputs += self._scheduler.take_ready()
         behind, self._behind = self._behind, self._begin_step()
-        self._is_busy = self._behind is not None
+        # After a commit, who waited for it may be planned.
+        self._is_busy = self._behind is not None or behind is not None
         if behind is not None:
             self._outputs += self._commit(behind)
         if self._behind is not None and self._behind.plan.waits_for_masks:

@@ -66,6 +66,7 @@ class Request:
         "held_images",  # by the end of their span: embeddings before or in which KV stands
         "num_cached_tokens",  # prompt tokens found in the prefix cache when it first ran
         "scheduled_s",  # when it first ran
+        "leader",  # while it waits: who computes now what it begins with (`followers.py`)
         "prompt_logprobs",  # of its prompt tokens from the second, as far as they are known
     )
 
@@ -100,6 +101,7 @@ class Request:
         self.held_images: dict[int, CachedImage] = {}
         self.num_cached_tokens = 0
         self.scheduled_s = 0.0
+        self.leader: Request | None = None
         self.prompt_logprobs: list[TokenLogprobs] = []
 
     @property
@@ -111,6 +113,11 @@ class Request:
     def images(self) -> tuple[ImageSpan, ...]:
         """The spans of its prompt, ascending."""
         return self.submit.images
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Prompt and output, without what only the device knows."""
+        return self.num_prompt_tokens + len(self.output_ids)
 
     @property
     def is_protected(self) -> bool:
@@ -137,8 +144,7 @@ class Request:
             return True
         if self.thought_limit is None:
             return False
-        num_known = self.num_prompt_tokens + len(self.output_ids)
-        return self.thought_limit.may_force(self.num_tokens - 1 - num_known)
+        return self.thought_limit.may_force(self.num_tokens - 1 - self.num_known_tokens)
 
     def ready(self, constraint: Constraint) -> None:
         """Its grammar is compiled."""
@@ -229,7 +235,7 @@ class Request:
         prompt = self.prompt
         return NewRow(
             row=self.row,
-            token_ids=self.known_ids(0, self.num_prompt_tokens + len(self.output_ids)),
+            token_ids=self.known_ids(0, self.num_known_tokens),
             num_prompt_tokens=self.num_prompt_tokens,
             positions=prompt.positions,
             rope_delta=self.submit.rope_delta,

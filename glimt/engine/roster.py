@@ -39,9 +39,9 @@ class Roster:
         return len(self._by_key)
 
     @property
-    def has_free_row(self) -> bool:
-        """One more request may run."""
-        return bool(self._free_rows)
+    def num_free_rows(self) -> int:
+        """So many more requests may run."""
+        return len(self._free_rows)
 
     def find(self, key: tuple[int, int]) -> Request | None:
         """The unfinished request of this key."""
@@ -68,12 +68,30 @@ class Roster:
         num_pages = (request.num_tokens - 1) // page_size
         return self.pool.match(request.page_hash(place, page_size) for place in range(num_pages))
 
-    def seat(self, request: Request, hits: Sequence[int], num_new_pages: int) -> None:
+    def has_room(self, request: Request, hits: Sequence[int], num_kept_pages: int) -> bool:
+        """Whether a waiting request could run behind these hits, and these pages stay available.
+
+        A protected one must also be able to run to its end beside all others that are.
+        """
+        num_pages_for = self.limits.num_pages_for
+        num_needed = num_pages_for(request.num_tokens) - len(hits) + self.pool.num_unheld(hits)
+        # A page to grow for each that runs, or the next step would have to preempt.
+        num_kept_pages += len(self.running)
+        if num_needed + num_kept_pages > self.pool.num_available:
+            return False
+        if not request.is_protected:
+            return True
+        protected = [other for other in self.running.requests if other.is_protected]
+        promised = [num_pages_for(r.max_num_tokens) for r in (request, *protected)]
+        return sum(promised) <= self.limits.num_pages
+
+    def seat(self, request: Request, hits: Sequence[int]) -> None:
         """A waiting request runs, with pages for all its tokens.
 
         Raises RuntimeError if there is no row or are not so many pages; ask before.
         """
         self.pool.share(hits)
+        num_new_pages = self.limits.num_pages_for(request.num_tokens) - len(hits)
         new_pages = self.pool.allocate(num_new_pages)
         if new_pages is None or not self._free_rows:
             raise RuntimeError(f"request {request.key} was seated without room")

@@ -3,6 +3,7 @@
 There are no phases: a request has tokens, some of them computed, and each step computes more of
 them within the token budget. Running requests go first, then waiting ones are admitted, both in
 order of rank (arrival, or priority and arrival); nobody overtakes a request that waits for room.
+One that begins with what another computes just now waits for it (`followers.py`), others pass it.
 
 A request whose images are not encoded yet gets its row and pages, and computes nothing while others
 have something to compute, whose steps so never wait for the vision tower.
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterable
 
 from glimt.engine.admission import read_prompt
 from glimt.engine.draft import StepDraft
+from glimt.engine.followers import Followers
 from glimt.engine.grammars import Failure, Grammars
 from glimt.engine.limits import SchedulerLimits
 from glimt.engine.outputs import Addressed, of_token, refuse, terminal
@@ -204,28 +206,36 @@ class Scheduler:
         return pages[0]
 
     def _admit_waiting(self, draft: StepDraft) -> None:
-        waiting = self.roster.waiting.requests
-        while waiting and draft.token_budget > 0 and self.roster.has_free_row:
-            request = waiting[0]
-            # Tokens still in flight must be known before the request can be computed again.
-            if request.num_in_flight or not self._admit(request, draft):
+        waiting, place = self.roster.waiting.requests, 0
+        if not waiting:
+            return
+        followers = Followers(self.limits, self.roster)
+        while (
+            place < len(waiting)
+            and draft.token_budget > 0
+            and self.roster.num_free_rows > followers.num_rows
+        ):
+            request = waiting[place]
+            if request.num_in_flight:
+                break  # these tokens must be known before it can be computed again
+            hits = followers.hits(request)
+            if hits is None:
+                place += 1  # this one waits for no room, so others may pass
+                continue
+            has_room = self.roster.has_room(request, hits, followers.num_pages)
+            if not has_room or not self._admit(request, hits, draft):
                 break  # first come, first served: a smaller request must not overtake
+            followers.note_running(request)
 
-    def _admit(self, request: Request, draft: StepDraft) -> bool:
+    def _admit(self, request: Request, hits: list[int], draft: StepDraft) -> bool:
         roster, page_size = self.roster, self.limits.page_size
-        hits = roster.hits(request)
-        num_new_pages = self.limits.num_pages_for(request.num_tokens) - len(hits)
-        # A page to grow for each that runs, or the next step would have to preempt.
-        num_needed = num_new_pages + roster.pool.num_unheld(hits) + len(roster.running)
-        if num_needed > roster.pool.num_available or not self._keeps_promises(request):
-            return False
         request.num_computed_tokens = len(hits) * page_size
         num_tokens = min(request.num_tokens - len(hits) * page_size, draft.token_budget)
         claimed = draft.claim_images(request, num_tokens)
         if claimed == 0:
             request.num_computed_tokens = 0
             return False
-        roster.seat(request, hits, num_new_pages)
+        roster.seat(request, hits)
         if not request.scheduled_s:
             request.scheduled_s = self._clock()
             request.num_cached_tokens = len(hits) * page_size
@@ -235,14 +245,6 @@ class Scheduler:
         if claimed is not None:  # else it has its place, and begins when its images are there
             draft.add(request, claimed)
         return True
-
-    def _keeps_promises(self, request: Request) -> bool:
-        """Whether all protected requests together, this one included, can run to their ends."""
-        if not request.is_protected:
-            return True
-        protected = [other for other in self.roster.running.requests if other.is_protected]
-        promised = [self.limits.num_pages_for(r.max_num_tokens) for r in (request, *protected)]
-        return sum(promised) <= self.limits.num_pages
 
     def masks(self, plan: StepPlan) -> tuple[TokenMasks, list[Addressed]]:
         """Masks of the newest step, to be asked for when all steps before it are committed.

@@ -267,6 +267,7 @@ def _limits(
         encodes_beside=ENCODES_BESIDE,
         image_cache_tokens=steps.image_cache_tokens,
         prefix_caching=start.prefix_caching,
+        follow_tokens=steps.follow_tokens,
         policy=_policy(start.policy),
         vocab_size=config.text.vocab_size,
         watched_pages=start.watched_pages,

@@ -18,6 +18,7 @@ class StepSizes:
     pass_tokens: int  # image tokens that go through the vision tower together
     largest_image: int  # tokens
     image_cache_tokens: int
+    follow_tokens: int  # of a prompt, for which one waits if another computes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class MemorySizes:
 # Images of a thousand tokens keep a GPU busy one by one; smaller ones gain from company. Who comes
 # later in a pass is not ready earlier for it.
 _PASS_TOKENS = {"cuda": 2048, "cpu": 512}
+
+# Who waits for another's pages begins a step or two later, which on a GPU last about as long as so
+# many tokens; on a CPU each token of a prompt takes its time.
+_FOLLOW_TOKENS = {"cuda": 512, "cpu": 64}
 
 # On a CPU one step of 8192 tokens would hold every stream up for seconds.
 _DEFAULTS = {"cuda": (64, 256, 8192), "cpu": (16, 32, 1024)}
@@ -56,6 +61,7 @@ def step_sizes(start: EngineStart, device_type: str, longest: int) -> StepSizes:
         pass_tokens=_PASS_TOKENS[device_type],
         largest_image=largest_image,
         image_cache_tokens=max(2 * image_budget, 4 * max_num_batched_tokens),
+        follow_tokens=_FOLLOW_TOKENS[device_type],
     )
 
 

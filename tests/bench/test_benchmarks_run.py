@@ -56,6 +56,18 @@ def test_a_model_without_a_checkpoint_is_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_groups_of_answers_are_timed_with_and_without_waiting(tmp_path: Path) -> None:
+    out = tmp_path / "groups.json"
+    sizes = ("--model", "tiny", "--device", "cpu", "--quantization", "none")
+    small = ("--max-model-len", "512", "--grid", "8", "12", "--text", "60", "--rounds", "1")
+    load = ("--groups", "1x4", "3x1", "--follow", "0", "32")
+    run("benchmarks/groups.py", *sizes, *small, *load, "--json", str(out))
+    tokens = [result["tokens"] for result in json.loads(out.read_text())]
+    assert tokens[1] < tokens[0] / 2
+    assert tokens[2] == tokens[3]
+
+
+@pytest.mark.slow
 def test_rows_are_exchanged_in_both_ways(tmp_path: Path) -> None:
     out = tmp_path / "exchange.json"
     small = ("--model", "tiny", "--device", "cpu", "--rows", "1", "6")

@@ -122,6 +122,18 @@ def test_without_overlap_a_token_is_sent_in_the_turn_that_drew_it() -> None:
     assert_answered(post, submit)
 
 
+def test_who_waits_for_the_pages_of_one_that_ends_goes_on_without_a_pause() -> None:
+    submits = [make_submit(n, [*range(2, 22)], max_tokens=1) for n in range(2)]
+    loop, post, _ = make_loop([*submits], follow_tokens=8)
+    loop.turn()
+    began_s = post.now_s
+    while not post.outputs(1):
+        loop.turn()
+    assert post.now_s == began_s
+    assert post.outputs(1)[0].num_cached_tokens == 16
+    loop.run()
+
+
 class Recorder:
     """An executor that notes what happens when."""
 

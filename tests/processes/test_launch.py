@@ -282,6 +282,6 @@ def test_too_little_memory_for_one_request_names_the_flag_that_was_given(
     checkpoint: Path, cache: CacheSettings, cure: str
 ) -> None:
     start = plan(checkpoint, cache=cache).engine
-    steps = StepSizes(*(16,) * 7)
+    steps = StepSizes(*(16,) * 8)
     with pytest.raises(NotEnoughMemory, match=cure):
         memory_sizes(start, steps, 8192, page_bytes=2**16, kv_bytes=lambda: 2**20)

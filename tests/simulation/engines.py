@@ -1,7 +1,8 @@
 """A simulated engine process: the real loop and scheduler behind two slow, ordered lines.
 
 A turn of the loop is an event of the simulation. Between turns the engine waits exactly as long as
-the real one would: not at all after a step, else for a message or until statistics are due.
+the real one would: not at all after a launch or a commit, else for a message or until statistics
+are due.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class EngineProcess:
             max_failed_steps=3,
         )
         self._is_waiting = False
+        self._overlap = overlap
+        self._has_launched = False  # in the last turn, so that this one commits
         self._next = loop.call_soon(self._turn)
 
     def send_to(self, message: msgspec.Struct) -> bool:
@@ -172,7 +175,9 @@ class EngineProcess:
         if self._num_turns % CHECK_EVERY_TURNS == 0:
             self.problems += self.scheduler.roster.check()
         now_s = self._loop.time()
-        if self.executor.num_launches > num_launches:
+        commits = self._has_launched and self._overlap
+        self._has_launched = self.executor.num_launches > num_launches
+        if commits or self._has_launched:
             when_s = now_s + self._rng.random() * self._step_s
         else:
             self._is_waiting = True

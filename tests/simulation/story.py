@@ -313,6 +313,7 @@ def random_limits(rng: random.Random, *, is_crowded: bool) -> SchedulerLimits:
         image_budget=rng.choice([8, 12, 40]),
         image_cache_tokens=rng.choice([8, 16, 40]),
         prefix_caching=rng.random() < 0.8,
+        follow_tokens=8 if max_model_len % 3 else 0,
         policy=rng.choice(["fcfs", "priority"]),
         vocab_size=VOCAB_SIZE,
     )

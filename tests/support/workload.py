@@ -142,5 +142,6 @@ def random_limits(rng: random.Random) -> SchedulerLimits:
         image_budget=rng.choice([12, 16, 40]),
         image_cache_tokens=rng.choice([12, 16, 24, 60]),
         prefix_caching=rng.random() < 0.8,
+        follow_tokens=rng.choice([0, 1, 8, 12]),
         policy=rng.choice(["fcfs", "priority"]),
     )
