@@ -31,12 +31,31 @@ class Split:
 
 
 UNDIVIDED = Split()
+_MOST_NAMED = 64  # ranks
 
 
 def check_sizes(text: TextConfig, size: int, *, whole_experts: bool) -> None:
-    """Raises BadSettings for the first size of a decoder that `size` ranks cannot share: known
-    before any of them is started. (A vision tower that cannot be split lies whole on each.)
+    """Raises BadSettings for the first size of a decoder that `size` ranks cannot share, with the
+    numbers of ranks that can: known before any of them is started. (A vision tower that cannot be
+    split lies whole on each.)
     """
+    try:
+        _try_sizes(text, size, whole_experts)
+    except BadSettings as error:
+        fine = [n for n in range(1, _MOST_NAMED + 1) if _can_share(text, n, whole_experts)]
+        numbers = ", ".join(map(str, fine))
+        raise BadSettings(f"{error}: --tensor-parallel-size can be {numbers} here") from None
+
+
+def _can_share(text: TextConfig, size: int, whole_experts: bool) -> bool:
+    try:
+        _try_sizes(text, size, whole_experts)
+    except BadSettings:
+        return False
+    return True
+
+
+def _try_sizes(text: TextConfig, size: int, whole_experts: bool) -> None:
     split = Split(0, size)
     split.part(text.vocab_size, "vocabulary")
     split.part(text.num_heads, "attention heads")

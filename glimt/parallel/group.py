@@ -3,6 +3,7 @@
 The groups are values, not the state of a module: a test makes several of them in one process.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,8 +14,11 @@ import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
+from glimt.errors import BadSettings
 from glimt.parallel.norm_sums import NormSums, make_norm_sums
 from glimt.parallel.one_kernel import OneKernelSum, make_one_kernel_sum
+
+log = logging.getLogger(__name__)
 
 dist: Any = distributed  # torch's type stubs know half of it
 
@@ -80,10 +84,12 @@ def join(
     `width`: of the rows whose sums are normed; 0 = none are. `only_nccl`: sums on GPUs are NCCL's,
     whatever their size.
 
-    All ranks must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
+    All ranks must call this; it returns when they have. Raises BadSettings if their devices cannot
+    work together, and RuntimeError after `TIMEOUT`.
     """
     store = meeting.store(size)
     store.set_timeout(TIMEOUT)
+    check_devices(dist.PrefixStore("kind", store), rank, size, device)
     host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
     if device.type != "cuda":
         return Groups(host, host)
@@ -104,14 +110,38 @@ def join(
 def join_replicas(meeting: Meeting, rank: int, size: int, device: torch.device) -> Groups:
     """Meet the ranks of the other replicas that share experts with this one.
 
-    All of them must call this; it returns when they have. Raises RuntimeError after `TIMEOUT`.
+    All of them must call this; it returns when they have. Raises as `join` does.
     """
     store = meeting.store(size)
     store.set_timeout(TIMEOUT)
+    check_devices(dist.PrefixStore("kind", store), rank, size, device)
     host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
     if device.type != "cuda":
         return Groups(host, host)
     return Groups(_nccl(dist.PrefixStore("device", store), rank, size, device), host)
+
+
+def check_devices(store: Any, rank: int, size: int, device: torch.device) -> None:
+    """Ranks of which some compute on a GPU and others on a CPU, or that have different NCCLs, would
+    wait for each other. Different GPUs can work together, at the pace of the slowest.
+
+    Raises BadSettings, on all ranks.
+    """
+    on_gpu = device.type == "cuda"
+    nccl = ".".join(map(str, cast(Any, torch.cuda.nccl).version())) if on_gpu else ""
+    kind = torch.cuda.get_device_name(device) if on_gpu else "a CPU"
+    store.set(str(rank), f"{nccl}|{kind}")
+    found = [store.get(str(other)).decode().split("|", 1) for other in range(size)]
+    first_nccl, first_kind = found[0]
+    for other, (its_nccl, its_kind) in enumerate(found):
+        if its_nccl != first_nccl:
+            raise BadSettings(
+                f"rank {other} computes on {its_kind}{its_nccl and f' with NCCL {its_nccl}'}, rank "
+                f"0 on {first_kind}{first_nccl and f' with NCCL {first_nccl}'}: they cannot work "
+                "together; look at the driver (nvidia-smi) and torch of the odd one's machine"
+            )
+        if its_kind != first_kind and rank == 0:
+            log.warning("rank %d has %s, rank 0 %s", other, its_kind, first_kind)
 
 
 def gloo(store: Any, rank: int, size: int, own_address: str = "127.0.0.1") -> ProcessGroup:

@@ -18,13 +18,16 @@ from glimt.processes.node_link import (
     Hello,
     LinkLost,
     NodeLink,
+    Reached,
     StopNode,
     ToRanks,
+    TryReach,
     TurnedAway,
     Welcome,
     examine,
 )
 from glimt.processes.preflight import ClusterSettings, differences
+from glimt.processes.reach import Door, Where, unreachable
 from glimt.transport import encode
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class Node:
         self.link = link
         self.node_rank = hello.node_rank
         self.name = f"node {hello.node_rank} ({hello.host})"
+        self.door = Where(self.name, link.other_address, hello.door)
         self.ranks = {rank: RemoteRank(f"peer-{rank} on {self.name}", rank) for rank in ranks}
 
     def send(self, message: msgspec.Struct) -> bool:
@@ -76,14 +80,16 @@ class Cluster:
         return [self._nodes[rank] for rank in sorted(self._nodes)]
 
     def gather(self) -> None:
-        """Wait for all machines, however long it takes, then have them start their ranks."""
-        reminded_s = 0.0
+        """Wait until all machines are there and reach each other, however long it takes, then have
+        them start their ranks."""
+        said, said_s = "", 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
-            while missing := self._missing():
-                if time.monotonic() - reminded_s > REMIND_S:
-                    log.warning("waiting for %s", missing)
-                    reminded_s = time.monotonic()
+            while trouble := self._missing() or self._parted(selector):
+                parted = trouble != said and not self._missing()
+                if parted or time.monotonic() - said_s > REMIND_S:
+                    log.warning("%s", trouble)
+                    said, said_s = trouble, time.monotonic()
                 for key, _ in selector.select(1.0):
                     if isinstance(key.data, Node):
                         self._forget(key.data, selector)
@@ -93,10 +99,34 @@ class Cluster:
         for node in self.nodes:
             node.link.send(Welcome(self.meeting_port, self._num_arenas))
 
+    def _parted(self, selector: selectors.BaseSelector) -> str:
+        """Who does not reach whom, when all are there; "" if all reach all."""
+        door = Door(self.own_address)
+        doors = [Where("node 0", self.own_address, door.port), *(n.door for n in self.nodes)]
+        for node in self.nodes:
+            node.link.send(TryReach(tuple(each for each in doors if each is not node.door)))
+        parted = [f"node 0 cannot reach {line}" for line in unreachable(doors[1:])]
+        for node in self.nodes:
+            try:
+                reply = node.link.receive()
+            except LinkLost:
+                self._forget(node, selector)
+                continue
+            failed = reply.failed if isinstance(reply, Reached) else ("anybody",)
+            parted += [f"{node.name} cannot reach {line}" for line in failed]
+        door.close()
+        if not parted:
+            return self._missing()
+        return (
+            f"waiting until all machines reach each other: {'; '.join(parted)}; ranks talk over "
+            "ports that the system chooses: let these machines through to each other at all of them"
+        )
+
     def _missing(self) -> str:
         there = {0, *self._nodes}
         names = [str(rank) for rank in range(self._settings.num_nodes) if rank not in there]
-        return f"node {', '.join(names)} at {self.own_address}:{self._port()}" if names else ""
+        where = f"{self.own_address}:{self._port()}"
+        return f"waiting for node {', '.join(names)} at {where}" if names else ""
 
     def _port(self) -> int:
         return int(self._listener.getsockname()[1])

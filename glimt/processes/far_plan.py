@@ -1,5 +1,6 @@
 """What the flags say of other machines: those of one replica, and those with further copies."""
 
+import os
 from typing import Any
 
 from glimt import __version__
@@ -7,7 +8,7 @@ from glimt.config import ParallelSettings
 from glimt.copies import DEFAULT_PORT, copies_of, expert_copies
 from glimt.processes.control import EngineStart
 from glimt.processes.far_start import GateStart, MusterStart, UplinkStart
-from glimt.processes.preflight import ClusterSettings, facts_of
+from glimt.processes.preflight import ClusterSettings, facts_of, together
 
 _MASTER_PORT = 29501
 
@@ -21,7 +22,7 @@ def cluster_of(parallel: ParallelSettings, engine: EngineStart) -> ClusterSettin
         host=parallel.master_addr or "",
         port=parallel.master_port or _MASTER_PORT,
         token=parallel.master_token or "",
-        facts=facts_of(engine, __version__),
+        facts=together(facts_of(engine, __version__), os.environ),
     )
 
 
@@ -46,13 +47,15 @@ def muster_start(parallel: ParallelSettings, engine: EngineStart) -> MusterStart
     copies = copies_of(parallel)
     if len(expert_copies(parallel)) <= max(1, copies.here):
         return None
+    of_all = _of_all(parallel, engine)
+    of_all["facts"] = together(of_all["facts"], os.environ)
     return MusterStart(
         first_copy=copies.first,
         num_copies=copies.total,
         listens=copies.role == "head" or (copies.role != "node" and copies.first == 0),
         port=_port(parallel) + 1,
         meeting_port=_port(parallel) + 2,
-        **_of_all(parallel, engine),
+        **of_all,
     )
 
 

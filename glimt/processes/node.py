@@ -24,13 +24,16 @@ from glimt.processes.node_link import (
     LinkLost,
     NodeLink,
     RankEnded,
+    Reached,
     StopNode,
     ToRanks,
+    TryReach,
     TurnedAway,
     Welcome,
     introduce,
 )
 from glimt.processes.preflight import ClusterSettings
+from glimt.processes.reach import Door, unreachable
 from glimt.transport import Fanout
 
 REJOIN_LIMIT_S = 600.0  # of tries to reach machine 0, before giving up
@@ -51,8 +54,8 @@ def serve_node(start: EngineStart, node_rank: int, say: Say) -> int:
         signal.signal(signum, _interrupt)
     try:
         while True:
-            link = _join(start.cluster, node_rank, say)
-            with _Session(start, node_rank, link, say) as session:
+            link, door = _join(start.cluster, node_rank, say)
+            with _Session(start, node_rank, link, door, say) as session:
                 if session.run():
                     say("node 0 has ended: so does this node")
                     return 0
@@ -64,7 +67,7 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _join(cluster: ClusterSettings, node_rank: int, say: Say) -> NodeLink:
+def _join(cluster: ClusterSettings, node_rank: int, say: Say) -> tuple[NodeLink, Door]:
     """Find machine 0 and be known to it. Raises StartupError."""
     where = f"{cluster.host}:{cluster.port}"
     say(f"looking for node 0 at {where}")
@@ -81,8 +84,9 @@ def _join(cluster: ClusterSettings, node_rank: int, say: Say) -> NodeLink:
             if reason is not None:
                 link.close()
                 raise StartupError(f"node 0 at {where} refuses this node: {reason}")
-            link.send(Hello(node_rank, socket.gethostname(), cluster.facts))
-            return link
+            door = Door(link.own_address)
+            link.send(Hello(node_rank, socket.gethostname(), cluster.facts, door.port))
+            return link, door
         except (OSError, LinkLost) as error:
             if time.monotonic() > deadline_s:
                 raise StartupError(
@@ -101,16 +105,19 @@ class _Session:
         start: EngineStart,
         node_rank: int,
         link: NodeLink,
+        door: Door,
         say: Say,
     ) -> None:
         self._start = start
         self._node_rank = node_rank
         self._link = link
+        self._door = door
         self._say = say
         self._folder = make_folder()
         self._peers: dict[int, Child] = {}
         self._fanout: Fanout | None = None
         self._is_over = False
+        self._unreached: list[str] = []
 
     def __enter__(self) -> "_Session":
         return self
@@ -124,6 +131,7 @@ class _Session:
         if self._fanout is not None:
             self._fanout.close()
         self._link.close()
+        self._door.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self) -> bool:
@@ -149,7 +157,15 @@ class _Session:
         match message:
             case TurnedAway(reason):
                 raise StartupError(f"node 0 refuses this node: {reason}")
+            case TryReach(doors):
+                failed = unreachable(doors)
+                for line in failed:
+                    if line not in self._unreached:
+                        self._say(f"this node cannot reach {line}")
+                self._unreached = failed
+                self._link.send(Reached(tuple(failed)))
             case Welcome():
+                self._door.close()
                 self._start_ranks(message)
                 for rank, peer in self._peers.items():
                     selector.register(peer.line.fileno(), selectors.EVENT_READ, (rank, peer))

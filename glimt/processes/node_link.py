@@ -5,7 +5,9 @@
                              ◀──   Answer(nonce, proof)
        Proof(proof)          ──▶
                              ◀──   Hello(facts)          nothing of either is told before
-       TurnedAway | Welcome  ──▶
+       TurnedAway | TryReach ──▶                          once all machines are there
+                             ◀──   Reached(lines)        tried again until all reach all
+       Welcome               ──▶
 
 Then messages to ranks flow one way, and what ranks say of themselves the other. Frames of msgpack
 behind their length; never pickle. The token keeps strangers out; nothing is encrypted, as nothing
@@ -24,6 +26,7 @@ import msgspec
 
 from glimt.processes.control import ToParent
 from glimt.processes.preflight import Facts
+from glimt.processes.reach import Where
 
 HANDSHAKE_LIMIT_S = 5.0
 FRAME_LIMIT_S = 30.0  # to send or receive one whole frame
@@ -53,11 +56,24 @@ class Proof(msgspec.Struct, frozen=True, tag="proof"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Who comes, with what."""
+    """Who comes, with what, and the port of its door (`reach.Door`)."""
 
     node_rank: int
     host: str
     facts: Facts
+    door: int
+
+
+class TryReach(msgspec.Struct, frozen=True, tag="try_reach"):
+    """All machines are there: knock at the doors of the others."""
+
+    doors: tuple[Where, ...]
+
+
+class Reached(msgspec.Struct, frozen=True, tag="reached"):
+    """Who could not be reached, and why; a line each."""
+
+    failed: tuple[str, ...]
 
 
 class TurnedAway(msgspec.Struct, frozen=True, tag="turned_away"):
@@ -67,7 +83,7 @@ class TurnedAway(msgspec.Struct, frozen=True, tag="turned_away"):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
-    """All machines are there: start your ranks, which meet the others at this port.
+    """All machines reach each other: start your ranks, which meet the others at this port.
 
     Pixels of so many arenas, which only machine 0 can map, come with the plans.
     """
@@ -105,6 +121,8 @@ LinkMessage = (
     | Answer
     | Proof
     | Hello
+    | TryReach
+    | Reached
     | TurnedAway
     | Welcome
     | ToRanks

@@ -34,12 +34,22 @@ _FLAGS = {
 }
 
 
+# Of NCCL's variables: those by which ranks choose how they talk. Names of interfaces may differ.
+_NCCL = {
+    *("ALGO", "BUFFSIZE", "IB_DISABLE", "MAX_CTAS", "MAX_NCHANNELS", "MIN_CTAS", "MIN_NCHANNELS"),
+    *("NET", "NET_PLUGIN", "NTHREADS", "PROTO", "SOCKET_FAMILY"),
+}
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one machine brings. `checkpoint`: by file name, a hash or a size, in words."""
+    """What one machine brings. `checkpoint`: by file name, a hash or a size, in words. `variables`:
+    of the environment, where ranks of several machines compute together.
+    """
 
     versions: dict[str, str]
     checkpoint: dict[str, str]
     settings: dict[str, Any]
+    variables: dict[str, str] = {}
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +74,16 @@ def facts_of(start: Any, glimt: str, **more: Any) -> Facts:
         checkpoint=checkpoint_facts(Path(start.model_path)),
         settings=settings | {name.replace("_", "-"): value for name, value in more.items()},
     )
+
+
+def together(facts: Facts, environment: Mapping[str, str]) -> Facts:
+    """`facts` of a machine whose ranks compute together with those of others."""
+    variables = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("NCCL_") and name.removeprefix("NCCL_") in _NCCL
+    }
+    return msgspec.structs.replace(facts, variables=variables)
 
 
 def _comparable(value: Any) -> Any:
@@ -104,6 +124,7 @@ def differences(here: Facts, there: Facts, name: str = "node 0") -> list[str]:
         *_differing("", here.versions, there.versions, name),
         *_differing("the checkpoint's ", here.checkpoint, there.checkpoint, name),
         *_differing("--", here.settings, there.settings, name),
+        *_differing("", here.variables, there.variables, name),
     ]
 
 

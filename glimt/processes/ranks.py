@@ -1,5 +1,6 @@
 """A process's place in its replica, and the mesh that follows from it and the user's wishes."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from glimt.parallel.group import Meeting, join, join_replicas
 from glimt.parallel.mesh import Mesh
 from glimt.processes.cluster import listen
 from glimt.processes.control import EngineStart
+from glimt.processes.reach import interface_of
 
 MEETING_FLAGS = ("--data-parallel-address", "the second port after --data-parallel-rpc-port")
 
@@ -47,6 +49,15 @@ class Place:
 
 
 ALONE = Place()
+
+
+def choose_interface(address: str) -> None:
+    """Let NCCL meet other machines over the interface that has `address`, as gloo does, unless the
+    user chose one: of several, its own choice may be one that the others do not reach.
+    """
+    name = interface_of(address)
+    if name:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": this very name
 
 
 def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: torch.device) -> Mesh:
@@ -84,6 +95,7 @@ def _meeting(group: ExpertGroup, dp_rank: int, tp_rank: int) -> Iterator[Meeting
         own_address=group.own_address,
         name=f"{group.number}/{tp_rank}",
     )
+    choose_interface(group.own_address)
     if dp_rank or tp_rank:
         yield here
         return
@@ -97,6 +109,8 @@ def _replica_mesh(
     """The ranks of one replica. A dense model has no experts to spread."""
     if place.meeting is None:
         return Mesh.single()
+    if place.meeting.host:
+        choose_interface(place.meeting.own_address)
     spreads = start.expert_parallel and config.text.moe is not None
     groups = join(
         place.meeting,

@@ -189,7 +189,7 @@ def test_what_ranks_would_refuse_is_refused_before_they_start(kind: str, spread:
         share = Share(text=Split(0, size), experts=experts)
         late = refusal(lambda share=share: list(parameters(config, share)))
         early = refusal(lambda size=size: check_sizes(config.text, size, whole_experts=spread))
-        assert early == late
+        assert early.partition(": --tensor-parallel-size can be 1")[0] == late
         refused.add(bool(late))
     assert refused == {True, False}
 

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import HashStore
 
 from glimt.errors import BadSettings
 from glimt.experts.placement import Placement
 from glimt.layers.moe import Places
 from glimt.models.glm4v import Glm4v
+from glimt.parallel.group import check_devices
 from glimt.parallel.mesh import Mesh
 from tests.support.configs import tiny_config
 from tests.support.oracle import Oracle
@@ -31,6 +33,16 @@ def test_a_sum_is_the_same_on_every_rank() -> None:
 def test_parts_are_joined_in_the_order_of_the_ranks() -> None:
     joined = on_ranks(3, lambda mesh: mesh.tp_concat(torch.full((2, 1), float(mesh.tp_rank))))
     assert all(whole.tolist() == [[0, 1, 2]] * 2 for whole in joined)
+
+
+def test_ranks_whose_devices_cannot_work_together_are_refused_by_name() -> None:
+    store = HashStore()
+    store.set("1", "2.28.9|NVIDIA H200")
+    cure = r"rank 1 computes on NVIDIA H200 with NCCL 2\.28\.9, rank 0 on a CPU.*nvidia-smi"
+    with pytest.raises(BadSettings, match=cure):
+        check_devices(store, 0, 2, torch.device("cpu"))
+    store.set("1", "|a CPU")
+    check_devices(store, 0, 2, torch.device("cpu"))
 
 
 def test_sizes_that_cannot_be_split_are_refused_by_name() -> None:

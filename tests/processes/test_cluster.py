@@ -17,11 +17,20 @@ from glimt.processes.node_link import (
     LinkLost,
     NodeLink,
     Proof,
+    Reached,
+    TryReach,
     TurnedAway,
     Welcome,
     introduce,
 )
-from glimt.processes.preflight import ClusterSettings, Facts, checkpoint_facts, differences
+from glimt.processes.preflight import (
+    ClusterSettings,
+    Facts,
+    checkpoint_facts,
+    differences,
+    together,
+)
+from glimt.processes.reach import Door, Where, interface_of
 
 TOKEN = "a token of sixteen or more"
 FACTS = Facts(
@@ -42,17 +51,34 @@ class Gathering:
         )
         self.cluster = Cluster(settings, num_ranks=4, num_arenas=3)
         self.links: list[NodeLink] = []
+        self.doors: list[Door] = []
         self.done: Future[None] = pool.submit(self.cluster.gather)
 
     def connect(self) -> NodeLink:
         self.links.append(NodeLink(socket.create_connection(("127.0.0.1", self.port))))
         return self.links[-1]
 
-    def join(self, rank: int = 1, facts: Facts = FACTS) -> NodeLink:
+    def join(self, rank: int = 1, facts: Facts = FACTS, *, shut: bool = False) -> NodeLink:
         link = self.connect()
         assert introduce(link, TOKEN) is None
-        link.send(Hello(rank, "elsewhere", facts))
+        self.doors.append(Door("127.0.0.1"))
+        if shut:
+            self.doors[-1].close()
+        link.send(Hello(rank, "elsewhere", facts, self.doors[-1].port))
         return link
+
+    def knock(self, link: NodeLink, *failed: str) -> tuple[Where, ...]:
+        """Answer machine 0's question whom this machine reaches; the doors that it named."""
+        asked = link.receive()
+        assert isinstance(asked, TryReach)
+        link.send(Reached(failed))
+        return asked.doors
+
+    def welcomed(self) -> object:
+        """What a machine hears at last that comes and reaches the first."""
+        link = self.join()
+        self.knock(link)
+        return link.receive()
 
 
 @pytest.fixture
@@ -61,15 +87,17 @@ def gathering() -> Iterator[Gathering]:
         gathering = Gathering(pool)
         yield gathering
         if not gathering.cluster.nodes:
-            gathering.join()
+            gathering.knock(gathering.join())
         gathering.done.result(10)
         gathering.cluster.close()
-        for link in gathering.links:
-            link.close()
+        for each in (*gathering.links, *gathering.doors):
+            each.close()
 
 
 def test_a_machine_that_agrees_is_let_in_and_told_where_ranks_meet(gathering: Gathering) -> None:
     link = gathering.join()
+    (door,) = gathering.knock(link)
+    assert door.name == "node 0"
     assert link.receive() == Welcome(gathering.cluster.meeting_port, num_arenas=3)
     gathering.done.result(10)
     (node,) = gathering.cluster.nodes
@@ -83,8 +111,9 @@ def test_a_machine_that_agrees_is_let_in_and_told_where_ranks_meet(gathering: Ga
         ({"versions": {"Glimt": "1.0", "torch": "2.10.0"}}, "torch: 2.10.0 there, 2.11.0 on"),
         ({"checkpoint": {"config.json": "sha256 0123"}}, "model.safetensors: missing there, 12"),
         ({"settings": {"dtype": "bfloat16"}}, "--dtype: bfloat16 there, float32 on node 0"),
+        ({"variables": {"NCCL_PROTO": "LL"}}, "NCCL_PROTO: LL there, missing on node 0"),
     ],
-    ids=["Glimt", "torch", "checkpoint", "flag"],
+    ids=["Glimt", "torch", "checkpoint", "flag", "variable"],
 )
 def test_a_machine_that_differs_is_told_in_what(
     gathering: Gathering, facts: dict[str, dict[str, str]], named: str
@@ -94,6 +123,29 @@ def test_a_machine_that_differs_is_told_in_what(
     assert reply.reason.startswith("node 1 (elsewhere) differs from node 0: ")
     assert named in reply.reason
     assert not gathering.done.done()
+
+
+def test_machines_that_do_not_reach_each_other_are_named_until_they_do(
+    gathering: Gathering, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = gathering.join(shut=True)
+    gathering.knock(link, "node 0 at 127.0.0.1 (No route to host)")
+    assert isinstance(link.receive(), TryReach)  # again
+    (warning,) = (r.getMessage() for r in caplog.records if "reach each other" in r.getMessage())
+    assert "node 0 cannot reach node 1 (elsewhere) at 127.0.0.1 (Connection refused)" in warning
+    assert "node 1 (elsewhere) cannot reach node 0 at 127.0.0.1 (No route to host)" in warning
+    link.close()
+    assert isinstance(gathering.welcomed(), Welcome)
+
+
+def test_of_the_environment_counts_what_decides_how_ranks_talk() -> None:
+    environment = {"NCCL_PROTO": "LL", "NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "INFO", "A": "b"}
+    assert together(FACTS, environment).variables == {"NCCL_PROTO": "LL"}
+
+
+def test_the_interface_of_an_address_is_known() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") == ""  # nobody's: RFC 5737
 
 
 def test_a_number_that_no_machine_has_is_refused(gathering: Gathering) -> None:
@@ -107,7 +159,7 @@ def test_who_does_not_know_the_token_gets_in_nowhere(gathering: Gathering) -> No
     reason = introduce(link, TOKEN[::-1])
     assert reason is not None
     assert "--master-token" in reason
-    link.send(Hello(1, "elsewhere", FACTS))
+    link.send(Hello(1, "elsewhere", FACTS, 0))
     with pytest.raises(LinkLost):
         link.receive()
     assert not gathering.done.done()
@@ -131,14 +183,14 @@ def test_a_proof_that_was_overheard_is_worth_nothing(gathering: Gathering) -> No
 def test_noise_hurts_nobody(gathering: Gathering, noise: bytes) -> None:
     with socket.create_connection(("127.0.0.1", gathering.port)) as stranger:
         stranger.sendall(noise)
-    assert isinstance(gathering.join().receive(), Welcome)
+    assert isinstance(gathering.welcomed(), Welcome)
 
 
 def test_a_machine_that_went_away_before_all_were_there_may_come_again(
     gathering: Gathering,
 ) -> None:
     gathering.join(rank=2).close()
-    assert isinstance(gathering.join().receive(), Welcome)
+    assert isinstance(gathering.welcomed(), Welcome)
 
 
 def test_a_false_machine_0_is_told_nothing() -> None:
