@@ -239,8 +239,8 @@ class FigureOptions:
 
     percentile_metrics: str = "ttft,tpot,itl"
     """Blocks of the table: ttft, tpot, itl, e2el, client_queue_time, e2el_including_client_queue,
-    e2el_per_token, ttfo, ttst, chunk_gap, ttft_from_intended, e2el_from_intended, upload; or
-    all."""
+    e2el_per_token, ttfo, ttst, chunk_gap, ttft_from_intended, e2el_from_intended, connect, upload,
+    headers; or all."""
     metric_percentiles: str = "99"
     """Percentiles, e.g. 50,90,99,99.9."""
     goodput: Annotated[list[str] | None, Many] = None

@@ -1,6 +1,7 @@
 """Every figure, on hand-made logs with known answers, and against vLLM's own results."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +342,15 @@ def test_the_interval_of_repeats_is_students() -> None:
     assert interval.mean == pytest.approx(12)
     assert interval.half == pytest.approx(4.3026527 * 2 / 3**0.5, rel=1e-6)
     assert confidence([1.0]).half == float("inf")
+
+
+def test_the_parts_of_a_request_follow_one_another() -> None:
+    opened = request(0, start_ms=100, at_ms=[150, 160], connected_ns=103 * MS, sent_ns=107 * MS)
+    reused = request(1, start_ms=100, at_ms=[150, 160], sent_ns=102 * MS, headers_ns=120 * MS)
+    measured = measure([opened, reused])
+    assert measured.connect.tolist() == pytest.approx([0.003, math.nan], nan_ok=True)
+    assert measured.upload.tolist() == pytest.approx([0.004, 0.002])
+    assert measured.headers.tolist() == pytest.approx([0.043, 0.018])
+    summary = summarise(log_of([opened, reused]), Question())
+    assert summary.metrics["connect"].count == 1
+    assert summary.metrics["headers"].count == 2

@@ -26,7 +26,8 @@ class Measured:
     ttft: start to the first generated token of any kind. ttfo: to the first that a user sees, not
     thinking; NaN where none came. tpot: (e2el - ttft) / (tokens - 1), NaN for one-token answers.
     e2el: start to the last token. ttft and e2el _from_intended count from the moment at which the
-    schedule wanted the request to leave.
+    schedule wanted the request to leave. connect (NaN where an open connection was used), upload
+    and headers (the last byte sent to the answer's headers) follow each other from the start.
     """
 
     ttft: FloatArray
@@ -38,7 +39,9 @@ class Measured:
     e2el_from_intended: FloatArray
     queue: FloatArray
     lag: FloatArray
+    connect: FloatArray
     upload: FloatArray
+    headers: FloatArray
     itl: FloatArray
     chunk_gap: FloatArray
     tokens: IntArray
@@ -56,7 +59,7 @@ def measure(events: Sequence[RequestEvent], *, by_chunk: bool = False) -> Measur
     """Measure successful requests; `by_chunk` as in `token_times`."""
     times = [token_times(event, by_chunk=by_chunk) for event in events]
     rows = [_row(event, each) for event, each in zip(events, times, strict=True)]
-    table = np.array(rows, np.float64).reshape(len(rows), 10).T
+    table = np.array(rows, np.float64).reshape(len(rows), 12).T
     per_token = gaps_per_chunk if by_chunk else gaps_per_token
     return Measured(
         ttft=table[0],
@@ -68,7 +71,9 @@ def measure(events: Sequence[RequestEvent], *, by_chunk: bool = False) -> Measur
         e2el_from_intended=table[6],
         queue=table[7],
         lag=table[8],
-        upload=table[9],
+        connect=table[9],
+        upload=table[10],
+        headers=table[11],
         itl=_pooled([per_token(each) for each in times]),
         chunk_gap=_pooled([gaps_per_chunk(each) for each in times]),
         tokens=np.array([output_tokens(event) for event in events], np.int64),
@@ -89,7 +94,8 @@ def _row(event: RequestEvent, times: TokenTimes) -> tuple[float, ...]:
     first, last = int(times.at_ns[0]), int(times.at_ns[-1])
     tokens = output_tokens(event)
     visible = event.chunk_kinds.find("c")
-    sent_ns = event.sent_ns if event.sent_ns is not None else event.start_ns
+    ready_ns = event.start_ns if event.connected_ns is None else event.connected_ns
+    sent_ns = ready_ns if event.sent_ns is None else event.sent_ns
     return (
         (first - event.start_ns) / 1e9,
         (event.chunk_ns[visible] - event.start_ns) / 1e9 if visible >= 0 else np.nan,
@@ -100,7 +106,9 @@ def _row(event: RequestEvent, times: TokenTimes) -> tuple[float, ...]:
         (last - event.intended_ns) / 1e9,
         (event.admitted_ns - event.fired_ns) / 1e9,
         send_lag_ns(event) / 1e9,
-        (sent_ns - event.start_ns) / 1e9,
+        np.nan if event.connected_ns is None else (ready_ns - event.start_ns) / 1e9,
+        (sent_ns - ready_ns) / 1e9,
+        np.nan if event.headers_ns is None else (event.headers_ns - sent_ns) / 1e9,
     )
 
 

@@ -7,7 +7,7 @@ from glimt.bench.figures.objectives import Objective
 METRICS = (
     *("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue"),
     *("e2el_per_token", "ttfo", "ttst", "chunk_gap", "ttft_from_intended", "e2el_from_intended"),
-    "upload",
+    *("connect", "upload", "headers"),
 )
 
 

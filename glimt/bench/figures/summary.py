@@ -278,7 +278,9 @@ def metric_values(measured: Measured) -> dict[str, FloatArray]:
         "chunk_gap": measured.chunk_gap,
         "ttft_from_intended": measured.ttft_from_intended,
         "e2el_from_intended": measured.e2el_from_intended,
+        "connect": measured.connect,
         "upload": measured.upload,
+        "headers": measured.headers,
     }
     return {name: each[~np.isnan(each)] for name, each in values.items()}
 

@@ -31,7 +31,9 @@ BLOCKS = {
     "chunk_gap": ("Gap between Chunks", "Chunk Gap"),
     "ttft_from_intended": ("TTFT from the Intended Time", "TTFT from Intended"),
     "e2el_from_intended": ("E2EL from the Intended Time", "E2EL from Intended"),
+    "connect": ("Opening a Connection", "Connect"),
     "upload": ("Upload of the Request", "Upload"),
+    "headers": ("From Upload to the Answer's Headers", "Headers"),
 }
 
 
