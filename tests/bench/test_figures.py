@@ -354,3 +354,15 @@ def test_the_parts_of_a_request_follow_one_another() -> None:
     summary = summarise(log_of([opened, reused]), Question())
     assert summary.metrics["connect"].count == 1
     assert summary.metrics["headers"].count == 2
+
+
+def test_a_server_that_counts_fewer_tokens_than_it_sends_is_told_of() -> None:
+    whole = {"at_ms": [50, 60, 70, 80], "chunk_kinds": "ccce"}
+    log = log_of(
+        [request(0, completion_tokens=2, **whole), request(1, completion_tokens=3, **whole)]
+    )
+    summary = summarise(log, Question())
+    assert summary.outputs.undercounted == 1
+    assert "Answers with fewer tokens than chunks:   1 " in table(
+        log.start, summary, Wording(metrics=("ttft",))
+    )

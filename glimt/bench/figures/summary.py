@@ -20,6 +20,7 @@ from glimt.bench.figures.objectives import Verdict, judge
 from glimt.bench.figures.question import Question
 from glimt.bench.figures.server import ServerFigures, server_figures
 from glimt.bench.figures.statistics import Distribution
+from glimt.bench.figures.tokens import output_tokens
 from glimt.bench.figures.trust import ClientHealth, client_health
 
 
@@ -70,6 +71,7 @@ class Outputs:
     short: int  # answers with fewer tokens than asked for
     long: int
     chunks: int
+    undercounted: int  # answers with more chunks that carry tokens than the server counts tokens
     reads: int  # of sockets, in which the chunks came
 
 
@@ -259,6 +261,10 @@ def _outputs(events: Sequence[RequestEvent], measured: Measured) -> Outputs:
         short=int((measured.tokens < asked).sum()),
         long=int((measured.tokens > asked).sum()),
         chunks=len(measured.token_ns),
+        undercounted=sum(
+            len(event.chunk_kinds) - event.chunk_kinds.count("e") > output_tokens(event)
+            for event in events
+        ),
         reads=sum(event.num_reads for event in events),
     )
 

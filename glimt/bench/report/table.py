@@ -154,6 +154,8 @@ def _more(summary: Summary) -> Iterator[str]:
     yield _count("Answers shorter than asked for", outputs.short)
     if outputs.long:
         yield _count("Answers longer than asked for", outputs.long)
+    if outputs.undercounted:
+        yield _count("Answers with fewer tokens than chunks", outputs.undercounted)
     if inputs.without_usage:
         yield _count("Answers without token counts", inputs.without_usage)
     for name, count in sorted(summary.failures.items()):
