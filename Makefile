@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RAY    := $(VENV)/.installed-ray
 DEMO   := build/demo
+LIMIT  ?= 30
 
 # Tests start dozens of processes; without bytecode each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -55,8 +56,8 @@ fmt: $(STAMP) ## format and fix what can be fixed
 bench: $(STAMP) ## the numbers that a CPU can give, and a report of a whole server in build/bench
 	@$(BIN)/python benchmarks/run_all.py
 
-fp8-cost: $(STAMP) ## measure what FP8 costs the built-in model (docs/fp8-cost.md)
-	@$(BIN)/python tools/measure_fp8.py
+fp8-cost: $(STAMP) ## measure what FP8 costs the built-in model, on LIMIT tasks of each skill (docs/fp8-cost.md)
+	@$(BIN)/python tools/measure_fp8.py --limit $(LIMIT)
 
 docs-check: $(STAMP) ## every file, link and command that the documents name exists
 	@$(BIN)/python tools/check_docs.py

@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from openai import OpenAI
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # training/ is not installed
 
@@ -29,6 +27,9 @@ from training.scenes.ask import counting
 from training.scenes.draw import draw
 from training.scenes.scene import Recipe, Scene, compose
 from training.scenes.turn import Turn
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 SIDE = 224  # pixels
 MAX_TOKENS = 96
@@ -49,9 +50,15 @@ class Question:
 class Answer:
     """A streamed answer as it comes together."""
 
+    thoughts: str = ""
     content: str = ""
     name: str = ""
     arguments: str = ""
+
+    @property
+    def line_feed(self) -> str:
+        """What ends the line before the answer's, if something was shown on it."""
+        return "\n" if self.thoughts or self.content or self.name else ""
 
     def is_right(self, turn: Turn) -> bool:
         """Whether it is the true one."""
@@ -96,7 +103,7 @@ def told(scene: Scene) -> str:
     return ", ".join(f"{item.size} {item.colour} {item.shape}" for item in scene.shapes)
 
 
-def ask(client: OpenAI, model: str, question: Question, screen: Screen) -> None:
+def ask(client: "OpenAI", model: str, question: Question, screen: Screen) -> None:
     """Stream one answer and print it, the true one, and its timings."""
     turn = question.turn
     print(f"\n{screen.look.bold(turn.question)}  ({question.title})")
@@ -141,16 +148,17 @@ def ask(client: OpenAI, model: str, question: Question, screen: Screen) -> None:
 def show(delta: Any, answer: Answer, screen: Screen) -> bool:
     """Print what a delta adds; whether it adds anything."""
     thought = getattr(delta, "reasoning", None) or ""
+    answer.thoughts += thought
     pieces = [screen.look.dim(harmless(thought))] if thought else []
     if delta.content:
         if not answer.content:
-            pieces.append("\n  model: ")
+            pieces.append(f"{answer.line_feed}  model: ")
         answer.content += delta.content
         pieces.append(harmless(delta.content))
     for call in delta.tool_calls or ():
         if call.function.name:
+            pieces.append(f"{answer.line_feed}  model: {harmless(call.function.name)} ")
             answer.name += call.function.name
-            pieces.append(f"\n  model: {harmless(call.function.name)} ")
         answer.arguments += call.function.arguments or ""
         pieces.append(harmless(call.function.arguments or ""))
     print("".join(pieces), end="", flush=True)
@@ -185,11 +193,13 @@ def main() -> None:
     began_s = time.perf_counter()
     options.folder.mkdir(parents=True, exist_ok=True)
     screen = Screen(sys.stdout, sys.stdout, look_of(sys.stdout, os.environ))
-    asked = list(questions(options.folder, seed))
     served = options.model or builtin.NAME
     print(f"$ glimt serve {served}")
     parsers = {"GLIMT_TOOL_CALL_PARSER": "glm45", "GLIMT_ENABLE_AUTO_TOOL_CHOICE": "true"}
     with LocalServer(served, options.folder / "server.log", os.environ | parsers) as server:
+        from openai import OpenAI  # a second of imports, while the server starts
+
+        asked = list(questions(options.folder, seed))
         url = server.wait_until_ready(lambda line, s: screen.status(f"starting, {s:.0f} s: {line}"))
         screen.status("")
         print(f"ready after {time.perf_counter() - began_s:.1f} s: {url}")

@@ -1,6 +1,6 @@
 """What FP8 costs the built-in model: runs `glimt eval` twice and writes docs/fp8-cost.md.
 
-    python tools/measure_fp8.py                 (make fp8-cost)
+    python tools/measure_fp8.py --limit 30      (make fp8-cost LIMIT=30)
 
 BF16 weights against FP8 weights and activations, and the plain KV cache against the FP8 one, on
 the held-out tasks. Everything in the document comes from the two results.json.
@@ -10,8 +10,10 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,25 +36,44 @@ def measure(folder: Path, flags: list[str]) -> Json:
     return results
 
 
-def document(runs: dict[str, Json], more: list[str]) -> str:
-    """The page. `more`: arguments beside the defaults."""
-    return "\n".join([*_head(runs, more), *_accuracy(runs), "", *_likeness(runs)]) + "\n"
+def document(runs: dict[str, Json], command: str, seconds: float) -> str:
+    """The page. `command` that made it, and how long that took."""
+    head = _head(runs, command, seconds)
+    in_short = [_in_short(name, run["comparison"]) for name, run in runs.items()]
+    return "\n".join([*head, *in_short, "", *_accuracy(runs), "", *_likeness(runs)]) + "\n"
 
 
-def _head(runs: dict[str, Json], more: list[str]) -> Iterator[str]:
+def _head(runs: dict[str, Json], command: str, seconds: float) -> Iterator[str]:
     first = next(iter(runs.values()))
     facts, tasks = first["sides"][0]["facts"], first["tasks_file"]
     yield "# What FP8 costs the built-in model"
     yield ""
-    yield "Made by `make fp8-cost`" + (f" with `{' '.join(more)}`" if more else "") + ":"
     yield (
+        f"Made by `{command}` in {seconds / 60:.0f} minutes: "
         f"{first['comparison']['overall']['n']} tasks of {tasks['name']} (SHA-256 "
         f"`{tasks['sha256'][:16]}`), greedy, on {_machine(facts)}, torch {facts['torch']}, "
-        f"computing in {facts['dtype']}. A is the model as it is shipped ({facts['weights']}),"
+        f"computing in {facts['dtype']}. A is the model as it is shipped ({facts['weights']}), "
+        "B the same in FP8. Differences are B - A with a paired 95 % interval; see "
+        "[evaluating](evaluation.md) for the terms. In short:"
     )
-    yield "B the same in FP8. Differences are B - A with a paired 95 % interval; see"
-    yield "[evaluating](evaluation.md) for the terms."
     yield ""
+
+
+def _in_short(name: str, comparison: Json) -> str:
+    """What the numbers say, as far as they say something."""
+    overall, same = comparison["overall"], comparison["same_answer"]
+    low, high = (100 * end for end in overall["interval"])
+    if low > 0 or high < 0:
+        verdict = f"{'a loss' if high < 0 else 'a gain'} that is more than chance"
+    else:
+        verdict = (
+            f"no difference that {overall['n']} tasks show; a loss of more than {-low:.1f} points "
+            "would be a surprise"
+        )
+    return (
+        f"* **{name}**: {100 * overall['difference']:+.1f} points ({low:+.1f} – {high:+.1f}), "
+        f"{verdict}. {_percent(same['share'])} of the answers are the same to the letter."
+    )
 
 
 def _machine(facts: Json) -> str:
@@ -107,15 +128,21 @@ def _percent(share: float) -> str:
 
 def main() -> None:
     """Command line; arguments it does not know go to `glimt eval`."""
+    began_s = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "fp8-cost")
+    parser.add_argument("--limit", type=int, default=30, help="tasks of each skill")
     options, more = parser.parse_known_args()
+    flags_of_all = ["--limit", str(options.limit), *more]
     runs = {
-        name: measure(options.work / folder, [*flags, *more])
+        name: measure(options.work / folder, [*flags, *flags_of_all])
         for name, (folder, flags) in RUNS.items()
     }
-    options.out.write_text(document(runs, more), "utf-8")
+    command = f"make fp8-cost LIMIT={options.limit}"
+    if more:
+        command = f"python tools/measure_fp8.py {shlex.join(flags_of_all)}"
+    options.out.write_text(document(runs, command, time.monotonic() - began_s), "utf-8")
     print(f"written: {options.out}")
 
 

@@ -140,7 +140,11 @@ def _video_type(content: bytes, name: str) -> str:
         return "video/webm" if b"webm" in head else "video/x-matroska"
     if head.startswith((b"GIF87a", b"GIF89a")):
         return "image/gif"
-    raise BadAttachment(_not(name, "video", False))
+    try:
+        _look_at_image(content, name)
+    except BadAttachment:
+        raise BadAttachment(_not(name, "video", False)) from None
+    raise BadAttachment(f"{name} is an image: give it with /image or --image")
 
 
 def _is_video(content: bytes) -> bool:

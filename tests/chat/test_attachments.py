@@ -86,6 +86,9 @@ def test_what_cannot_be_sent_is_named_with_the_reason(tmp_path: Path) -> None:
         assert str(tmp_path / name) in str(caught.value)
     with pytest.raises(BadAttachment, match="not a video"):
         attach("video", str(tmp_path / "notes.pdf"))
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    with pytest.raises(BadAttachment, match="is an image: give it with /image"):
+        attach("video", str(tmp_path / "a.png"))
     with pytest.raises(BadAttachment, match="only files and http"):
         attach("image", "ftp://example.com/a.png")
     with pytest.raises(BadAttachment, match="not a regular file"):
