@@ -48,9 +48,13 @@ class Engine:
     """What an engine makes of a device, and what the host takes."""
 
     decode_efficiency: float
+    split_efficiency: float
+    fp8_kv_efficiency: float
     prefill_efficiency: float
     tower_efficiency: float
+    whole_experts_layer_s: float
     prompt_layer_s: float
+    tower_layer_s: float
     launch_s: float
     launches_per_layer: float
     layer_s: float

@@ -1,7 +1,7 @@
 """The roofline: how long a decode step, a prompt and an image take under a layout.
 
     step     (weights read + context x KV per token) / bandwidth + all-reduces (+ launches and more
-             in each layer)
+             in each layer; shares of matrices, and FP8 keys and values, are read less fast)
     prompt   products at their rates; routed experts at the slower of products and reading
     shared   copies that share experts step together: each has its own requests, reads the experts
              that those of all touch, and exchanges rows in each layer with experts
@@ -11,6 +11,7 @@ Each time comes as a floor (the device's own limits) or as expected (what the en
 them). Formulas and the hand-calculated tables that tests hold them to: docs/planning.md.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,20 +57,31 @@ class Speed:
 
     def step_bytes(self, batch: float, context: float, elsewhere: float = 0.0) -> float:
         """What a GPU reads in a decode step of `batch` requests."""
-        kv = kv_token_bytes(self.config.text, self.layout.tp, fp8=self.fp8_kv)
-        touched = self.touched_experts(batch + elsewhere)
-        return self.share.read_bytes(touched) + batch * context * kv
+        return self._weight_bytes(batch + elsewhere) + self._kv_bytes(batch * context)
+
+    def _weight_bytes(self, num_tokens: float) -> float:
+        return self.share.read_bytes(self.touched_experts(num_tokens))
+
+    def _kv_bytes(self, num_tokens: float) -> float:
+        return num_tokens * kv_token_bytes(self.config.text, self.layout.tp, fp8=self.fp8_kv)
 
     def step_s(self, batch: float, context: float, elsewhere: float = 0.0) -> float:
         """A decode step of a copy: `batch` requests with `context` tokens each, and `elsewhere` in
         the copies that share its experts, in none of them more than here."""
         engine = self.constants.engine
-        reading_s = self.step_bytes(batch, context, elsewhere) / self.gpu.bandwidth
         if self.floor:
+            reading_s = self.step_bytes(batch, context, elsewhere) / self.gpu.bandwidth
             return reading_s + self._step_links_s(batch)
+        of_weights = engine.decode_efficiency
+        of_weights *= math.pow(engine.split_efficiency, math.log2(self.layout.tp))
+        of_kv = engine.fp8_kv_efficiency if self.fp8_kv else engine.decode_efficiency
+        num_bytes = self._weight_bytes(batch + elsewhere) / of_weights
+        num_bytes += self._kv_bytes(batch * context) / of_kv
         beside_s = engine.launches_per_layer * engine.launch_s + engine.layer_s
         layers_s = self.config.text.num_layers * beside_s
-        return reading_s / engine.decode_efficiency + layers_s + self._step_links_s(batch)
+        if self.layout.tp > 1 and self.layout.spread:
+            layers_s += self.share.num_moe_layers * engine.whole_experts_layer_s
+        return num_bytes / self.gpu.bandwidth + layers_s + self._step_links_s(batch)
 
     def _step_links_s(self, batch: float) -> float:
         """Two sums over all GPUs of a copy in each layer, whether experts are split or spread; and
@@ -172,7 +184,7 @@ class Speed:
         seconds = each * self._tower_s(num_tokens)
         if self.floor:
             return seconds
-        return max(seconds, self.config.vision.depth * self.constants.engine.prompt_layer_s)
+        return max(seconds, self.config.vision.depth * self.constants.engine.tower_layer_s)
 
     def _tower_s(self, num_tokens: float) -> float:
         vision, split = self.config.vision, self.layout.vision_split

@@ -30,6 +30,7 @@ BY_HAND = replace(
     CONSTANTS,
     collectives=replace(
         CONSTANTS.collectives,
+        floor_s=3e-6,
         all_reduce={
             **CONSTANTS.collectives.all_reduce,
             2: (
@@ -54,6 +55,7 @@ BY_HAND = replace(
         launches_per_layer=10,
         launch_s=1.3e-6,
         layer_s=1e-12,
+        split_efficiency=1.0,
     ),
 )
 FP8 = published("zai-org/GLM-4.5V-FP8")

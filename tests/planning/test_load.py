@@ -105,22 +105,45 @@ def measured_with(tp: int) -> tuple[Speed, Measured]:
     return Speed(config, Layout(tp), CONSTANTS.gpu(measured.gpu), CONSTANTS, True, False), measured
 
 
-@pytest.mark.parametrize(("tp", "off", "first_off"), [(1, 0.08, 0.03), (2, 0.11, 0.17)])
+@pytest.mark.parametrize(("tp", "off", "first_off"), [(1, 0.02, 0.03), (2, 0.03, 0.05)])
 def test_estimates_are_near_what_was_measured(tp: int, off: float, first_off: float) -> None:
+    """Beyond 64 requests at once, of which one figure is known, they are a tenth too low."""
     speed, measured = measured_with(tp)
     for batch, seconds in measured.steps:
-        assert seconds == pytest.approx(speed.step_s(batch, measured.context), rel=off)
+        step_off = off if batch <= 64 else 0.12
+        assert seconds == pytest.approx(speed.step_s(batch, measured.context), rel=step_off)
     image, tokens, seconds = measured.first_token
     expected = speed.image_s(image) + speed.prompt_s(tokens, 8192)
     assert seconds == pytest.approx(expected, rel=first_off)
 
 
-@pytest.mark.parametrize(("tp", "rate", "off"), [(1, 27_104, 0.02), (2, 42_932, 0.03)])
+@pytest.mark.parametrize(("tp", "rate", "off"), [(1, 30_969, 0.02), (2, 46_455, 0.03)])
 def test_sixteen_prompts_at_once_go_as_fast_as_measured(tp: int, rate: float, off: float) -> None:
     """16 prompts of 1,433 tokens in steps of at most 8,192: five and a piece in each."""
     speed, _ = measured_with(tp)
     steps_s = 2 * speed.prompt_s(1433, 8192, 8192 / 1433) + speed.prompt_s(1433, 8192, 6544 / 1433)
     assert 16 * 1433 / steps_s == pytest.approx(rate, rel=off)
+
+
+@pytest.mark.parametrize(
+    ("layout", "fp8_kv", "steps", "off"),
+    [
+        (Layout(), True, [(64, 32.30), (128, 38.33)], 0.01),
+        (Layout(2, spread=True), False, [(1, 5.66), (8, 11.02), (64, 21.29)], 0.07),
+        (SHARED, False, [(1, 6.41), (8, 10.96), (64, 23.04)], 0.17),
+    ],
+    ids=["FP8 keys and values", "experts whole on two GPUs", "experts of two copies"],
+)
+def test_steps_of_other_forms_are_near_too(
+    layout: Layout, fp8_kv: bool, steps: list[tuple[int, float]], off: float
+) -> None:
+    """Milliseconds by requests of each copy; docs/performance.md."""
+    config = published("GLM-4.5V-FP8")
+    assert config is not None
+    speed = Speed(config, layout, CONSTANTS.gpu("h200"), CONSTANTS, True, fp8_kv)
+    for batch, ms in steps:
+        elsewhere = (layout.sharing - 1) * batch
+        assert 1e3 * speed.step_s(batch, 1465, elsewhere) == pytest.approx(ms, rel=off)
 
 
 def test_a_small_prompt_and_image_take_as_long_as_their_launches() -> None:
@@ -129,16 +152,17 @@ def test_a_small_prompt_and_image_take_as_long_as_their_launches() -> None:
     assert config is not None
     gpu = CONSTANTS.gpu("h200")
     two, four = (Speed(config, Layout(tp), gpu, CONSTANTS, True, False) for tp in (2, 4))
-    layer_s = CONSTANTS.engine.prompt_layer_s
+    engine = CONSTANTS.engine
+    layer_s = engine.prompt_layer_s
     assert two.prompt_s(90, 8192) == four.prompt_s(90, 8192) == pytest.approx(46 * layer_s)
-    assert two.image_s(64) == four.image_s(64) == pytest.approx(24 * layer_s)
+    assert two.image_s(64) == four.image_s(64) == pytest.approx(24 * engine.tower_layer_s)
     assert replace(two, floor=True).prompt_s(90, 8192) < 23 * layer_s
-    assert two.prompt_s(8192, 8192) > 1.5 * four.prompt_s(8192, 8192)
+    assert two.prompt_s(8192, 8192) > 1.4 * four.prompt_s(8192, 8192)
 
 
-@pytest.mark.parametrize(("tp", "pages"), [(1, 2022), (2, 13_130)])
+@pytest.mark.parametrize(("tp", "pages"), [(1, 1987), (2, 13_042)])
 def test_as_much_fits_as_did_on_h200s(tp: int, pages: int) -> None:
-    """On one, 84 prompts of 1,433 tokens with answers of 64, at the usual share of the memory."""
+    """On one, 82 prompts of 1,433 tokens with answers of 96, at the usual share of the memory."""
     config = published("GLM-4.5V-FP8")
     assert config is not None
     fits = fit(
@@ -149,8 +173,8 @@ def test_as_much_fits_as_did_on_h200s(tp: int, pages: int) -> None:
         Room(utilization=0.92, max_num_seqs=128, max_model_len=None),
         fp8=True,
         fp8_kv=False,
-        request_tokens=1433 + 64,
+        request_tokens=1433 + 96,
         step_tokens=8192,
     )
     assert fits.kv_tokens / 64 == pytest.approx(pages, rel=0.005)
-    assert fits.requests == (84 if tp == 1 else 128)
+    assert fits.requests == (82 if tp == 1 else 128)
