@@ -14,9 +14,10 @@ from glimt.kernels.twins import runs_on, triton_cut, triton_noise, triton_top
 FEW_BY_KERNEL = False
 
 # From how many rows on GPUs that have shares of the scores look for a cut by top_p together,
-# instead of gathering all scores on each; None = never, until GPUs have shown when it is faster
-# (`python benchmarks/draws_over_gpus.py`). On CPUs they always do.
-CUT_TOGETHER_FROM: int | None = None
+# instead of gathering all scores on each; None = never. CPUs always do. On two H200s it was slower
+# with 8 rows (0.44 for 0.26 ms) and faster with 64 (0.89 for 1.08):
+# `python benchmarks/draws_over_gpus.py`.
+CUT_TOGETHER_FROM: int | None = 64
 
 
 def add_noise_(

@@ -141,7 +141,7 @@ def test_gpus_cut_together_only_where_that_was_found_to_be_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = torch.device("cuda")
-    assert not draws.cuts_together(gpu, 64)
+    assert [draws.cuts_together(gpu, rows) for rows in (8, 64)] == [False, True]
     monkeypatch.setattr(draws, "CUT_TOGETHER_FROM", 16)
     assert [draws.cuts_together(gpu, rows) for rows in (15, 16)] == [False, True]
     assert draws.cuts_together(CPU, 1)
