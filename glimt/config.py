@@ -3,8 +3,8 @@
 The command line, the environment (GLIMT_MAX_MODEL_LEN=…) and a TOML file (`--config`) are all
 made from these fields; names and meanings are vLLM's wherever a vLLM user would type them. A flag
 whose work comes later is known here and refused by `config_check.py`, never ignored. What a wish
-turns into (sizes, numbers of pages) is decided once, in `processes/supervisor.py` and
-`processes/engine.py`, and printed at start.
+turns into is decided once and printed at start: by `processes/plan.py` from the checkpoint, by
+`processes/sizes.py` and `processes/build.py` from the memory that is free (numbers of pages).
 """
 
 import json

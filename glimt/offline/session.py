@@ -145,9 +145,12 @@ class Session:
         Raises the first error of any job; the others are then ended. So they are when the
         caller is interrupted.
         """
-        if self._has_failed:
-            raise EngineDied(_FAILED)
-        return self._call(lambda: self._answer_all(jobs, on_answer))
+        try:
+            return self._call(lambda: self._answer_all(jobs, on_answer))
+        except EngineDied as error:
+            if self._has_failed:  # perhaps only since the call began
+                raise EngineDied(_FAILED) from error
+            raise
 
     async def _answer_all(
         self, jobs: Sequence[Job], on_answer: Callable[[], object]
