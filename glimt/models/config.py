@@ -33,7 +33,9 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class MoeConfig:
-    """Routed experts of the layers from `first_layer` on; `shared_intermediate` is their sum."""
+    """Routed experts of the layers from `first_layer` on. `intermediate_size`: the width of each;
+    `shared_intermediate_size`: of all shared ones together.
+    """
 
     first_layer: int
     num_experts: int

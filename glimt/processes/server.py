@@ -112,14 +112,7 @@ class ServerProcess:
         self._grammars = GrammarChecker(
             GrammarCompiler(Vocabulary.read(path, tokenizer.vocab_size))
         )
-        self._traces: TraceExporter | None = None
-        if start.otlp_traces_endpoint is not None:
-            who = {
-                "service.name": "glimt",
-                "service.version": __version__,
-                "gen_ai.request.model": start.served_model_names[0],
-            }
-            self._traces = TraceExporter(start.otlp_traces_endpoint, who, time.monotonic)
+        self._traces = _trace_exporter(start)
         self._tls = None if start.tls is None else TlsContext(start.tls)
         self._http = self._make_http()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -284,6 +277,18 @@ def _pixel_pool(start: ServerStart) -> PixelPool[Frames]:
         owner=start.index,
         num_owners=start.num_servers,
     )
+
+
+def _trace_exporter(start: ServerStart) -> TraceExporter | None:
+    """What sends spans of requests to a collector, if there is one."""
+    if start.otlp_traces_endpoint is None:
+        return None
+    who = {
+        "service.name": "glimt",
+        "service.version": __version__,
+        "gen_ai.request.model": start.served_model_names[0],
+    }
+    return TraceExporter(start.otlp_traces_endpoint, who, time.monotonic)
 
 
 def _limits(start: ServerStart, media_memory_bytes: int) -> dict[str, float]:
