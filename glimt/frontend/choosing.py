@@ -9,7 +9,9 @@ from glimt.frontend.prompt import Prompt
 from glimt.frontend.routing import Footprint
 
 
-def wanted(engines: Mapping[int, EngineView], copies: Collection[int], index: int) -> EngineView:
+def engine_of_copy(
+    engines: Mapping[int, EngineView], copies: Collection[int], index: int
+) -> EngineView:
     """The engine of the copy that a client asks for, out of `copies`. Raises InvalidRequest for a
     copy that this server has not, EngineDied for one that takes no requests now.
     """

@@ -15,7 +15,7 @@ import msgspec
 from glimt.board import Board
 from glimt.errors import EngineDied, GlimtError, NumericalError, Overloaded
 from glimt.frontend.admission import NONE_READY, Admission
-from glimt.frontend.choosing import choose, wanted
+from glimt.frontend.choosing import choose, engine_of_copy
 from glimt.frontend.engine_view import EngineView, OpenSubmit, Send
 from glimt.frontend.generation import Generation
 from glimt.frontend.open_orders import OpenOrders
@@ -276,7 +276,7 @@ class EngineClient:
         try:
             self._admission.check(self._engines.values(), n, prompt.num_tokens)
             copies = self._engines if self._copies is None else self._copies
-            wish = None if copy is None else wanted(self._engines, copies, copy)
+            wish = None if copy is None else engine_of_copy(self._engines, copies, copy)
         except GlimtError:
             generation.answered(n)
             raise
@@ -288,18 +288,7 @@ class EngineClient:
             wish,
             weighs_caches=self._weighs_caches,
         )
-        first = Submit(
-            request_id=0,
-            server=self._server,
-            token_ids=_int32(prompt.token_ids),
-            positions=None if prompt.positions is None else _int32(prompt.positions),
-            rope_delta=prompt.rope_delta,
-            images=prompt.images,
-            sampling=sampling,
-            priority=priority,
-            cache_salt=cache_salt,
-            arrival_s=self._clock(),
-        )
+        first = self._submit(prompt, sampling, priority, cache_salt)
         for choice in range(n):
             self._last_id += 1
             submit = msgspec.structs.replace(
@@ -314,6 +303,23 @@ class EngineClient:
             request = OpenSubmit(engine, generation, choice, prompt.num_tokens, work, expected)
             self._opened(submit.request_id, request)
         return generation
+
+    def _submit(
+        self, prompt: Prompt, sampling: SamplingParams, priority: int, cache_salt: bytes
+    ) -> Submit:
+        """What the Submits of all choices have in common, without a request_id."""
+        return Submit(
+            request_id=0,
+            server=self._server,
+            token_ids=_int32(prompt.token_ids),
+            positions=None if prompt.positions is None else _int32(prompt.positions),
+            rope_delta=prompt.rope_delta,
+            images=prompt.images,
+            sampling=sampling,
+            priority=priority,
+            cache_salt=cache_salt,
+            arrival_s=self._clock(),
+        )
 
     def _opened(self, request_id: int, request: OpenSubmit) -> None:
         engine = request.engine
