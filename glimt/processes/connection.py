@@ -25,7 +25,7 @@ HEAD_TIMEOUT_S = 10.0  # from a request's first byte to its body
 # Longer than what clients and balancers keep idle connections for, or they race with our close.
 KEEP_ALIVE_S = 75
 MAX_HEAD_BYTES = 128 * 2**10  # what the parser may hold; the application allows less
-LINGER_S = 30.0  # for a refused client to finish its sentence and read the answer
+LINGER_S = 30.0  # for a client that has its answer to finish its sentence
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 FIRST_INTERIM_S = 0.1  # what is answered sooner needs none; the pauses then double
 MAX_INTERIM_S = 5.0
@@ -109,10 +109,14 @@ class Connection(HttpToolsProtocol):
         if not self._is_upgrading:
             self._is_in_message = False
             super().on_message_complete()
+            if self._unanswered is None:  # it was answered before all of it was there
+                self._set_deadline(KEEP_ALIVE_S)
 
     def on_response_complete(self) -> None:
         """The end of an answer."""
         super().on_response_complete()
+        if self._unanswered is None and self._is_in_message and not self._is_in_head:
+            self._set_deadline(LINGER_S)  # for a body that nobody reads
         if self._ended_s is not None and self._unanswered is None:
             self.transport.close()
 
@@ -219,7 +223,7 @@ class Connection(HttpToolsProtocol):
         self._deadline = None
         if self.cycle is not None and not self.cycle.response_complete:
             self._set_deadline(HEAD_TIMEOUT_S)  # the next request's head waits for this answer
-        elif self._is_lingering or not self._is_in_message:
+        elif self._is_lingering or not (self._is_in_head and self._is_in_message):
             self.transport.close()
         else:
             self._refuse(HttpError("head_timeout", "the headers arrived too slowly"))
