@@ -172,12 +172,14 @@ def _tools(tools: list[MessagesTool] | None, paths: Paths) -> list[Tool]:
     made = []
     for index, tool in enumerate(tools or ()):
         path = f"tools[{index}]"
-        if tool.type not in (None, "custom") or tool.input_schema is None:
+        if tool.type not in (None, "custom"):
             raise Unsupported(
-                f"{path} is not a function of the client's: only type custom, with an "
-                "input_schema, is supported",
+                f"{path} is not a function of the client's: only type custom is supported",
                 param=f"{path}.type",
             )
+        if tool.input_schema is None:
+            param = f"{path}.input_schema"
+            raise InvalidRequest(f"{param} is missing", param=param)
         paths.origins[f"{path}.function"] = path
         paths.origins[f"{path}.function.parameters"] = f"{path}.input_schema"
         made.append(Tool.of(tool.name, tool.description, tool.input_schema, tool.strict))

@@ -109,11 +109,15 @@ def _nothing_here(path: str, routes: RouteTable) -> str:
     for meant in (f"/v1{rest}", rest):
         if routes.find(meant) is not None:
             return f"there is nothing at this address; {meant} is what was meant?"
+    if rest.startswith(_KEPT):
+        return "this server keeps nothing of a request, and no files; GET / lists all it has"
     if rest in _OTHER_MODELS:
         return f"this server has no {rest[1:]}: its model answers conversations; GET / lists all"
     return "there is nothing at this address; GET / lists all"
 
 
+# Where OpenAI's and Anthropic's servers keep something.
+_KEPT = ("/responses/", "/files", "/batches", "/conversations", "/messages/batches")
 # What OpenAI's clients ask of models that make something other than text.
 _OTHER_MODELS = frozenset(
     {

@@ -28,7 +28,7 @@ _LONG_BYTES = 4096  # no key of ours is as long
 # Characters that JSON strings never hold stand in for the two escapes that hide a quote.
 _BACKSLASH, _QUOTE = b"\x00\x01", b"\x00\x02"
 _PATH = re.compile(r"^(?P<text>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
-
+_MALFORMED = re.compile(r"JSON is malformed: (?P<what>.+) \(byte (?P<byte>[0-9]+)\)")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
@@ -44,10 +44,21 @@ def decode_body(
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
         raise named(error, known) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # The texts of these speak of bytes and buffers; lone surrogates end here as well.
-        raise InvalidRequest("the body is not valid JSON in UTF-8", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_json(body, error) from None
     return decoded, known.ignored_in(msgspec.json.decode(outline))
+
+
+def _not_json(body: bytes, error: Exception) -> InvalidRequest:
+    """What of the decoder's words a client understands; lone surrogates are `truncated` to it."""
+    if not body.strip():
+        return InvalidRequest("the body is empty; send JSON", code="invalid_json")
+    text = "the body is not valid JSON in UTF-8"
+    if (match := _MALFORMED.fullmatch(str(error))) is not None:
+        text += f": {match['what']} near byte {match['byte']}"
+    elif str(error).endswith("was truncated"):
+        text += ": it ends too early, or holds half a surrogate pair"
+    return InvalidRequest(text, code="invalid_json")
 
 
 def named(error: msgspec.ValidationError, known: KnownFields | None = None) -> InvalidRequest:
@@ -60,7 +71,7 @@ def named(error: msgspec.ValidationError, known: KnownFields | None = None) -> I
         path = f"{path}.{missing[1]}" if path else missing[1]
     if known is not None and path and text.startswith(("Invalid enum value", "Invalid value")):
         text += _choices(known.choices(path))
-    return InvalidRequest(f"{path}: {text}" if path else text, param=path)
+    return InvalidRequest(f"{path or 'the body'}: {text}", param=path)
 
 
 def _choices(values: tuple[Any, ...]) -> str:

@@ -102,7 +102,7 @@ def _shape_of(kind: inspect.Type) -> _Shape:
     """A union has at most one kind of list, one of mapping, and structs told apart by a tag."""
     if isinstance(kind, inspect.Metadata):
         if not (kind.extra or {}).get("has_effect", True):
-            return _Shape(has_effect=False)
+            return _Shape(has_effect=False, choices=_shape_of(kind.type).choices)
         return _shape_of(kind.type)
     if isinstance(kind, inspect.StructType):
         shape = _Shape({each.encode_name: _shape_of(each.type) for each in kind.fields})

@@ -91,7 +91,11 @@ class MediaFetcher:
         if scheme in ("http", "https"):
             async with self._places:
                 return await self._from_web(source)
-        raise MediaBlocked("only http, https, data and file URLs are read", param=source.param)
+        raise MediaBlocked(
+            "only http, https, data and file URLs are read; base64 is written behind "
+            "data:image/png;base64, and a path behind file://",
+            param=source.param,
+        )
 
     async def close(self) -> None:
         """Close connections; fetches that still run fail."""

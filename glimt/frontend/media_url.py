@@ -60,7 +60,11 @@ def parse_web_address(url: str, param: str | None = None) -> WebAddress:
     """Take an http(s) address apart. Raises MediaBlocked."""
     match = _HTTP.fullmatch(url) if len(url) <= MAX_URL_CHARS else None
     if match is None:
-        raise MediaBlocked("the address is not a plain http or https URL", param=param)
+        raise MediaBlocked(
+            "the address is not a plain http or https URL: ASCII characters, no user name, "
+            f"{MAX_URL_CHARS:,} characters at most",
+            param=param,
+        )
     scheme = match["scheme"].lower()
     port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[scheme]
     target = (match["path"] or "/") + (match["query"] or "")

@@ -1,5 +1,6 @@
 """One medium from its encoded bytes to patches: a pure function, in a worker as well as offline."""
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from glimt.media.video import Video
 from glimt.wire import ImageSettings, MediaFrame, MediaJob
 
 FRAMES_PER_STEP = 2
+_WHITE_SPACE = re.compile(rb"[ \t\r\n]")
+_ALPHABET = re.compile(rb"[A-Za-z0-9+/_-]*=*")
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,22 @@ def _encoded_bytes(job: MediaJob, payload: bytes | memoryview) -> memoryview:
         try:
             payload = pybase64.b64decode(payload, validate=True)
         except ValueError:
-            raise BadMedia(
-                "not base64: the standard alphabet with padding and without white space is needed"
-            ) from None
+            raise BadMedia(f"not base64: {_why_no_base64(bytes(payload))}") from None
     if len(payload) == 0:
         raise BadMedia(f"the {job.kind} is empty")
     return memoryview(payload)
+
+
+def _why_no_base64(text: bytes) -> str:
+    if text.startswith(b"data:"):
+        return "it begins with a data: of its own; only what is behind the comma belongs here"
+    if _WHITE_SPACE.search(text):
+        return "it holds white space; write it in one line (base64 -w0)"
+    if b"%" in text:
+        return "it is percent-encoded; write + / = as they are"
+    if _ALPHABET.fullmatch(text):
+        return "its length is no multiple of 4: it was cut, or lacks its padding (=)"
+    return "it holds other characters than A-Z a-z 0-9 + / and = at the end"
 
 
 def _prepare_image(job: MediaJob, data: memoryview) -> Prepared:
