@@ -89,6 +89,7 @@ def report(
     """
     from glimt.bench import outputs, settings
     from glimt.bench.events import read_log
+    from glimt.bench.report.series import varied_by
 
     options = Options(figures=figures, output=output)
     settings.check_report(options, raw)
@@ -99,7 +100,9 @@ def report(
     runs = outputs.evaluate(read_log(Path(raw)), settings.question(options))
     for run in runs:
         outputs.show(options, run, _say, print)
-    outputs.write(options, runs, _say, print, before=earlier)
+    outputs.write(
+        options, runs, _say, print, varied=varied_by([run.log for run in runs]), before=earlier
+    )
     return 0
 
 

@@ -21,7 +21,7 @@ from glimt.bench.figures.summary import Summary, summarise
 from glimt.bench.options import DataOptions, LoadOptions, SamplingOptions
 from glimt.bench.report.comparison import comparison_page, comparison_tables
 from glimt.bench.report.html import report, write_text
-from glimt.bench.report.series import text_table
+from glimt.bench.report.series import text_table, varied_by
 from glimt.errors import BadSettings
 
 Say = Callable[[str], None]
@@ -80,7 +80,15 @@ def load(path: Path) -> list[EventLog]:
 def compare(
     before: Sequence[EventLog], after: Sequence[EventLog], question: Question
 ) -> Comparison:
-    """What changed, in all and request by request, and whether either client was too busy."""
+    """What changed, in all and request by request, and whether either client was too busy.
+
+    Raises BadSettings if a side has runs of several loads.
+    """
+    for side, logs in (("before", before), ("after", after)):
+        if (varied := varied_by(logs)) is not None:
+            raise BadSettings(
+                f"the runs {side} are a sweep: they differ in their {varied}; compare one load"
+            )
     ours = [summarise(log, question) for log in before]
     theirs = [summarise(log, question) for log in after]
     is_paired = len(ours) == len(theirs)

@@ -92,7 +92,7 @@ def write(
     if varied is not None and pairs:
         tell(text_table(sweep_table(pairs, varied)) + "\n")
         objectives = settings.question(options).objectives
-        is_search = options.search.find_max_rate
+        is_search = bool(runs[0].log.start.settings.get("find_max_rate"))
         said = verdicts(pairs, varied, objectives, is_search=is_search)
         if not is_search:  # which ends with a sentence of its own
             for _, text in said:

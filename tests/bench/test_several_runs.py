@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from glimt.bench import cli
 from glimt.bench.compare import compare, load
-from glimt.bench.events import HealthEvent, PowerEvent
+from glimt.bench.events import HealthEvent, PowerEvent, read_log
 from glimt.bench.figures.energy import energy
 from glimt.bench.figures.loads import keeps
 from glimt.bench.figures.objectives import parse_objectives
@@ -34,6 +35,7 @@ from glimt.bench.report.series import (
     sweep_page,
     sweep_table,
     text_table,
+    varied_by,
     verdicts,
 )
 from glimt.bench.search import Sweep, highest
@@ -169,10 +171,12 @@ def test_a_sweep_says_which_loads_do_and_where_its_knee_is() -> None:
     assert verdicts(runs, "rate", OBJECTIVES, is_search=True) == [best]
     assert verdicts(runs[:2], "rate", ()) == []
     (none,) = verdicts(runs[2:], "rate", OBJECTIVES)
-    assert none == ["bad", "not even 30 requests per second keep every objective"]
+    assert none == ["bad", "not even 30 requests per second keeps every objective"]
     page = sweep_page(runs, "rate", [best])
     assert page["pills"] == [best]
-    assert {point[2] for point in page["charts"][-1]["series"][0]["points"]} == {"10", "20", "30"}
+    each, best = page["charts"][-1]["series"]
+    assert {point[2] for point in each["points"]} == {"10", "20", "30"}
+    assert best["points"] == [max(point[:2] for point in each["points"])]  # all have one TPOT
 
 
 def test_markdown_begins_with_what_several_runs_say_together() -> None:
@@ -289,13 +293,24 @@ def test_a_run_says_what_it_changed(options: Options, tmp_path: Path) -> None:
         run_all(missing, lambda _: None, told.append)
 
 
-def test_a_sweep_and_a_search_run_through(options: Options, tmp_path: Path) -> None:
+def test_a_sweep_and_a_search_run_through(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told: list[str] = []
+    raw = str(tmp_path / "r.jsonl")
+    options = replace(options, output=replace(options.output, raw=raw))
     swept = replace(options, search=SearchOptions(sweep=["concurrency=1,4"]))
     swept = replace(swept, load=replace(swept.load, repeats=2))
     assert run_all(swept, lambda _: None, told.append) == 0
     assert sum("Serving Benchmark Result" in text for text in told) == 4
     assert told[-1].startswith("Sweep")
+    assert cli.report(raw) == 0
+    assert told[-1] in capsys.readouterr().out
+    logs = read_log(Path(raw))
+    assert varied_by(logs) == "concurrency"
+    assert varied_by(logs[:2]) is None
+    with pytest.raises(BadSettings, match="runs after are a sweep: they differ in their conc"):
+        compare(logs[:2], logs, Question())
     assert (tmp_path / "r.html").stat().st_size < 1_000_000
     search = SearchOptions(find_max_rate=True, search_low=200, search_high=400)
     easy = replace(options.figures, goodput=["e2el:60000"])

@@ -26,6 +26,13 @@ _SWEPT = (
 )
 
 
+def varied_by(logs: Sequence[EventLog]) -> str | None:
+    """rate or concurrency, if the runs are those of a sweep and differ in it; None: repeats."""
+    if len({log.start.request_rate for log in logs}) > 1:
+        return "rate"
+    return "concurrency" if len({log.start.max_concurrency for log in logs}) > 1 else None
+
+
 def load_of(log: EventLog, varied: str) -> float:
     """The value of what a sweep varied: rate or concurrency."""
     value = log.start.request_rate if varied == "rate" else log.start.max_concurrency
@@ -48,20 +55,27 @@ def verdicts(
     Kinds are good, warn (the client did not keep up), bad, plain.
     """
     groups = grouped(runs, varied)
-    unit = "requests per second" if varied == "rate" else "requests at once"
     found = []
     if objectives:
         best = highest_kept(groups, objectives)
         if best is None:
-            found.append(["bad", f"not even {min(groups):g} {unit} keep every objective"])
+            found.append(
+                ["bad", f"not even {_load_text(min(groups), varied)} keeps every objective"]
+            )
         else:
             is_trusted = all(each.client.is_trusted for each in groups[best])
-            text = f"up to {best:g} {unit} every objective is kept"
+            text = f"up to {_load_text(best, varied)} every objective is kept"
             found.append(["good" if is_trusted else "warn", text])
     if not is_search and (bend := knee(groups)) is not None:
-        text = f"knee at {bend:g} {unit}: beyond it latency grows faster than throughput"
-        found.append(["plain", text])
+        is_trusted = all(summary.client.is_trusted for _, summary in runs)
+        text = f"knee at {_load_text(bend, varied)}: beyond it latency grows faster than throughput"
+        found.append(["plain" if is_trusted else "warn", text])
     return found
+
+
+def _load_text(load: float, varied: str) -> str:
+    requests = "request" if load == 1 else "requests"
+    return f"{load:g} {requests} {'per second' if varied == 'rate' else 'at once'}"
 
 
 def sweep_page(runs: Sequence[Pair], varied: str, said: Sequence[Sequence[str]] = ()) -> Data:
@@ -98,18 +112,30 @@ def _curve(tables: Mapping[float, list[dict[str, Scalar]]], key: str) -> Data | 
 
 
 def _frontier(tables: Mapping[float, list[dict[str, Scalar]]]) -> Data:
-    """Tokens per second of a user against those of the whole server: what batching trades."""
-    points = []
+    """Tokens per second of a user against those of the whole server: what batching trades.
+
+    The line joins the loads that no other beats in both (Pareto).
+    """
+    points: list[list[Any]] = []
     for load, group in tables.items():
         tpot = confidence([table["mean_tpot_ms"].value for table in group]).mean
         whole = confidence([table["output_throughput"].value for table in group]).mean
         if tpot > 0:
             points.append([1000 / tpot, whole, f"{load:g}"])
+    points.sort()
+    best = [
+        point[:2]
+        for k, point in enumerate(points)
+        if all(point[1] > after[1] for after in points[k + 1 :])
+    ]
     return {
         "title": "Server against user",
         "says": "Output tokens per second of the server, by those that one user sees, at each load",
         "x": "tokens per second of one user",
-        "series": [{"name": "server tok/s", "points": sorted(points)}],
+        "series": [
+            {"name": "server tok/s", "points": points, "is_bare": True},
+            {"name": "not beaten in both", "points": best},
+        ],
     }
 
 

@@ -130,8 +130,8 @@ function lines(box, spec, series) {
       node("path", { d: `${drawn}L${last} ${plot.bottom}L${first} ${plot.bottom}Z`, fill: colour,
         "fill-opacity": .12 }, plot.svg);
     }
-    node("path", { d: drawn, fill: "none", stroke: colour, "stroke-width": 2, "stroke-linejoin": "round" },
-      plot.svg);
+    if (!one.is_bare) node("path", { d: drawn, fill: "none", stroke: colour, "stroke-width": 2,
+      "stroke-linejoin": "round" }, plot.svg);
     if (one.dots) for (const [a, b] of one.points)
       node("circle", { cx: plot.x(a), cy: plot.y(b), r: 4, fill: colour, stroke: "var(--surface)",
         "stroke-width": 2 }, plot.svg);
