@@ -27,7 +27,7 @@ from glimt.config import (
     ServerSettings,
     Settings,
 )
-from glimt.config_check import refuse_elsewheres, refuse_empty_keys
+from glimt.config_check import drop_service_link, refuse_elsewheres, refuse_empty_keys
 from glimt.errors import BadSettings, StartupError
 from glimt.evaluation.wishes import EvalWishes
 from glimt.planning.wishes import PlanWishes
@@ -293,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if arguments and arguments[0] == "serve":
             refuse_elsewheres(arguments)
             refuse_empty_keys(os.environ)
+            if (note := drop_service_link(os.environ)) is not None:
+                _say(f"glimt: {note}")
         if list(arguments[:2]) == ["bench", "serve"]:
             from glimt.bench.words import settled
 

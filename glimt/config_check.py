@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
 from glimt import copies
 from glimt.config import (
@@ -133,6 +133,20 @@ def refuse_empty_keys(environment: Mapping[str, str]) -> None:
     for name in ("GLIMT_API_KEY", "GLIMT_ADMIN_KEY"):
         if environment.get(name) == "":
             raise BadSettings(f"{name} is set and empty: give it a key, or unset it")
+
+
+def drop_service_link(environment: MutableMapping[str, str]) -> str | None:
+    """Take GLIMT_PORT out where Kubernetes has set it to the address of a service named glimt, and
+    give a note; None where it has not.
+    """
+    port = environment.get("GLIMT_PORT", "")
+    if not port.startswith(("tcp://", "udp://")):
+        return None
+    del environment["GLIMT_PORT"]
+    return (
+        f"GLIMT_PORT={port} comes from a Kubernetes service named glimt, and is not taken for "
+        "--port; enableServiceLinks: false in the pod keeps it away"
+    )
 
 
 def check(settings: Settings) -> list[str]:

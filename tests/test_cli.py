@@ -128,6 +128,16 @@ def test_a_fraction_is_refused_where_a_whole_number_belongs_wherever_it_stands(
         settings_of(["-dp", "2.5"])
 
 
+def test_the_address_of_a_kubernetes_service_is_no_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GLIMT_PORT", "tcp://10.96.0.7:8000")
+    assert run("serve", "-tp", "0") == 2
+    note, *_, problem = capsys.readouterr().err.strip().splitlines()
+    assert "GLIMT_PORT=tcp://10.96.0.7:8000 comes from a Kubernetes service" in note
+    assert problem.strip() == "- --tensor-parallel-size 0: must be at least 1"
+
+
 def test_no_flag_of_our_own_is_refused_as_somebody_elses() -> None:
     groups = (ModelSettings, CacheSettings, MediaSettings, ParallelSettings, ServerSettings)
     for group in groups:

@@ -136,7 +136,7 @@ def test_manifests_fit_the_schemas_of_kubernetes(file: Path) -> None:
     version = kubernetes_validate.latest_version()
     num_checked = 0
     for document in documents(file):
-        if document["apiVersion"].partition("/")[0] in ("v1", "apps"):
+        if document["apiVersion"].partition("/")[0] in ("v1", "apps", "networking.k8s.io"):
             kubernetes_validate.validate(document, version, strict=True)
             num_checked += 1
         for path, pod in pods(document):
@@ -172,6 +172,43 @@ def test_services_reach_the_pod_that_answers(file: Path) -> None:
         volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
         for container in pod["spec"]["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=name)
+def test_no_service_has_the_name_of_one_that_a_controller_makes(file: Path) -> None:
+    """A LeaderWorkerSet's pods find each other by a headless one of its name, made if there is
+    none; KubeRay's are named after the cluster.
+    """
+    made = {"LeaderWorkerSet": ("",), "RayService": ("-head-svc", "-serve-svc")}
+    taken = {
+        document["metadata"]["name"] + ending
+        for document in documents(file)
+        for ending in made.get(document["kind"], ())
+    }
+    services = {d["metadata"]["name"] for d in documents(file) if d["kind"] == "Service"}
+    assert not services & taken
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=name)
+def test_no_services_address_comes_into_a_pod_as_a_flag(file: Path) -> None:
+    """GLIMT_PORT=tcp://… of a service named glimt would be --port."""
+    for document in documents(file):
+        for _, pod in pods(document):
+            assert pod["spec"]["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("where", ["leader-worker-set", "replicas"])
+def test_the_pods_of_a_set_reach_each_other_and_others_reach_http_only(where: str) -> None:
+    found = documents(DEPLOY / f"kubernetes/{where}.yaml")
+    (policy,) = [d["spec"] for d in found if d["kind"] == "NetworkPolicy"]
+    (service,) = [d["spec"] for d in found if d["kind"] == "Service"]
+    labels = policy["podSelector"]["matchLabels"].items()
+    templates = [pod for document in found for _, pod in pods(document)]
+    assert len(templates) == 2
+    assert all(labels <= pod["metadata"]["labels"].items() for pod in templates)
+    among, everybody = policy["ingress"]
+    assert among == {"from": [{"podSelector": policy["podSelector"]}]}
+    assert everybody == {"ports": [{"port": service["ports"][0]["targetPort"]}]}
 
 
 @pytest.mark.parametrize("where", COMMANDS)
