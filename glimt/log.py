@@ -67,7 +67,7 @@ def _message(record: logging.LogRecord) -> str:
 
 def _traceback(record: logging.LogRecord) -> list[str]:
     """Lines of the exception, each escaped; a traceback is ours and may take several lines."""
-    if record.exc_info is None or record.exc_info[0] is None:
+    if not record.exc_info or record.exc_info[0] is None:
         return []
     text = logging.Formatter().formatException(record.exc_info)
     return [escaped(line, _MAX_MESSAGE_CHARS) for line in text.split("\n")]
