@@ -56,19 +56,25 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = model_parser(__doc__, batch=4)
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--kv-dtype", choices=("auto", "fp8"), default="auto")
+    return parser.parse_args()
+
+
+def model_parser(description: str | None, batch: int) -> argparse.ArgumentParser:
+    """The arguments of `random_model`, and of how much it is to do."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--architecture", choices=("glm4v", "glm4v_moe"), default="glm4v_moe")
     parser.add_argument("--hidden", type=int, default=256, help="hidden size")
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--vocab", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=4, help="requests at once")
-    parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt")
+    parser.add_argument("--vocab", type=int, default=4096, help="GLM's is 151552")
+    parser.add_argument("--batch", type=int, default=batch, help="requests at once")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
-    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--kv-dtype", choices=("auto", "fp8"), default="auto")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    return parser
 
 
 def prefill(

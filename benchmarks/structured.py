@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cpu_decode import random_model
+from cpu_decode import model_parser, random_model
 
 from glimt.engine.constraint import Constraint
 from glimt.engine.limits import SchedulerLimits
@@ -75,17 +75,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--architecture", choices=("glm4v", "glm4v_moe"), default="glm4v_moe")
-    parser.add_argument("--hidden", type=int, default=256, help="hidden size")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--vocab", type=int, default=4096, help="GLM's is 151552")
-    parser.add_argument("--batch", type=int, default=16, help="requests at once")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
+    parser = model_parser(__doc__, batch=16)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
