@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
@@ -28,6 +29,8 @@ from glimt.processes.node_link import (
 from glimt.processes.preflight import Facts, differences
 from glimt.processes.tasks import Tasks
 
+log = logging.getLogger(__name__)
+
 REJOIN_LIMIT_S = 600.0  # of tries to reach the head, before giving up
 RETRY_S = 1.0
 CONNECT_LIMIT_S = 5.0
@@ -39,7 +42,7 @@ class Runs(Protocol):
     """What such a process is: a gate, an uplink, a member of the muster."""
 
     async def run(self) -> None:
-        """Until its end. Raises StartupError."""
+        """Until its end. Raises StartupError, and LinkLost where the head is lost."""
 
 
 def run_far(
@@ -49,7 +52,8 @@ def run_far(
     make: Callable[[Start, ControlLine[ToChild]], Runs],
 ) -> None:
     """Main of a process that meets other machines: makes what it is, within the loop, and runs it
-    to its end. A StartupError is told to the supervisor, and ends the process with status 2.
+    to its end. A StartupError is told to the supervisor, and ends the process with status 2; the
+    loss of the head with status 1, since another process may find it again.
     """
     end_with_parent()
     start, line = child.begin(kind, description)
@@ -58,8 +62,12 @@ def run_far(
     async def serve() -> None:
         await make(start, line).run()
 
-    with child.refusing(line):
-        uvloop.run(serve())
+    try:
+        with child.refusing(line):
+            uvloop.run(serve())
+    except LinkLost as error:
+        log.warning("the head is lost: %s", error)
+        sys.exit(1)
 
 
 async def let_in_all(

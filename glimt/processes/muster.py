@@ -199,11 +199,7 @@ def _member(start: MusterStart, line: ControlLine[ToChild]) -> "Caller | Answere
 
 def main() -> None:
     """Entry point of `python -m glimt.processes.muster`."""
-    try:
-        run_far(MusterStart, __doc__, "muster", _member)
-    except LinkLost as error:
-        log.warning("the machine that calls the roll is lost: %s", error)
-        sys.exit(1)
+    run_far(MusterStart, __doc__, "muster", _member)
 
 
 if __name__ == "__main__":

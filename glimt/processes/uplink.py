@@ -141,11 +141,7 @@ class Uplink:
 
 def main() -> None:
     """Entry point of `python -m glimt.processes.uplink`."""
-    try:
-        run_far(UplinkStart, __doc__, "uplink", Uplink)
-    except LinkLost as error:
-        log.warning("the head is lost: %s", error)
-        sys.exit(1)
+    run_far(UplinkStart, __doc__, "uplink", Uplink)
 
 
 if __name__ == "__main__":
