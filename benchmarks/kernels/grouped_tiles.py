@@ -3,13 +3,11 @@
     python -m benchmarks.kernels.grouped_tiles [--tokens 1433 8192] [--tiles 0 1 2] [--out FILE]
 
 Everything between the quantised rows of the norm and the experts' weighted sum counts, so that what
-a tile saves elsewhere counts as well. First all tiles for both products, then the best three for
-each product crosswise. Each result is compared with torch's. TFLOP/s are those of real rows. The
-fastest of our own is also told as switches for `ab_steps.py`. Compiling takes 8 seconds a tile.
+a tile saves elsewhere counts as well. Each result is compared with torch's. TFLOP/s are those of
+real rows. Compiling takes 8 seconds a tile.
 """
 
 import argparse
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,36 +19,25 @@ from benchmarks.kernels.cases import Inputs, all_cases
 from benchmarks.kernels.measure import microseconds
 from benchmarks.kernels.shapes import shape_of
 from glimt import kernels
-from glimt.kernels import grouped, triton_grouped
+from glimt.kernels import triton_grouped
 
-BEST = 3  # tiles of a product that are tried with those of the other
+_TAKES = triton_grouped.takes
 
 
 class Way(NamedTuple):
-    """How the products are computed: numbers of `CONFIGS`, or torch's."""
+    """How the products are computed: by one of `CONFIGS`, or by torch."""
 
-    gate_up: int | None = None
-    down: int | None = None
-    is_apart: bool = False
+    tile: int | None = None
 
     def choose(self) -> None:
         """From now on."""
-        grouped.OWN_UP_TO = 0 if self.gate_up is None else 1 << 30
-        grouped.GATE_UP_TILE, grouped.DOWN_TILE = self.gate_up or 0, self.down or 0
-        grouped.APART = self.is_apart
-
-    @property
-    def switches(self) -> str:
-        """Of `benchmarks/switches.py`."""
-        if self.gate_up is None:
-            return f"gates_apart={int(self.is_apart)}"
-        return f"own_grouped=100000,gate_up_tile={self.gate_up},down_tile={self.down}"
+        is_ours = self.tile is not None
+        setattr(triton_grouped, "takes", _TAKES if is_ours else lambda *given: False)  # noqa: B010
+        tile = triton_grouped.CONFIGS[self.tile or 0]
+        setattr(triton_grouped, "tile_for", lambda *shape: tile)  # noqa: B010
 
     def __str__(self) -> str:
-        if self.gate_up is None or self.down is None:
-            return "torch, gates apart" if self.is_apart else "torch"
-        tiles = triton_grouped.CONFIGS
-        return f"own {self.gate_up} {self.down}: {tiles[self.gate_up]} {tiles[self.down]}"
+        return "torch" if self.tile is None else f"{self.tile}: {triton_grouped.CONFIGS[self.tile]}"
 
 
 def run(x: kernels.QuantizedRows, *given: Any) -> torch.Tensor:
@@ -81,21 +68,13 @@ def compare(tokens: int, model: str, inputs: Inputs, tiles: list[int]) -> list[d
         sets.append((kernels.QuantizedRows(x, *kernels.quantize_rows(x)), *others))
     Way().choose()
     expected = run(*sets[0]).float()
-    ways = [Way(), Way(is_apart=True)]
-    lines = [*measured(ways, sets, expected)]
-    same = [Way(number, number) for number in tiles]
-    own = sorted(measured(same, sets, expected), key=lambda line: line["us"])
-    best = [line["way"].gate_up for line in own[:BEST]]
-    crossed = [Way(a, b) for a, b in itertools.product(best, best) if a != b]
-    lines += [*own, *measured(crossed, sets, expected)]
+    lines = [*measured([Way(), *(Way(number) for number in tiles)], sets, expected)]
     lines.sort(key=lambda line: line["us"])
     print(f"{tokens} tokens, {case.what}:", flush=True)
     for line in lines:
         told = line.get("failed") or f"{case.flops / line['us'] / 1e6:7.1f} TFLOP/s"
         print(f"  {line['us']:9.1f} us {told[:150]}  {line['way']}", end="")
         print(f"  differs by {line['error']:.1e}" if "error" in line else "", flush=True)
-    ours = next(line["way"] for line in lines if line["way"].gate_up is not None)
-    print(f"switches: {ours.switches}", flush=True)
     return [line | {"way": str(line["way"]), "tokens": tokens} for line in lines]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glimt.kernels import triton_grouped, triton_rows
+from glimt.kernels import triton_grouped
 from glimt.kernels.reference import quantize_rows, silu_mul_quantize
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.triton_grouped import GroupedTile
@@ -31,17 +31,17 @@ def expected_outputs(q: Tensor, scale: Tensor, counts: list[int], routed: Fp8Mlp
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("tiles", [(SMALL, SMALL), (LOOPING, SMALL), (SMALL, LOOPING)])
+@pytest.mark.parametrize("tile", [SMALL, LOOPING])
 @pytest.mark.parametrize("counts", [RAGGED, [0, 0, 5]])
 def test_rows_get_their_experts_outputs(
-    counts: list[int], tiles: tuple[GroupedTile, GroupedTile], monkeypatch: pytest.MonkeyPatch
+    counts: list[int], tile: GroupedTile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_grouped, "_PROCESSORS", 3)  # so that programs have several tiles
     routed = mlps(len(counts), 48, 80)
     q, scale = quantize_rows(randn(sum(counts) + 3, 80, seed=4))  # three rows of experts elsewhere
     ends = torch.tensor(counts).cumsum(0).int()
     assert triton_grouped.takes(q, scale[:, 0].contiguous(), ends, routed)
-    got = triton_grouped.outputs(q, scale[:, 0].contiguous(), ends, routed, *tiles)
+    got = triton_grouped.outputs(q, scale[:, 0].contiguous(), ends, routed, tile)
     expected = expected_outputs(q[: sum(counts)], scale[: sum(counts), 0], counts, routed)
     assert got.dtype == torch.bfloat16
     # A last bit of an inner row may move one of its e4m3 values by a step.
@@ -62,9 +62,6 @@ def test_tiles_cover_each_experts_rows_once(counts: list[int]) -> None:
     assert found == [(expert, row) for row, expert in enumerate(expert_of_row)]
 
 
-def test_halves_that_lie_apart_are_activated_as_those_side_by_side() -> None:
-    gate, up = randn(5, 96, seed=1), randn(5, 96, seed=2)
-    rows = triton_rows.silu_mul_apart(gate, up)
-    expected = silu_mul_quantize(torch.cat([gate, up], dim=1))
-    assert torch.equal(rows.scale_T1, expected.scale_T1)
-    assert (rows.q_TI.float() != expected.q_TI.float()).float().mean() < 0.02
+def test_the_tile_follows_from_the_average_of_rows() -> None:
+    assert triton_grouped.tile_for(64 * 128, 128).block_m == 64
+    assert triton_grouped.tile_for(64 * 128 + 1, 128).block_m == 128
