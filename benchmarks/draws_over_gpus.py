@@ -5,8 +5,8 @@
     python benchmarks/draws_over_gpus.py --device cpu --rows 1 --rounds 1       whether it runs
 
 GLM-4.5V's vocabulary, random logits. Each draw is a CUDA graph, as in decode steps; microseconds.
-Split draws exchange candidates; those by top_p alone look for their cut together, which GPUs do in
-earnest from as many rows on as `CUT_TOGETHER_FROM` of glimt/kernels/draws.py says (here always).
+Split draws exchange candidates; those by top_p alone look for their cut together. In earnest GPUs
+do so from as many rows on as `SPLIT_FROM` and `CUT_TOGETHER_FROM` of glimt/kernels/draws.py say.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def measure(share: Tensor, inputs: DrawInputs, mesh: Mesh, seat: Seat, rounds: i
 
 def measure_all(seat: Seat, options: argparse.Namespace) -> None:
     """This rank's part; every rank measures the same."""
-    draws.CUT_TOGETHER_FROM = 1
+    draws.SPLIT_FROM = draws.CUT_TOGETHER_FROM = 1
     groups = join(seat.meeting(), seat.rank, seat.size, seat.device, only_nccl=True)
     mesh = Mesh(seat.size, seat.rank, tp_group=groups.device)
     for num_rows in options.rows:

@@ -13,11 +13,12 @@ from glimt.kernels.twins import runs_on, triton_cut, triton_noise, triton_top
 # is right and faster (`--switch few_by_kernel=1` of the benchmarks).
 FEW_BY_KERNEL = False
 
-# From how many rows on GPUs that have shares of the scores look for a cut by top_p together,
-# instead of gathering all scores on each; None = never. CPUs always do. On two H200s it was slower
-# with 8 rows (0.44 for 0.26 ms) and faster with 64 (0.89 for 1.08):
-# `python benchmarks/draws_over_gpus.py`.
-CUT_TOGETHER_FROM: int | None = 64
+# From how many rows on GPUs draw from shares of the scores, instead of gathering all on each, and
+# look for a cut by top_p together. Measured on two H200s (`python benchmarks/draws_over_gpus.py`):
+# of one row greedy draws take 53 µs gathered and 77 split, of 64 rows 138 and 84; with top_p 258 and
+# 441 of 8 rows, 1075 and 888 of 64. On CPUs they always do.
+SPLIT_FROM = 16
+CUT_TOGETHER_FROM = 64
 
 
 def add_noise_(
@@ -40,11 +41,14 @@ def least_kept(scores_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor, num_candidat
     return least_N
 
 
+def splits(device: torch.device, num_rows: int) -> bool:
+    """Whether ranks that have shares of so many rows of scores leave them where they are."""
+    return device.type != "cuda" or num_rows >= SPLIT_FROM
+
+
 def cuts_together(device: torch.device, num_rows: int) -> bool:
-    """Whether ranks that have shares of so many rows of scores look for a cut together."""
-    if device.type != "cuda":
-        return True
-    return CUT_TOGETHER_FROM is not None and num_rows >= CUT_TOGETHER_FROM
+    """Whether such ranks also look for a cut by top_p together."""
+    return device.type != "cuda" or num_rows >= CUT_TOGETHER_FROM
 
 
 def least_kept_of_shares(

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import sampling
-from glimt.kernels.draws import add_noise_, cuts_together, least_kept, least_kept_of_shares
+from glimt.kernels.draws import (
+    add_noise_,
+    cuts_together,
+    least_kept,
+    least_kept_of_shares,
+    splits,
+)
 from glimt.parallel.mesh import Mesh
 from glimt.runner.sampler import DrawInputs, DrawOutputs, draw, status_of
 
@@ -49,14 +55,13 @@ def draw_over_ranks(
 
 
 def can_split(inputs: DrawInputs) -> bool:
-    """Whether no rank needs all logits for this draw: the same on all ranks, masked rows or not."""
+    """Whether no rank takes all logits for this draw: the same on all ranks, masked rows or not."""
     if inputs.may_have_masks or inputs.logprob_rows:
         return False
     if not inputs.tensors.keys() <= _FEATURES:
         return False
-    if inputs.num_candidates <= MAX_CANDIDATES:
-        return True
-    return cuts_together(inputs.tensors["top_p_N"].device, inputs.count)
+    decides = splits if inputs.num_candidates <= MAX_CANDIDATES else cuts_together
+    return decides(inputs.tensors["row_N"].device, inputs.count)
 
 
 def _draw_split(logits_NU: Tensor, inputs: DrawInputs, mesh: Mesh) -> DrawOutputs:

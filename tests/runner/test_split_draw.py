@@ -137,13 +137,11 @@ def test_each_wish_alone_is_cut_together(fields: dict[str, Any]) -> None:
     compare(2, logits_of(20), [inputs])
 
 
-def test_gpus_cut_together_only_where_that_was_found_to_be_faster(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_gpus_split_draws_only_where_that_was_found_to_be_faster() -> None:
     gpu = torch.device("cuda")
-    assert [draws.cuts_together(gpu, rows) for rows in (8, 64)] == [False, True]
-    monkeypatch.setattr(draws, "CUT_TOGETHER_FROM", 16)
-    assert [draws.cuts_together(gpu, rows) for rows in (15, 16)] == [False, True]
+    assert [draws.splits(gpu, rows) for rows in (1, 8, 64)] == [False, False, True]
+    assert [draws.cuts_together(gpu, rows) for rows in (1, 8, 64)] == [False, False, True]
+    assert draws.splits(CPU, 1)
     assert draws.cuts_together(CPU, 1)
 
 

@@ -185,6 +185,7 @@ def replays(ours: Rank) -> None:
 
 def draws(ours: Rank) -> None:
     """Many rows of all wishes, few of each."""
+    draw_kernels.SPLIT_FROM = 1
     for num_rows in (1, 5, 64, 200):
         ours.compare_draws(num_rows, WISHES)
     draw_kernels.CUT_TOGETHER_FROM = 1
