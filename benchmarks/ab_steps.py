@@ -1,7 +1,8 @@
 """Decode steps of a model with random weights, with different switches of the code in turn.
 
-    python benchmarks/ab_steps.py "" pdl=1 pdl=1,ahead_bytes=512 decode_at_once=1 --requests 1 8
-    python benchmarks/ab_steps.py "" pdl=1 --requests 1 --kernels     what ran on the GPU, as well
+    python benchmarks/ab_steps.py "" defer_sums=0 --requests 1 8
+    python benchmarks/ab_steps.py "" prompt_graphs=1 --prompts --requests 1
+    python benchmarks/ab_steps.py "" defer_sums=0 --requests 1 --kernels   what ran, as well
 
 The weights are made once, then for each set of switches (`switches.py`; "" is the code as it is)
 an executor. Round after round, so that what changes with time does not look like a difference.

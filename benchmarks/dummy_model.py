@@ -319,7 +319,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, of_ranks: bool = Tru
     parser.add_argument("--enable-expert-parallel", "-ep", action="store_true")
     parser.add_argument("--disable-custom-all-reduce", action="store_true")
     parser.add_argument("--mm-encoder-tp-mode", choices=["weights", "data"], default="weights")
-    parser.add_argument("--switch", type=switches_of, default={}, help="pdl=1,ahead_bytes=512 …")
+    parser.add_argument(
+        "--switch", type=switches_of, default={}, help="prompt_graphs=1,tower_stream=1 …"
+    )
     parser.add_argument("--profile-start", action="store_true", help="and end after the start")
 
 

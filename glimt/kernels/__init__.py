@@ -19,7 +19,6 @@ imports operations from here and never knows which of the two it gets.
     grouped_experts   weighted sum of a token's experts
     fp8_grouped_experts   the same with FP8 weights
     fp8_moe           the same, plus an FP8 expert that every token has
-    routed_fp8_moe    route, then fp8_moe
     pack_rows         rows, and which experts they go to, as bytes of a message
     unpack_rows       what a message holds
     write_kv          store keys and values of new tokens in their pages
@@ -48,7 +47,7 @@ from glimt.kernels.choice import (
     silu_mul,
     silu_mul_quantize,
 )
-from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts, routed_fp8_moe
+from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
 from glimt.kernels.messages import pack_rows, unpack_rows
 from glimt.kernels.pending import Delta, settled
 from glimt.kernels.reference import MeasuredRows, QuantizedRows, layer_norm, linear, rope_angles
@@ -79,7 +78,6 @@ __all__ = [
     "grouped_experts",
     "fp8_grouped_experts",
     "fp8_moe",
-    "routed_fp8_moe",
     "RowForm",
     "pack_rows",
     "unpack_rows",

@@ -13,12 +13,7 @@ from glimt.kernels import reference, reference_attention
 from glimt.kernels.reference import MeasuredRows
 from glimt.kernels.twins import runs_on, triton_attention, triton_rope, triton_segments
 
-# Whether the attention of decode steps turns heads and writes the cache itself, in one launch. Off
-# until a GPU has shown that it is right (`--switch decode_at_once=1` of the benchmarks).
-DECODES_AT_ONCE = False
-# Whether it then leaves it to the product that follows to quantise, where rows are few.
-MEASURES = False
-_MAX_MEASURED_ROWS = 16  # above, each of its programs would quantise too much
+_MAX_MEASURED_ROWS = 16  # above, each program of the product would quantise too much
 
 
 def rope(x_TNH: Tensor, cos_TJ: Tensor, sin_TJ: Tensor, *, interleaved: bool) -> Tensor:
@@ -93,24 +88,24 @@ def decode_attention(
     """
     turning = (heads_TNH, cos_TJ, sin_TJ, kv_P2GSH, slots_T)
     rows = (page_table_RM, query_starts_R1, context_lens_R)
-    if DECODES_AT_ONCE and _has_twin(heads_TNH):
-        out: Tensor | MeasuredRows = triton_attention.decode_attention(
+    if not _has_twin(heads_TNH):
+        out_TNH = reference_attention.decode_attention(
             *turning,
             *rows,
             interleaved=interleaved,
             max_context_len=max_context_len,
             scale_P2GS=scale_P2GS,
-            measures=measures and MEASURES and len(heads_TNH) <= _MAX_MEASURED_ROWS,
         )
-        return out.flatten(1) if isinstance(out, Tensor) else out
-    return paged_attention(
-        turn_and_write_kv(*turning, scale_P2GS, interleaved=interleaved),
-        kv_P2GSH,
+        return out_TNH.flatten(1)
+    out: Tensor | MeasuredRows = triton_attention.decode_attention(
+        *turning,
         *rows,
-        max_query_len=1,
+        interleaved=interleaved,
         max_context_len=max_context_len,
         scale_P2GS=scale_P2GS,
-    ).flatten(1)
+        measures=measures and len(heads_TNH) <= _MAX_MEASURED_ROWS,
+    )
+    return out.flatten(1) if isinstance(out, Tensor) else out
 
 
 def segment_attention(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, lengths: list[int]) -> Tensor:

@@ -3,7 +3,6 @@
 The twin runs on CUDA tensors of bfloat16 whose rows are dense and aligned, where Triton works.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,12 +70,8 @@ def fp8_linear(
     bias_O: Tensor | None = None,
     *,
     defers: bool = False,
-    soon: Sequence[Tensor] = (),
 ) -> Delta:
-    """See `reference.fp8_linear`. With `defers` the sum may be left to the norm that follows.
-
-    `soon`: weights that are read next, which may be fetched into the cache.
-    """
+    """See `reference.fp8_linear`. With `defers` the sum may be left to the norm that follows."""
     rows: QuantizedRows | MeasuredRows
     if isinstance(x, Tensor):
         rows = QuantizedRows(x, *quantize_rows(x))
@@ -85,7 +80,7 @@ def fp8_linear(
     few = triton_linear is not None and rows.x_TI.shape[0] <= triton_linear.MAX_ROWS
     if few and weight_OI.shape[1] % 16 == 0 and has_twin(*rows, weight_OI, weight_scale_O, bias_O):
         y_TO: Delta = triton_linear.fp8_linear(
-            rows, weight_OI, weight_scale_O, bias_O, defers=defers and DEFERS, soon=soon
+            rows, weight_OI, weight_scale_O, bias_O, defers=defers and DEFERS
         )
         return y_TO
     if isinstance(rows, MeasuredRows):
@@ -140,7 +135,6 @@ def fp8_few_experts(
     shared: Fp8Mlp | None = None,
     *,
     defers: bool = False,
-    soon: Sequence[Tensor] = (),
 ) -> Delta | None:
     """`reference_experts.fp8_moe`, or without a shared expert `fp8_grouped_experts`, of few tokens.
 
@@ -154,7 +148,7 @@ def fp8_few_experts(
     if not dense or routed.down.shape[1] % 16 or routed.down.shape[2] % 16:
         return None
     y_TD: Delta = triton_experts.fp8_experts(
-        rows, weights_TK, experts_TK, routed, shared, defers=defers and DEFERS, soon=soon
+        rows, weights_TK, experts_TK, routed, shared, defers=defers and DEFERS
     )
     return y_TD
 

@@ -14,9 +14,9 @@ from glimt.kernels.twins import runs_on, triton_cut, triton_noise, triton_top
 FEW_BY_KERNEL = False
 
 # From how many rows on GPUs draw from shares of the scores, instead of gathering all on each, and
-# look for a cut by top_p together. Measured on two H200s (`python benchmarks/draws_over_gpus.py`):
-# of one row greedy draws take 53 µs gathered and 77 split, of 64 rows 138 and 84; with top_p 258 and
-# 441 of 8 rows, 1075 and 888 of 64. On CPUs they always do.
+# look for a cut by top_p together. On two H200s (`python benchmarks/draws_over_gpus.py`) greedy
+# draws take 53 µs gathered and 77 split with 1 row, 138 and 84 with 64; by top_p 258 and 441 with
+# 8, 1075 and 888 with 64. On CPUs they always do.
 SPLIT_FROM = 16
 CUT_TOGETHER_FROM = 64
 

@@ -3,8 +3,6 @@
 Twins of `reference_experts.py`. Rows are sorted by expert; `ends_E` are the cumulative counts.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -16,14 +14,9 @@ from glimt.kernels.choice import (
     silu_mul,
     silu_mul_quantize,
 )
-from glimt.kernels.pending import Delta, ExpertRows, settled
+from glimt.kernels.pending import Delta, settled
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
-from glimt.kernels.twins import has_twin, triton_experts, triton_mixture
-
-# Whether few tokens' experts are chosen and computed in one launch after the router's scores. Off
-# until a GPU has shown that it is right (`--switch moe_at_once=1` of the benchmarks).
-AT_ONCE = False
 
 
 def grouped_experts(
@@ -79,14 +72,10 @@ def fp8_moe(
     shared: Fp8Mlp,
     *,
     defers: bool = False,
-    soon: Sequence[Tensor] = (),
 ) -> Delta:
-    """See `reference_experts.fp8_moe`. With `defers` the sum may be left to a norm.
-
-    `soon`: weights that are read next, which may be fetched into the cache.
-    """
+    """See `reference_experts.fp8_moe`. With `defers` the sum may be left to a norm."""
     rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
-    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed, shared, defers=defers, soon=soon)
+    few_TD = fp8_few_experts(rows, weights_TK, experts_TK, routed, shared, defers=defers)
     if few_TD is not None:
         return few_TD
     gate_up_TF = settled(fp8_linear(rows, shared.gate_up, shared.gate_up_scale))
@@ -149,58 +138,3 @@ def combine(y_MD: Tensor, weights_TK: Tensor, row_P: Tensor, ends_E: Tensor) -> 
     is_ours_P1 = (row_P < ends_E[-1])[:, None]  # the GEMMs leave the rows after the last end unset
     y32_PD = torch.where(is_ours_P1, y_MD[row_P].float() * weights_TK.view(-1, 1), 0.0)
     return y32_PD.view(*weights_TK.shape, -1).sum(1).to(y_MD.dtype)
-
-
-def routed_fp8_moe(
-    x: Tensor | QuantizedRows,
-    router_ED: Tensor,
-    bias_E: Tensor,
-    routed: Fp8Mlp,
-    shared: Fp8Mlp,
-    *,
-    num_experts_per_token: int,
-    num_groups: int,
-    num_groups_per_token: int,
-    norm_topk_prob: bool,
-    scale: float,
-    defers: bool = False,
-    soon: Sequence[Tensor] = (),
-) -> Delta:
-    """See `reference_experts.routed_fp8_moe`; `defers` and `soon` as for `fp8_moe`."""
-    rows = x if isinstance(x, QuantizedRows) else QuantizedRows(x, *quantize_rows(x))
-    if AT_ONCE and num_groups == 1 and _has_mixture(rows, router_ED, bias_E, routed, shared):
-        given = (rows, router_ED, bias_E, routed, shared)
-        pairs: ExpertRows = triton_mixture.routed_fp8_moe(
-            *given,
-            num_experts_per_token=num_experts_per_token,
-            norm_topk_prob=norm_topk_prob,
-            scale=scale,
-            soon=soon,
-        )
-        return pairs if defers and choice.DEFERS else triton_experts.sum_of_rows(pairs)
-    weights_TK, experts_TK = choice.route(
-        rows.x_TI,
-        router_ED,
-        bias_E,
-        num_experts_per_token=num_experts_per_token,
-        num_groups=num_groups,
-        num_groups_per_token=num_groups_per_token,
-        norm_topk_prob=norm_topk_prob,
-        scale=scale,
-    )
-    return fp8_moe(rows, weights_TK, experts_TK, routed, shared, defers=defers, soon=soon)
-
-
-def _has_mixture(
-    rows: QuantizedRows, router_ED: Tensor, bias_E: Tensor, routed: Fp8Mlp, shared: Fp8Mlp
-) -> bool:
-    """Whether `triton_mixture` may take these."""
-    return (
-        triton_mixture is not None
-        and 1 <= len(rows.x_TI) <= triton_mixture.MAX_TOKENS
-        and len(router_ED) == len(routed.down) <= triton_mixture.MAX_CHOICE
-        and shared.down.shape == routed.down.shape[1:]
-        and routed.down.shape[1] % 16 == routed.down.shape[2] % 16 == 0
-        and router_ED.dtype == rows.x_TI.dtype
-        and has_twin(*rows, router_ED, bias_E, *routed, *shared)
-    )

@@ -124,34 +124,6 @@ def fp8_moe(
     return fp8_grouped_experts(rows, weights_TK, experts_TK, *routed) + shared_TD
 
 
-def routed_fp8_moe(
-    x: Tensor | QuantizedRows,
-    router_ED: Tensor,
-    bias_E: Tensor,
-    routed: Fp8Mlp,
-    shared: Fp8Mlp,
-    *,
-    num_experts_per_token: int,
-    num_groups: int,
-    num_groups_per_token: int,
-    norm_topk_prob: bool,
-    scale: float,
-) -> Tensor:
-    """`fp8_moe` of the experts that `route` chooses."""
-    rows = QuantizedRows.of(x)
-    weights_TK, experts_TK = route(
-        rows.x_TI,
-        router_ED,
-        bias_E,
-        num_experts_per_token=num_experts_per_token,
-        num_groups=num_groups,
-        num_groups_per_token=num_groups_per_token,
-        norm_topk_prob=norm_topk_prob,
-        scale=scale,
-    )
-    return fp8_moe(rows, weights_TK, experts_TK, routed, shared)
-
-
 def _by_expert(
     weights_TK: Tensor, experts_TK: Tensor, num_experts: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -12,11 +12,10 @@ from glimt.kernels.triton_attention_block import (
     row_of_block,
     to_operand,
 )
-from glimt.kernels.triton_support import follow_alone, launch, let_next_start, power_of_two
+from glimt.kernels.triton_support import launch, power_of_two
 
 _SMALL = Tiles(64, 64, 4, 3)
-LARGE = 0  # which of these is used, if it gives work to all processors
-CONFIGS = (
+CONFIGS = (  # the first is used, if it gives work to all processors
     Tiles(128, 64, 8, 3),
     Tiles(128, 64, 8, 2),
     Tiles(128, 64, 8, 4),
@@ -43,7 +42,7 @@ def attend_chunks(
     """Fill `out_TNH` for the rows of two tokens and more."""
     num_tokens, num_heads, head_dim = q_TNH.shape
     if tiles is None:
-        large = CONFIGS[LARGE]
+        large = CONFIGS[0]
         is_large = num_tokens * num_heads >= large.block_m * _PROCESSORS
         tiles = large if is_large else _SMALL
     num_groups, page_size = kv_P2GSH.shape[2:4]
@@ -83,7 +82,6 @@ def _chunk_kernel(
     BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """A block of a row's (token, query head) pairs of one key-value head over all they see."""
-    follow_alone()
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # later blocks see more: start with them
     group = tl.program_id(1)
     row, first_block = row_of_block(block, starts_ptr, num_rows, QUERIES, BLOCK_M)
@@ -120,6 +118,5 @@ def _chunk_kernel(
             acc_MH, top_M, sum_M, q_MH, limit_M, kv_ptr, scale_ptr, table_ptr, place, end, unit,
             GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H, True,
         )  # fmt: skip
-    let_next_start()
     out_MH = mean(acc_MH, sum_M, scale_ptr).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + token_M1 * (GROUPS * QUERIES * HEAD_DIM) + place_MH, out_MH, mask=there_MH)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.shared_cut import Add
-from glimt.kernels.triton_support import follow, launch, tiles_of
+from glimt.kernels.triton_support import launch, tiles_of
 
 _BLOCK = 4096
 _PASSES = tl.constexpr(8)
@@ -98,7 +98,6 @@ def pass_kernel(
     block: tl.constexpr,
 ):
     """Pass `number` of one of the two searches, over one block of one row."""
-    follow()
     row = tl.program_id(1)
     counts_ptr += row * (_PASSES * _PIVOTS)
     weights_ptr += row * (_PASSES * _PIVOTS)
@@ -145,7 +144,6 @@ def cut_kernel(
     vocab_size: tl.constexpr,
 ):
     """The lowest score that one row keeps."""
-    follow()
     row = tl.program_id(0)
     counts_ptr += row * (_PASSES * _PIVOTS)
     weights_ptr += row * (_PASSES * _PIVOTS)

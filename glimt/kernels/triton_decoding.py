@@ -14,10 +14,7 @@ from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
 from glimt.kernels.triton_support import (
-    follow,
-    follow_alone,
     launch,
-    let_next_start,
     power_of_two,
     to_bf16,
 )
@@ -171,7 +168,6 @@ def _split_kernel(
     PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
     """One part of the context of a row's one token, for the query heads of one key-value head."""
-    follow_alone()
     group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)
@@ -199,7 +195,6 @@ def _split_kernel(
         to_operand(q_MH, kv_ptr), kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
         GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
     )  # fmt: skip
-    let_next_start()
     if size >= length:
         out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
         tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)
@@ -252,7 +247,6 @@ def _combine_kernel(
     BLOCK_H: tl.constexpr,
 ):
     """One head of a row: the mean of its parts' means, by the weights of the parts."""
-    follow()
     head, row = tl.program_id(0), tl.program_id(1)
     token = tl.load(starts_ptr + row)
     length = tl.load(lens_ptr + row)

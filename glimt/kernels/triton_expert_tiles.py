@@ -1,6 +1,7 @@
 """What one program does for a tile of an expert's pairs: a tile of inner rows, or of output rows.
 
-`triton_experts` launches each as a kernel, `triton_mixture` both as one. Letters as there.
+Scales are read before the weights: at the end of a launch nothing hides the way to memory and back.
+Letters as in `triton_experts`, which launches each as a kernel.
 """
 
 import triton
@@ -25,7 +26,6 @@ def store_inner(
     column_tiles: tl.constexpr,
     block_o: tl.constexpr,
     block_i: tl.constexpr,
-    scales_first: tl.constexpr,
 ):
     """silu(gate x) · up x of pairs, `block_o` columns of it, and their largest value."""
     is_pair = pair >= 0
@@ -33,13 +33,9 @@ def store_inner(
     column = tile * block_o + row % block_o
     output = column + (row // block_o) * width
     is_output = column < width
-    if scales_first:
-        scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
-        weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
+    scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
+    weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
     total = stream(weight_ptr, q_ptr, output, token, is_output, is_pair, None, num_inputs, block_i)
-    if not scales_first:
-        scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
-        weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
     inner = _activate(total * scale[None, :] * weight_scale[:, None])
     column = tile * block_o + tl.arange(0, block_o)
     place = pair.to(tl.int64)[None, :] * width + column[:, None]
@@ -71,7 +67,6 @@ def store_output(
     column_tiles: tl.constexpr,
     block_c: tl.constexpr,
     block_i: tl.constexpr,
-    scales_first: tl.constexpr,
 ):
     """down h of pairs, some `output`s of it; h is quantised on the way."""
     is_pair, is_output = pair >= 0, output < num_outputs
@@ -82,11 +77,8 @@ def store_output(
     )
     scale = row_scale(tl.max(largest, axis=1))
     inverse = tl.div_rn(1.0, scale)
-    if scales_first:
-        weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
+    weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
     total = stream(weight_ptr, inner_ptr, output, pair, is_output, is_pair, inverse, width, block_i)
-    if not scales_first:
-        weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
     total = total * scale[None, :] * weight_scale[:, None]
     place = pair.to(tl.int64)[None, :] * num_outputs + output[:, None]
     tl.store(out_ptr + place, to_bf16(total), mask=is_pair[None, :] & is_output[:, None])

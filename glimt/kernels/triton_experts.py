@@ -8,29 +8,19 @@ Letters: T tokens, K experts of a token, P pairs (T · K, then T of the shared e
 I expert width, F = 2I, E experts, N tiles, B pairs of a tile, C column tiles of an inner row.
 """
 
-import math
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels import triton_support
 from glimt.kernels.pending import ALL_HERE, ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
 from glimt.kernels.triton_expert_tiles import store_inner, store_output
 from glimt.kernels.triton_plan import Tiles, locate, plan
-from glimt.kernels.triton_soon import fetch_soon, program_number, soon_of
 from glimt.kernels.triton_support import (
-    ahead,
-    fetch_ahead,
-    follow,
-    follow_alone,
     launch,
-    let_next_start,
     power_of_two,
     tiles_of,
     to_bf16,
@@ -63,10 +53,8 @@ def gate_up_kernel(
     block_t: tl.constexpr,
     block_o: tl.constexpr,
     block_i: tl.constexpr,
-    scales_first: tl.constexpr,
 ):
     """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
-    follow_alone()
     expert, pair = locate(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
@@ -82,9 +70,8 @@ def gate_up_kernel(
         token = pair // per_token
     store_inner(
         q_ptr, scale_ptr, weights, weight_scales, inner_ptr, largest_ptr, pair, token,
-        tl.program_id(0), num_inputs, width, column_tiles, block_o, block_i, scales_first,
+        tl.program_id(0), num_inputs, width, column_tiles, block_o, block_i,
     )  # fmt: skip
-    let_next_start()
 
 
 @triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
@@ -109,21 +96,12 @@ def down_kernel(
     block_t: tl.constexpr,
     block_o: tl.constexpr,
     block_i: tl.constexpr,
-    ahead_bytes: tl.constexpr,
-    scales_first: tl.constexpr,
-    soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0: tl.constexpr, step_0: tl.constexpr,
-    count_1: tl.constexpr, step_1: tl.constexpr, count_2: tl.constexpr, step_2: tl.constexpr,
-    share: tl.constexpr, block_s: tl.constexpr, sign: tl.constexpr,
-):  # fmt: skip
-    """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way.
-
-    Its tile's expert was known before `gate_up_kernel` began, so its weights are fetched ahead.
-    """
+):
+    """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way."""
     expert, pair = locate(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
     if expert < 0:
-        follow()
         return
     if expert == num_experts:
         weights = shared_weight_ptr
@@ -132,16 +110,9 @@ def down_kernel(
         weights = weight_ptr + expert * (num_outputs * width)
         weight_scales = weight_scale_ptr + expert * num_outputs
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
-    fetch_ahead(weights + output.to(tl.int64) * width, output < num_outputs, ahead_bytes)
-    follow_alone()
     store_output(
         inner_ptr, largest_ptr, weights, weight_scales, out_ptr, pair, output,
-        num_outputs, width, column_tiles, block_c, block_i, scales_first,
-    )  # fmt: skip
-    let_next_start()
-    fetch_soon(
-        program_number(), soon_0_ptr, soon_1_ptr, soon_2_ptr,
-        count_0, step_0, count_1, step_1, count_2, step_2, share, block_s, sign,
+        num_outputs, width, column_tiles, block_c, block_i,
     )  # fmt: skip
 
 
@@ -159,7 +130,6 @@ def combine_kernel(
     block: tl.constexpr,
 ):
     """The weighted sum of a token's rows, and the shared expert's row, in float32."""
-    follow()
     token = tl.program_id(1).to(tl.int64)
     output = tl.program_id(0) * block + tl.arange(0, block)
     inside = output < num_outputs
@@ -189,12 +159,10 @@ def fp8_experts(
     down_by: ExpertTile | None = None,
     *,
     defers: bool = False,
-    soon: Sequence[Tensor] = (),
 ) -> Tensor | ExpertRows:
     """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert.
 
     The tiles are the table's unless they are given. With `defers` a norm is left to add the rows.
-    `soon`: what is read next, which may be fetched ahead (`triton_soon`).
     """
     num_tokens, per_token = experts_TK.shape
     num_experts, num_outputs, width = routed.down.shape
@@ -205,9 +173,7 @@ def fp8_experts(
     tiles = plan(experts_TK, num_experts, shared is not None)
     num_pairs = num_tokens * (per_token + (shared is not None))
     inner_PI, largest_PC = gate_up(rows, per_token, tiles, gate_up_by, routed, shared, num_pairs)
-    part_PD = down(
-        inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared, soon
-    )
+    part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
     pairs = ExpertRows(part_PD, weights_TK, experts_TK, num_experts, shared is not None)
     return pairs if defers else sum_of_rows(pairs)
 
@@ -291,7 +257,6 @@ def gate_up(
         tiles.block_t,
         tile.block_o,
         tile.block_i,
-        triton_support.SCALES_FIRST,
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -307,14 +272,12 @@ def down(
     tile: ExpertTile,
     routed: Fp8Mlp,
     shared: Fp8Mlp | None,
-    soon: Sequence[Tensor] = (),
 ) -> Tensor:
     """Output rows bfloat16 [P, D], not yet weighted; only those of pairs here are set."""
     num_experts, num_outputs, width = routed.down.shape
     part_PD = inner_PI.new_empty(inner_PI.shape[0], num_outputs)
     also = shared or routed
     grid = (tiles_of(num_outputs, tile.block_o), tiles.num_shared + tiles.num_routed, 1)
-    fetched = soon_of(soon, math.prod(grid))
     launch(
         down_kernel,
         grid,
@@ -338,10 +301,6 @@ def down(
         tiles.block_t,
         tile.block_o,
         tile.block_i,
-        ahead(width),
-        triton_support.SCALES_FIRST,
-        *fetched.tensors,
-        *fetched.constants,
         warps=tile.warps,
         stages=tile.stages,
     )

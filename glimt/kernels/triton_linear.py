@@ -8,26 +8,16 @@ second kernel adds the parts in a fixed order.
 Letters: T tokens, I inputs, O outputs, P parts.
 """
 
-import math
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels import triton_support
 from glimt.kernels.pending import LinearParts
 from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.tiles import LinearTile, linear_tile
-from glimt.kernels.triton_soon import fetch_soon, program_number, soon_of
 from glimt.kernels.triton_support import (
-    ahead,
-    fetch_ahead,
-    follow,
-    follow_alone,
     launch,
-    let_next_start,
     power_of_two,
     row_scale,
     stream,
@@ -44,21 +34,14 @@ def linear_kernel(
     q_ptr, scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, largest_ptr, num_tokens,
     num_inputs: tl.constexpr, num_outputs: tl.constexpr,
     block_t: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr,
-    parts: tl.constexpr, has_bias: tl.constexpr, ahead_bytes: tl.constexpr,
-    measures: tl.constexpr, block_c: tl.constexpr, scales_first: tl.constexpr,
-    soon_0_ptr, soon_1_ptr, soon_2_ptr, count_0: tl.constexpr, step_0: tl.constexpr,
-    count_1: tl.constexpr, step_1: tl.constexpr, count_2: tl.constexpr, step_2: tl.constexpr,
-    share: tl.constexpr, block_s: tl.constexpr, sign: tl.constexpr,
+    parts: tl.constexpr, has_bias: tl.constexpr,
+    measures: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """One tile of outputs; with several parts, the unscaled sum of one of them in float32."""
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
     is_output = output < num_outputs
-    part_inputs: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts) * block_i
-    row_ptrs = weight_ptr + output.to(tl.int64) * num_inputs + part * part_inputs
-    fetch_ahead(row_ptrs, is_output, ahead_bytes)
-    follow_alone()
     is_token = token < num_tokens
     scale, inverse = None, None
     if largest_ptr is not None:
@@ -66,7 +49,7 @@ def linear_kernel(
         inverse = tl.div_rn(1.0, scale)
         if (tl.program_id(0) == 0) & (part == 0):
             tl.store(scale_ptr + token, scale, mask=is_token)
-    if scales_first and parts == 1:
+    if parts == 1:  # before the weights, which hide the way to memory
         weight_scale, bias = _of_outputs(weight_scale_ptr, bias_ptr, output, is_output, has_bias)
         if scale is None:
             scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
@@ -74,22 +57,11 @@ def linear_kernel(
         weight_ptr, q_ptr, output, token, is_output, is_token, inverse, num_inputs, block_i,
         part, parts,
     )  # fmt: skip
-    let_next_start()
-    fetch_soon(
-        program_number(), soon_0_ptr, soon_1_ptr, soon_2_ptr,
-        count_0, step_0, count_1, step_1, count_2, step_2, share, block_s, sign,
-    )  # fmt: skip
     place = token[None, :].to(tl.int64) * num_outputs + output[:, None]
     mask = is_output[:, None] & is_token[None, :]
     if parts > 1:
         tl.store(out_ptr + part.to(tl.int64) * num_tokens * num_outputs + place, total, mask=mask)
     else:
-        if not scales_first:
-            weight_scale, bias = _of_outputs(
-                weight_scale_ptr, bias_ptr, output, is_output, has_bias
-            )
-            if scale is None:
-                scale = tl.load(scale_ptr + token, mask=is_token, other=0.0)
         total = total * tl.expand_dims(scale, 0) * weight_scale[:, None]
         if has_bias:
             total += bias[:, None]
@@ -134,7 +106,6 @@ def add_parts_kernel(
     block: tl.constexpr,
 ):
     """The scaled sum of the parts of one token, block of outputs by block."""
-    follow()
     token = tl.program_id(1).to(tl.int64)
     output = tl.program_id(0) * block + tl.arange(0, block)
     inside = output < num_outputs
@@ -158,12 +129,10 @@ def fp8_linear(
     tile: LinearTile | None = None,
     *,
     defers: bool = False,
-    soon: Sequence[Tensor] = (),
 ) -> Tensor | LinearParts:
     """See `reference.fp8_linear`; the tile is the table's unless one is given.
 
     With `defers` the parts, if there are several and no bias, may be left for a norm to add.
-    `soon`: what is read next, which may be fetched ahead (`triton_soon`).
     """
     num_tokens, (num_outputs, num_inputs) = rows.x_TI.shape[0], weight_OI.shape
     tile = tile or linear_tile(num_outputs, num_inputs, num_tokens)
@@ -178,7 +147,6 @@ def fp8_linear(
     has_bias = bias_O is not None
     block_t = min(64, max(16, power_of_two(num_tokens)))
     grid = (tiles_of(num_outputs, tile.block_o), tiles_of(num_tokens, block_t), tile.parts)
-    fetched = soon_of(soon, math.prod(grid))
     launch(
         linear_kernel,
         grid,
@@ -192,12 +160,8 @@ def fp8_linear(
         num_tokens,
         *(num_inputs, num_outputs, block_t, tile.block_o, tile.block_i, tile.parts),
         has_bias,
-        _ahead(num_inputs, tile),
         measures,
         power_of_two(measures),
-        triton_support.SCALES_FIRST,
-        *fetched.tensors,
-        *fetched.constants,
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -240,9 +204,3 @@ def _add_parts(
         _SUM_BLOCK,
         warps=4,
     )
-
-
-def _ahead(num_inputs: int, tile: LinearTile) -> int:
-    """Bytes of a row that each part may fetch ahead; the last one may be the shortest."""
-    part_inputs = tiles_of(num_inputs, tile.block_i * tile.parts) * tile.block_i
-    return ahead(min(part_inputs, num_inputs - (tile.parts - 1) * part_inputs))

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.reference_messages import RowForm
-from glimt.kernels.triton_support import follow, launch, power_of_two
+from glimt.kernels.triton_support import launch, power_of_two
 
 MAX_WORDS = 1 << 14  # of a row's numbers: what one program holds
 
@@ -31,7 +31,6 @@ def pack_kernel(
     block_k: tl.constexpr,
 ):
     """One row of a message; behind the last token, zeros."""
-    follow()
     row = tl.program_id(0).to(tl.int64)
     is_token = row < num_tokens
     out = out_ptr + row * row_words
@@ -71,7 +70,6 @@ def unpack_kernel(
     block_k: tl.constexpr,
 ):
     """The parts of one row of a message."""
-    follow()
     row = tl.program_id(0).to(tl.int64)
     message = message_ptr + row * row_words
     column = tl.arange(0, block)

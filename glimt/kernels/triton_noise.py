@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.sampling import GAMMA, MIX_1, MIX_2
-from glimt.kernels.triton_support import follow, launch, tiles_of
+from glimt.kernels.triton_support import launch, tiles_of
 
 _BLOCK = 1024
 _WORD = 1 << 64
@@ -34,7 +34,6 @@ def noise_kernel(
     block: tl.constexpr,
 ):
     """One block of one row, in place; rows that are not random stay as they are."""
-    follow()
     row = tl.program_id(1)
     if tl.load(is_random_ptr + row):
         token = tl.program_id(0) * block + tl.arange(0, block)

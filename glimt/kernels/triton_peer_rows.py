@@ -25,7 +25,7 @@ from torch import Tensor
 
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.triton_rows import quantized_like, row_shape, store_normed
-from glimt.kernels.triton_support import follow, launch, to_bf16
+from glimt.kernels.triton_support import launch, to_bf16
 
 _COUNT = tl.constexpr(0xFFFF)  # the bits of a word that count
 _MAX_WARPS = 16
@@ -107,7 +107,6 @@ def sum_norm_kernel(
     inside = column < width
     at = row * width + column
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    follow()
     count = tl.load(count_ptr + row) + 1
     part = tl.load(part_ptr + at, mask=inside, other=0.0).to(tl.int16, bitcast=True)
     words = (part.to(tl.int32) << 16) | (count & _COUNT)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import follow, launch, power_of_two, tiles_of
+from glimt.kernels.triton_support import launch, power_of_two, tiles_of
 
 _MAX_UNGROUPED_TOKENS = 4
 _SORT_BLOCK = 4096  # pairs at a time
@@ -34,7 +34,6 @@ def plan_kernel(
     block_n: tl.constexpr,
 ):
     """Program e lists the tiles of expert e; the one after the last marks the tiles left over."""
-    follow()
     expert = tl.program_id(0)
     pair = tl.arange(0, block_p)
     chosen = tl.load(expert_ptr + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
@@ -97,7 +96,6 @@ def sort_kernel(
     block: tl.constexpr,
 ):
     """Program e places the pairs of expert e; the one after the last those of experts elsewhere."""
-    follow()
     expert = tl.program_id(0)
     before = tl.zeros([block], tl.int32)
     start = 0

@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_support import (
-    follow,
     launch,
     power_of_two,
     row_scale,
@@ -120,7 +119,6 @@ def _turn_and_write_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """BLOCK_N heads of one token; query, key and value heads follow each other."""
-    follow()
     token = tl.program_id(0).to(tl.int64)
     head_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     pair_J = tl.arange(0, BLOCK_J)

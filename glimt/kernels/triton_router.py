@@ -14,9 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_support import (
-    ahead,
-    fetch_ahead,
-    follow,
     launch,
     power_of_two,
     stream,
@@ -24,10 +21,9 @@ from glimt.kernels.triton_support import (
 )
 
 MAX_EXPERTS = 1024
-MAX_PLACES = 256  # experts: each is compared with each
-# Whether all places are found at once, and not the best expert, then the next one. Off until a GPU
-# has shown that it is faster (`--switch by_place=1` of the benchmarks).
-BY_PLACE = False
+# Up to so many, all places are found at once, by comparing each expert with each: that is faster
+# where one token after the other is waited for, and more work where there are many.
+_MAX_PLACED_TOKENS, _MAX_PLACED_EXPERTS = 64, 256
 _MAX_PARTS = 16
 _PROGRAMS = 128  # about one for each processor
 
@@ -61,21 +57,12 @@ def logits_kernel(
     block_e: tl.constexpr,
     block_d: tl.constexpr,
     parts: tl.constexpr,
-    ahead_bytes: tl.constexpr,
-    zero_ptr,
-    num_zeros: tl.constexpr,
 ):
-    """One part of the logits of a tile of experts and tokens. `num_zeros` numbers become 0."""
+    """One part of the logits of a tile of experts and tokens."""
     expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
     part = tl.program_id(2)
     is_expert = expert < num_experts
-    part_inputs: tl.constexpr = (num_inputs + block_d * parts - 1) // (block_d * parts) * block_d
-    row_ptrs = weight_ptr + expert.to(tl.int64) * num_inputs + part * part_inputs
-    fetch_ahead(row_ptrs, is_expert, ahead_bytes)
-    follow()
-    if num_zeros > 0 and tl.program_id(0) + tl.program_id(1) + part == 0:
-        tl.store(zero_ptr + tl.arange(0, num_zeros), 0)
     is_token = token < num_tokens
     total = stream(
         weight_ptr,
@@ -141,7 +128,6 @@ def select_kernel(
     normalizes: tl.constexpr,
 ):
     """The experts of one token and their weights."""
-    follow()
     token = tl.program_id(0).to(tl.int64)
     expert, score, biased = scores_of(
         logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
@@ -201,7 +187,6 @@ def place_kernel(
     normalizes: tl.constexpr,
 ):
     """`select_kernel` without a loop over the experts that are taken."""
-    follow()
     token = tl.program_id(0).to(tl.int64)
     expert, weight, place = places(
         logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
@@ -229,8 +214,8 @@ def route(
     experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
     if not num_tokens:
         return weights_TK, experts_TK
-    logits_STE = logits(x_TD, weight_ED)
-    if BY_PLACE and num_experts <= MAX_PLACES:
+    logits_STE = _logits(x_TD, weight_ED)
+    if num_tokens <= _MAX_PLACED_TOKENS and num_experts <= _MAX_PLACED_EXPERTS:
         launch(
             place_kernel,
             (num_tokens, 1, 1),
@@ -260,13 +245,12 @@ def route(
     return weights_TK, experts_TK
 
 
-def logits(x_TD: Tensor, weight_ED: Tensor, zeros: Tensor | None = None) -> Tensor:
-    """float32 [S, T, E]: parts of the sums x W^T. `zeros`, a power of two of numbers, become 0."""
+def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """float32 [S, T, E]: parts of the sums x W^T."""
     num_tokens, (num_experts, num_inputs) = x_TD.shape[0], weight_ED.shape
     tile = _tile(num_tokens, num_experts)
     tiles = (tiles_of(num_experts, tile.block_e), tiles_of(num_tokens, tile.block_t))
     parts = _num_parts(tiles[0] * tiles[1], num_inputs, tile.block_d)
-    part_bytes = x_TD.itemsize * tile.block_d
     logits_STE = x_TD.new_empty((parts, num_tokens, num_experts), dtype=torch.float32)
     launch(
         logits_kernel,
@@ -281,9 +265,6 @@ def logits(x_TD: Tensor, weight_ED: Tensor, zeros: Tensor | None = None) -> Tens
         tile.block_e,
         tile.block_d,
         parts,
-        ahead(part_bytes if num_inputs % (tile.block_d * parts) == 0 else 0),
-        zeros,
-        0 if zeros is None else zeros.numel(),
         warps=4,
         stages=tile.stages,
     )

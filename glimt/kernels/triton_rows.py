@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glimt.kernels.pending import ALL_HERE, Delta, ExpertRows, LinearParts
 from glimt.kernels.reference import QuantizedRows
-from glimt.kernels.triton_support import follow, launch, power_of_two, row_scale, to_bf16, to_fp8
+from glimt.kernels.triton_support import launch, power_of_two, row_scale, to_bf16, to_fp8
 
 MAX_WIDTH = 32768  # a row lies in the registers of one program
 
@@ -54,7 +54,6 @@ def store_normed(
 @triton.jit
 def quantize_kernel(x_ptr, q_ptr, scale_ptr, width: tl.constexpr, block: tl.constexpr):
     """See `reference.quantize_rows`."""
-    follow()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     x = tl.load(x_ptr + row * width + column, mask=column < width, other=0.0).to(tl.float32)
@@ -127,7 +126,6 @@ def rms_norm_kernel(
     inside = column < width
     place = row * width + column
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    follow()
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if kind != _NOTHING:
         delta = _delta(
@@ -154,7 +152,6 @@ def silu_mul_kernel(
     quantizes: tl.constexpr,
 ):
     """See `reference.silu_mul_quantize`, or without quantising `reference.silu_mul`."""
-    follow()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width
@@ -180,7 +177,6 @@ def gather_kernel(
     block: tl.constexpr,
 ):
     """One quantised row of a token, and its scale, to another place."""
-    follow()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     inside = column < width
@@ -260,11 +256,6 @@ def silu_mul(gate_up_TF: Tensor) -> Tensor:
 def silu_mul_quantize(gate_up_TF: Tensor, *, keeps: bool = True) -> QuantizedRows:
     """See `reference.silu_mul_quantize`; without `keeps` x_TI is memory that nobody wrote."""
     return _silu_mul(*gate_up_TF.chunk(2, dim=1), keeps=keeps, quantizes=True)
-
-
-def silu_mul_apart(gate_TI: Tensor, up_TI: Tensor) -> QuantizedRows:
-    """`silu_mul_quantize` without `keeps`, of halves that are not beside each other."""
-    return _silu_mul(gate_TI, up_TI, keeps=False, quantizes=True)
 
 
 def _norm(

@@ -8,10 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, Tiles, absorb, mean, row_of_block
-from glimt.kernels.triton_support import follow_alone, launch, let_next_start, power_of_two
+from glimt.kernels.triton_support import launch, power_of_two
 
-USED = 0  # which of these
-CONFIGS = (
+CONFIGS = (  # the first is used
     Tiles(128, 64, 8, 3),
     Tiles(128, 64, 8, 2),
     Tiles(128, 128, 8, 2),
@@ -32,7 +31,7 @@ def segment_attention(
 
     Raises ValueError unless the heads of each token are contiguous.
     """
-    tiles = tiles or CONFIGS[USED]
+    tiles = tiles or CONFIGS[0]
     num_tokens, num_heads, head_dim = q_TNH.shape
     if any(x.stride()[1:] != (head_dim, 1) for x in (q_TNH, k_TNH, v_TNH)):
         raise ValueError("the heads of a token must be contiguous in memory")
@@ -94,7 +93,6 @@ def _segment_kernel(
     BLOCK_H: tl.constexpr,
 ):
     """A block of a segment's tokens, of one head, over all its segment."""
-    follow_alone()
     block, head = tl.program_id(0), tl.program_id(1)
     segment, first_block = row_of_block(block, starts_ptr, num_segments, 1, BLOCK_M)
     start, end = tl.load(starts_ptr + segment), tl.load(starts_ptr + segment + 1)
@@ -122,7 +120,6 @@ def _segment_kernel(
         acc_MH, top_M, sum_M = absorb(
             acc_MH, top_M, sum_M, q_MH, k_LH, v_LH, is_seen_1L, unit, None, 0, None
         )  # fmt: skip
-    let_next_start()
     out_MH = mean(acc_MH, sum_M, None).to(out_ptr.dtype.element_ty)
     there_MH = (row_M < end)[:, None] & (h_H < HEAD_DIM)[None]
     place_MH = (row_M.to(tl.int64) * HEADS + head)[:, None] * HEAD_DIM + h_H[None]

@@ -18,91 +18,7 @@ logger = logging.getLogger(__name__)
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
-
-# Programmatic dependent launch: a kernel starts while the one before it ends, and `follow` waits
-# for what it wrote. Off: see docs/performance.md (`benchmarks/ab_steps.py` tries it).
-PDL = False
-PDL_KERNELS: frozenset[str] = frozenset()  # which kernels start early; none named: all
-
-# With it, bytes of each weight row that a program has fetched into the L2 cache while it waits,
-# in two pieces; below zero as many, line by line.
-AHEAD_BYTES = 0
-
-# Whether products read the scales of their outputs before the weights, not when these are summed,
-# where nothing hides the way to memory. Off until measured (`--switch scales_first=1`).
-SCALES_FIRST = False
-
 _MIN_CAPABILITY = (9, 0)  # Hopper; what the tiles are made for
-
-
-@triton.jit
-def follow():
-    """Wait until the kernel before has ended and what it wrote is seen; let the next one start.
-
-    Every kernel here calls it, or `follow_alone`, before it reads what others wrote or writes
-    anything, so that each follows all before it; when it starts, all but the one before have ended.
-    Without programmatic dependent launch it does nothing.
-    """
-    follow_alone()
-    let_next_start()
-
-
-@triton.jit
-def follow_alone():
-    """`follow`, of a kernel that says itself when the next one may start, to take up room."""
-    if not INTERPRETED:
-        tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def let_next_start():
-    """The next kernel may start once all programs have come here, or ended."""
-    if not INTERPRETED:
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def fetch_ahead(row_ptrs, is_row, num_bytes: tl.constexpr):
-    """Tell the L2 cache to fetch so many bytes (see `AHEAD_BYTES`) from each aligned address.
-
-    For what no kernel writes, so it may come before `follow_alone`.
-    """
-    if num_bytes > 0:
-        tl.static_assert(not INTERPRETED)
-        half: tl.constexpr = num_bytes // 2  # so that each thread of four warps has its share
-        at = row_ptrs.to(tl.int64)[:, None] + (tl.arange(0, 2) * half)[None, :]
-        wanted = (is_row[:, None] & (at != 0)).to(tl.int32)
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred wanted;
-            setp.ne.s32 wanted, $2, 0;
-            @wanted cp.async.bulk.prefetch.L2.global [$1], $3;
-            mov.u32 $0, 0;
-            }""",
-            "=r,l,r,r",
-            [at, wanted, tl.full(at.shape, half, tl.int32)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-    elif num_bytes < 0:
-        tl.static_assert(not INTERPRETED)
-        lines: tl.constexpr = -num_bytes // 128
-        at = row_ptrs.to(tl.int64)[:, None] + (tl.arange(0, lines) * 128)[None, :]
-        wanted = (is_row[:, None] & (at != 0)).to(tl.int32)
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred wanted;
-            setp.ne.s32 wanted, $2, 0;
-            @wanted prefetch.global.L2 [$1];
-            mov.u32 $0, 0;
-            }""",
-            "=r,l,r",
-            [at, wanted],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
 
 
 @triton.jit
@@ -227,8 +143,7 @@ def launch(
     number at a time, and no kernel is specialised for the values of its integers: those that must
     be known as multiples of something (strides) are constants.
     """
-    early = PDL and (not PDL_KERNELS or kernel.__name__ in PDL_KERNELS)
-    options = {"num_warps": warps, "num_stages": stages, "launch_pdl": early}
+    options = {"num_warps": warps, "num_stages": stages}
     if INTERPRETED.value:
         kernel[grid](*arguments, **options)
         return
@@ -237,7 +152,6 @@ def launch(
         kernel,
         warps,
         stages,
-        early,
         arguments[0].device,
         *[arguments[place] for place in constants],
         *[getattr(arguments[place], "dtype", None) for place in others],
@@ -254,15 +168,6 @@ def _places(kernel: Any) -> tuple[list[int], list[int]]:
     """Where a kernel's arguments are constants, and where not."""
     constants = [place for place, parameter in enumerate(kernel.params) if parameter.is_constexpr]
     return constants, [place for place in range(len(kernel.params)) if place not in constants]
-
-
-def ahead(row_bytes: int) -> int:
-    """How much of a weight row to fetch ahead, as `fetch_ahead` takes it, if a program reads so
-    many bytes of it."""
-    if not PDL or INTERPRETED.value or abs(AHEAD_BYTES) < 64 or row_bytes < 64:
-        return 0
-    size = min(abs(AHEAD_BYTES), row_bytes)
-    return size // 64 * 64 if AHEAD_BYTES > 0 else -power_of_two(size // 128 + 1) // 2 * 128
 
 
 def tiles_of(size: int, block: int) -> int:

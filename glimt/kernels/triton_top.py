@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_cut import weight_of
-from glimt.kernels.triton_support import follow, launch, power_of_two, tiles_of
+from glimt.kernels.triton_support import launch, power_of_two, tiles_of
 
 MAX_CANDIDATES = 64
 _C = tl.constexpr(MAX_CANDIDATES)
@@ -28,7 +28,6 @@ def block_top_kernel(
     block: tl.constexpr,
 ):
     """The highest scores of one block of one row, in falling order."""
-    follow()
     row, number = tl.program_id(1), tl.program_id(0)
     token = number * block + tl.arange(0, block)
     place = row.to(tl.int64) * vocab_size + token
@@ -49,7 +48,6 @@ def top_cut_kernel(
     block: tl.constexpr,
 ):
     """The lowest score that one row keeps, of so many candidates of its blocks."""
-    follow()
     row = tl.program_id(0)
     index = tl.arange(0, block)
     candidates = tl.load(

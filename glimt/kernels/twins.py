@@ -18,7 +18,6 @@ try:
         triton_grouped,
         triton_linear,
         triton_messages,
-        triton_mixture,
         triton_noise,
         triton_peer_rows,
         triton_plan,
@@ -26,15 +25,14 @@ try:
         triton_router,
         triton_rows,
         triton_segments,
-        triton_soon,
         triton_support,
         triton_top,
     )
 except ImportError:
     triton_attention = triton_chunks = triton_cut = triton_experts = triton_linear = None  # type: ignore[assignment]
     triton_grouped = triton_messages = triton_noise = triton_peer_rows = None  # type: ignore[assignment]
-    triton_mixture = triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
-    triton_segments = triton_soon = triton_support = triton_top = None  # type: ignore[assignment]
+    triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
+    triton_segments = triton_support = triton_top = None  # type: ignore[assignment]
 
 __all__ = [
     "has_twin",
@@ -46,7 +44,6 @@ __all__ = [
     "triton_grouped",
     "triton_linear",
     "triton_messages",
-    "triton_mixture",
     "triton_noise",
     "triton_peer_rows",
     "triton_plan",
@@ -54,7 +51,6 @@ __all__ = [
     "triton_router",
     "triton_rows",
     "triton_segments",
-    "triton_soon",
     "triton_support",
     "triton_top",
 ]

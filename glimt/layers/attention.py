@@ -4,7 +4,6 @@ Letters: T tokens of the step, R rows (requests) in it, M pages of a row, P page
 N query heads, G key-value heads, S slots of a page, H head dim. Heads are those of this rank.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +15,6 @@ from glimt.layers.linear import Linear
 from glimt.layers.rope import Angles
 from glimt.parallel.exchange import AS_THEY_ARE, Exchange
 from glimt.parallel.mesh import Mesh
-
-# Rows whose keys and values leave the cache the weights of O, if they were fetched before.
-_MOST_ROWS_BETWEEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +90,9 @@ class Attention(nn.Module):
         step: Step,
         angles: Angles,
         cache: LayerCache,
-        soon: Sequence[Tensor] = (),
     ) -> Delta:
-        """[T, D] -> [T, D]; writes the tokens' keys and values to their slots first.
-
-        `soon`: weights that are read next.
-        """
-        own = (self.o.weight,) if step.context_lens_R.shape[0] <= _MOST_ROWS_BETWEEN else ()
-        heads_TNH = self.qkv(x, own).unflatten(1, (-1, self.head_dim))
+        """[T, D] -> [T, D]; writes the tokens' keys and values to their slots first."""
+        heads_TNH = self.qkv(x).unflatten(1, (-1, self.head_dim))
         turning = (heads_TNH, angles.cos_TJ, angles.sin_TJ, cache.kv_P2GSH, step.slots_T)
         rows = (step.page_table_RM, step.query_starts_R1, step.context_lens_R)
         if step.max_query_len == 1:
@@ -113,7 +104,7 @@ class Attention(nn.Module):
                 scale_P2GS=cache.scale_P2GS,
                 measures=self.o.weight_scale is not None,
             )
-            return self.o.branch(out, defers=self.defers, soon=soon)
+            return self.o.branch(out, defers=self.defers)
         q_TNH = kernels.turn_and_write_kv(
             *turning, cache.scale_P2GS, interleaved=angles.interleaved
         )
@@ -125,4 +116,4 @@ class Attention(nn.Module):
             max_context_len=step.max_context_len,
             scale_P2GS=cache.scale_P2GS,
         )
-        return self.o.branch(out_TNH.flatten(1), defers=self.defers, soon=soon)
+        return self.o.branch(out_TNH.flatten(1), defers=self.defers)

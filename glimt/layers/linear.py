@@ -1,7 +1,5 @@
 """`Linear`: a matrix in the activations' dtype or in FP8. It multiplies and never communicates."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -42,22 +40,14 @@ class Linear(nn.Module):
         self.weight_scale = parameter(num_outputs, dtype=torch.float32) if fp8 else None
         self.bias = parameter(num_outputs) if bias else None
 
-    def forward(self, x: Tensor | QuantizedRows, soon: Sequence[Tensor] = ()) -> Tensor:
-        """[T, I] -> [T, O] in the dtype of x. `soon`: weights that are read next."""
-        return kernels.settled(self.branch(x, defers=False, soon=soon))
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
+        """[T, I] -> [T, O] in the dtype of x."""
+        return kernels.settled(self.branch(x, defers=False))
 
-    def branch(
-        self,
-        x: Tensor | QuantizedRows | MeasuredRows,
-        *,
-        defers: bool,
-        soon: Sequence[Tensor] = (),
-    ) -> Delta:
+    def branch(self, x: Tensor | QuantizedRows | MeasuredRows, *, defers: bool) -> Delta:
         """`forward`, or with `defers` perhaps a sum for a norm to carry out."""
         if self.weight_scale is not None:
-            return kernels.fp8_linear(
-                x, self.weight, self.weight_scale, self.bias, defers=defers, soon=soon
-            )
+            return kernels.fp8_linear(x, self.weight, self.weight_scale, self.bias, defers=defers)
         return kernels.linear(plain(x), self.weight, self.bias)
 
 
@@ -85,13 +75,13 @@ class Mlp(nn.Module):
             return None
         return Fp8Mlp(first.weight, first.weight_scale, second.weight, second.weight_scale)
 
-    def forward(self, x_TD: Tensor | QuantizedRows, soon: Sequence[Tensor] = ()) -> Tensor:
-        """[T, D] -> [T, D]. `soon`: weights that are read next."""
-        gate_up_TF = self.gate_up(x_TD, (self.down.weight,))
+    def forward(self, x_TD: Tensor | QuantizedRows) -> Tensor:
+        """[T, D] -> [T, D]."""
+        gate_up_TF = self.gate_up(x_TD)
         inner: Tensor | QuantizedRows
         if self.down.weight_scale is not None:
             inner = kernels.silu_mul_quantize(gate_up_TF, keeps=False)
         else:
             inner = kernels.silu_mul(gate_up_TF)
-        y_TD: Tensor = self.down(inner, soon)
+        y_TD: Tensor = self.down(inner)
         return y_TD

@@ -3,9 +3,7 @@
 Letters: T tokens, D width, I expert width, F = 2I, E experts, K experts of a token.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +29,6 @@ class Routing:
     scale: float
 
 
-class Rule(TypedDict):
-    """`Routing` as `kernels.route` takes it."""
-
-    num_experts_per_token: int
-    num_groups: int
-    num_groups_per_token: int
-    norm_topk_prob: bool
-    scale: float
-
-
 class Router(nn.Module):
     """Chooses experts and weighs them, in float32. Every rank holds all of it."""
 
@@ -52,18 +40,16 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights float32 [T, K], experts int64 [T, K])."""
-        return kernels.route(x_TD, self.weight, self.bias, **self.rule)
-
-    @property
-    def rule(self) -> Rule:
-        """How experts are chosen, as `kernels.route` takes it."""
-        return {
-            "num_experts_per_token": self.routing.num_experts_per_token,
-            "num_groups": self.routing.num_groups,
-            "num_groups_per_token": self.routing.num_groups_per_token,
-            "norm_topk_prob": self.routing.norm_topk_prob,
-            "scale": self.routing.scale,
-        }
+        return kernels.route(
+            x_TD,
+            self.weight,
+            self.bias,
+            num_experts_per_token=self.routing.num_experts_per_token,
+            num_groups=self.routing.num_groups,
+            num_groups_per_token=self.routing.num_groups_per_token,
+            norm_topk_prob=self.routing.norm_topk_prob,
+            scale=self.routing.scale,
+        )
 
 
 class Places(nn.Module):
@@ -137,22 +123,19 @@ class Experts(nn.Module):
         shared: Fp8Mlp | None = None,
         *,
         defers: bool = False,
-        soon: Sequence[Tensor] = (),
     ) -> Delta:
         """[T, D]: each token's weighted sum over those of its experts that are here.
 
         `experts_TK` are places counted over all ranks: the experts' numbers, where they lie in
         order. An FP8 expert `shared` by all tokens may be added to FP8 experts; with `defers` a
-        norm may be left to carry out that sum. `soon`: weights that are read next.
+        norm may be left to carry out that sum.
         """
         if self.first_place:
             experts_TK = experts_TK - self.first_place
         fp8 = self.fp8()
         if fp8 is not None:
             if shared is not None:
-                return kernels.fp8_moe(
-                    x, weights_TK, experts_TK, fp8, shared, defers=defers, soon=soon
-                )
+                return kernels.fp8_moe(x, weights_TK, experts_TK, fp8, shared, defers=defers)
             return kernels.fp8_grouped_experts(x, weights_TK, experts_TK, *fp8)
         return kernels.grouped_experts(plain(x), weights_TK, experts_TK, self.gate_up, self.down)
 
@@ -200,41 +183,18 @@ class Moe(nn.Module):
         self.choices = torch.zeros(count, dtype=torch.int64, device=device)
         self.one = torch.ones(1, dtype=torch.int64, device=device)
 
-    @property
-    def first_read(self) -> tuple[Tensor, ...]:
-        """The weights that every token reads, in order."""
-        return self.router.weight, self.shared.gate_up.weight, self.shared.down.weight
-
-    def forward(
-        self,
-        x: Tensor | QuantizedRows,
-        exchange: Exchange = AS_THEY_ARE,
-        soon: Sequence[Tensor] = (),
-    ) -> Delta:
+    def forward(self, x: Tensor | QuantizedRows, exchange: Exchange = AS_THEY_ARE) -> Delta:
         """[T, D] -> [T, D]. Every rank of a replica sees every token of it; what is exchanged with
-        other replicas that share the experts, `exchange` says. `soon`: weights that are read next.
+        other replicas that share the experts, `exchange` says.
         """
         routed, shared = self.experts.fp8(), self.shared.fp8()
-        if routed is not None and shared is not None and self._nobody_asks_who_is_chosen:
-            return kernels.routed_fp8_moe(
-                x,
-                self.router.weight,
-                self.router.bias,
-                routed,
-                shared,
-                **self.router.rule,
-                defers=self.defers,
-                soon=soon,
-            )
         weights_TK, experts_TK = self.router(plain(x))
         if self.choices is not None:
             chosen_P = experts_TK.flatten()
             self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))
         experts_TK = self.places(experts_TK)
         if self.mesh.dp_size == 1 and shared is not None and routed is not None:
-            y_TD: Delta = self.experts(
-                x, weights_TK, experts_TK, shared, defers=self.defers, soon=soon
-            )
+            y_TD: Delta = self.experts(x, weights_TK, experts_TK, shared, defers=self.defers)
             return y_TD
         if self.mesh.dp_size == 1 or self.mesh.beside is None:
             shared_TD: Tensor = self.shared(x)
@@ -243,12 +203,6 @@ class Moe(nn.Module):
         joined = self.mesh.beside.begin(lambda: self.shared(x))
         routed_TD = self._routed(x, weights_TK, experts_TK, exchange)
         return routed_TD + joined()
-
-    @property
-    def _nobody_asks_who_is_chosen(self) -> bool:
-        """Whether all experts are here, in order, and uncounted."""
-        here = self.mesh.dp_size == self.mesh.ep_size == 1
-        return here and self.choices is None and self.places.place_X is None
 
     def take_part(self, exchange: Exchange) -> None:
         """Compute this rank's experts for other replicas, in a step without tokens of its own."""

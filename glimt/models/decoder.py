@@ -15,8 +15,6 @@ x and the branch `delta` that is still to be added. In MoE models that norm also
 over the tp axis, so there `delta` is this rank's part. Letters: T tokens, D width.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from glimt import kernels
@@ -65,11 +63,6 @@ class DecoderLayer(nn.Module):
             width = mesh.tp_share(config.intermediate_size, "intermediate_size")
             self.mlp = Mlp(config.hidden_size, width, fp8=below(fp8, "mlp"))
 
-    @property
-    def first_read(self) -> tuple[Tensor, ...]:
-        """The weights that it reads first, norms aside."""
-        return (self.attention.qkv.weight,)
-
     def forward(
         self,
         x_TD: Tensor,
@@ -77,19 +70,14 @@ class DecoderLayer(nn.Module):
         step: Step,
         angles: Angles,
         cache: LayerCache,
-        soon: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Delta]:
-        """(x, delta) -> (x, delta): what is summed so far, and the branch to add to it next.
-
-        `soon`: weights that are read after this layer.
-        """
+        """(x, delta) -> (x, delta): what is summed so far, and the branch to add to it next."""
         h, x_TD = self.norm_1.add_parts(x_TD, delta_TD, self.norm_mesh)
-        own = self.moe.first_read if self.is_moe else (self.mlp.gate_up.weight,)
-        delta_TD = self.attention(h, step, angles, cache, own)
+        delta_TD = self.attention(h, step, angles, cache)
         if self.norm_1_post is not None:
             delta_TD = self.norm_1_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
         h, x_TD = self.norm_2.add_parts(x_TD, delta_TD, self.norm_mesh)
-        delta_TD = self.moe(h, step.exchange, soon) if self.is_moe else self.mlp(h, soon)
+        delta_TD = self.moe(h, step.exchange) if self.is_moe else self.mlp(h)
         if self.norm_2_post is not None:
             delta_TD = self.norm_2_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
         return x_TD, delta_TD

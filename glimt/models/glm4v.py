@@ -80,10 +80,8 @@ class Glm4v(nn.Module):
         """Embeddings [T, D] -> hidden states [T, D] after the final norm; fills the KV cache."""
         angles = text_angles(self.config.text.rope, step.positions_3T)
         delta_TD: Delta | None = None
-        firsts = [layer.first_read for layer in self.layers if isinstance(layer, DecoderLayer)]
-        soon = [*firsts[1:], (self.lm_head.weight,)]
         for index, layer in enumerate(self.layers):
-            x_TD, delta_TD = layer(x_TD, delta_TD, step, angles, kv.layer(index), soon[index])
+            x_TD, delta_TD = layer(x_TD, delta_TD, step, angles, kv.layer(index))
         h, _ = self.norm.add_parts(x_TD, delta_TD, norm_mesh(self.config.text, self.mesh))
         return plain(h)
 

@@ -25,7 +25,7 @@ try:
 except ImportError:  # a torch before them
     GreenContext = None  # type: ignore[assignment, misc]
 
-# Not measured on a GPU yet: `benchmarks/image_gap.py --switch tower_stream=1` does.
+# Decision 0031 has the numbers; a whole server has not been measured with it.
 OWN_STREAM = False
 
 # With it, how many of the GPU's multiprocessors the tower may use, so that steps find some free;

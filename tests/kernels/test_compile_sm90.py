@@ -23,15 +23,12 @@ from glimt.kernels import (  # noqa: E402
     triton_grouped,
     triton_linear,
     triton_messages,
-    triton_mixture,
     triton_noise,
     triton_peer_rows,
     triton_rope,
     triton_router,
     triton_rows,
     triton_segments,
-    triton_soon,
-    triton_support,
     triton_top,
 )
 from glimt.kernels.pending import ExpertRows, LinearParts  # noqa: E402
@@ -45,7 +42,6 @@ pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels 
 ROWS, PAGES, PAGE = 16, 128, 64
 HEADS_106B = (96, 8, 128)  # query heads, key-value heads, head dim
 HEADS_9B = (32, 2, 128)
-MLP_106B = ((2816, 4096), (4096, 1408))  # an expert's
 
 
 def also(*values: Any) -> Any:
@@ -159,24 +155,6 @@ def test_fp8_products_of_few_rows_use_the_fp8_tensor_cores(
     assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
 
 
-def test_weights_are_fetched_ahead_while_a_kernel_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With programmatic dependent launch: the fetch, then the wait, then all other loads."""
-    monkeypatch.setattr(triton_support, "PDL", True)
-    monkeypatch.setattr(triton_support, "AHEAD_BYTES", 512)
-    rows = QuantizedRows(
-        meta(1, 4096),
-        meta(1, 4096, dtype=torch.float8_e4m3fn),
-        meta(1, 1, dtype=torch.float32),
-    )
-    weight, scale = meta(256, 4096, dtype=torch.float8_e4m3fn), meta(256, dtype=torch.float32)
-    with caught_launches() as launches:
-        triton_linear.fp8_linear(rows, weight, scale)
-    product = compile_launch(launches[0])
-    fetch, wait = product.sass.index("UBLKPF"), product.sass.index("ACQBULK")
-    assert fetch < wait < product.sass.index("LDGSTS")
-    assert " LDG." not in product.sass[:wait]
-
-
 def mlp(*count: int) -> Fp8Mlp:
     """The experts' weights, or one's."""
     values, scale = torch.float8_e4m3fn, torch.float32
@@ -188,8 +166,7 @@ def mlp(*count: int) -> Fp8Mlp:
     )
 
 
-def test_scales_may_be_read_before_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support, "SCALES_FIRST", True)
+def test_scales_are_read_before_the_weights() -> None:
     rows = QuantizedRows(
         meta(1, 4096), meta(1, 4096, dtype=torch.float8_e4m3fn), meta(1, 1, dtype=torch.float32)
     )
@@ -197,26 +174,6 @@ def test_scales_may_be_read_before_the_weights(monkeypatch: pytest.MonkeyPatch) 
     (product,) = binaries(lambda: triton_linear.fp8_linear(rows, weight, scale, meta(14336)))
     assert product.stack_bytes == 0
     assert "LDG.E" not in product.sass[product.sass.index("QGMMA") :]
-
-
-@pytest.mark.parametrize(("mib", "instruction"), [(24, "UBLKPF"), also(-24, "CCTL")])
-def test_what_is_read_next_is_fetched_after_the_last_own_load(
-    mib: int, instruction: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton_soon, "SOON_MIB", mib)
-    rows = QuantizedRows(
-        meta(1, 12288),
-        meta(1, 12288, dtype=torch.float8_e4m3fn),
-        meta(1, 1, dtype=torch.float32),
-    )
-    weight, scale = meta(4096, 12288, dtype=torch.float8_e4m3fn), meta(4096, dtype=torch.float32)
-    soon = [meta(128, 4096), *(meta(*shape, dtype=weight.dtype) for shape in MLP_106B)]
-    with caught_launches() as launches:
-        triton_linear.fp8_linear(rows, weight, scale, soon=soon)
-    product = compile_launch(launches[0])
-    assert product.stack_bytes == 0
-    assert product.sass.index(instruction) > product.sass.rindex("LDGSTS")
-    assert product.sass.index(instruction) > product.sass.rindex("QGMMA")
 
 
 @pytest.mark.parametrize("num_tokens", [1, also(16), also(128)])
@@ -242,7 +199,7 @@ def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, also(1)], ids=["gate_up", "down"])
-@pytest.mark.parametrize("number", [also(number) for number in range(len(triton_grouped.CONFIGS))])
+@pytest.mark.parametrize("number", [0, 1, *map(also, range(2, len(triton_grouped.CONFIGS)))])
 def test_products_of_many_tokens_experts_feed_the_fp8_tensor_cores_by_tma(
     number: int, place: int
 ) -> None:
@@ -250,7 +207,7 @@ def test_products_of_many_tokens_experts_feed_the_fp8_tensor_cores_by_tma(
     q, scale = meta(11464, 4096, dtype=torch.float8_e4m3fn), meta(11464, dtype=torch.float32)
     ends = meta(128, dtype=torch.int32)
     with caught_launches() as launches:
-        triton_grouped.outputs(q, scale, ends, mlp(128), tile, tile)
+        triton_grouped.outputs(q, scale, ends, mlp(128), tile)
     products = [each for each in launches if each.kernel.__name__ == "grouped_kernel"]
     product = compile_launch(products[place])
     assert product.stack_bytes == 0
@@ -263,32 +220,6 @@ def test_products_of_many_tokens_experts_feed_the_fp8_tensor_cores_by_tma(
     assert product.count("STS") <= 20
 
 
-@pytest.mark.parametrize("num_tokens", [also(1), also(4)])
-def test_one_kernel_chooses_and_computes_very_few_tokens_experts(num_tokens: int) -> None:
-    rows = QuantizedRows(
-        meta(num_tokens, 4096),
-        meta(num_tokens, 4096, dtype=torch.float8_e4m3fn),
-        meta(num_tokens, 1, dtype=torch.float32),
-    )
-    given = (rows, meta(128, 4096), meta(128, dtype=torch.float32), mlp(128), mlp())
-    rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
-    with caught_launches() as launches:
-        triton_mixture.routed_fp8_moe(*given, **rule)
-    assert len(launches) == 2
-    mixture = compile_launch(launches[1])
-    assert mixture.stack_bytes == 0
-    assert mixture.registers <= 128
-    assert mixture.shared_bytes <= 56 * 1024  # four programs on a multiprocessor
-    assert mixture.count("QGMMA") >= 8
-    assert mixture.count("HMMA") == mixture.count("LDG.E.U8") == 0
-    # What is counted was written before; what was waited for is read after.
-    counts, waits = mixture.sass.index("REDG"), mixture.sass.index("LDG.E.STRONG.GPU")
-    assert "MEMBAR" in mixture.sass[mixture.sass.rindex("STG", 0, counts) : counts]
-    assert "LDGSTS" in mixture.sass[waits:]
-    assert "LDGSTS" not in mixture.sass[counts:waits]
-    assert mixture.sass.index("UBLKPF") < waits  # weights are on their way meanwhile
-
-
 def test_the_router_reads_its_matrix_in_wide_loads() -> None:
     rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
     bias = meta(128, dtype=torch.float32)
@@ -298,7 +229,6 @@ def test_the_router_reads_its_matrix_in_wide_loads() -> None:
     assert logits.stack_bytes == select.stack_bytes == 0
     assert logits.count("LDG.E.128") > 0  # one step for each program, so nothing to run ahead of
     assert logits.count("LDG.E.U16") == 0
-    assert select.count("BAR.SYNC") == 0  # one warp needs no barrier
 
 
 def test_the_router_of_many_tokens_uses_warpgroups() -> None:

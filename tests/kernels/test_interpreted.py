@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Half a minute together, and kernels that are behind a switch which is off.
-SLOW = {
-    *("test_cut.py", "test_noise.py", "test_whole_model.py"),
-    *("test_grouped.py", "test_mixture.py", "test_soon.py"),
-}
+SLOW = {"test_cut.py", "test_noise.py", "test_whole_model.py"}  # half a minute together
 FILES = sorted(path.name for path in (HERE / "interpreted").glob("test_*.py"))
 # A process takes longer to start than most files take, so those of `make test` share one.
 RUNS = [

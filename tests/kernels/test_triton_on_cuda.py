@@ -10,14 +10,11 @@ from glimt import kernels
 from glimt.kernels import (
     Fp8Mlp,
     QuantizedRows,
-    grouped,
     reference,
     reference_experts,
     reference_messages,
-    twins,
 )
-from glimt.kernels import experts as experts_module
-from glimt.kernels.twins import triton_grouped, triton_soon
+from glimt.kernels.twins import has_twin, triton_grouped
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -50,7 +47,7 @@ def fp8_weight(num_outputs: int, num_inputs: int, seed: int) -> tuple[Tensor, Te
 
 
 def test_this_machine_runs_the_kernels() -> None:
-    assert twins.has_twin(randn(1, 16))
+    assert has_twin(randn(1, 16))
 
 
 def quantized_as_defined(rows: QuantizedRows) -> None:
@@ -198,23 +195,10 @@ def test_many_tokens_experts_by_our_own_products(
     number: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grouped, "OWN_UP_TO", 1 << 20)
-    monkeypatch.setattr(grouped, "GATE_UP_TILE", number)
-    monkeypatch.setattr(grouped, "DOWN_TILE", number)
+    monkeypatch.setattr(triton_grouped, "tile_for", lambda *shape: triton_grouped.CONFIGS[number])
     routed = mlps(32 if shift else 128, width, 4096)
     weights, experts = choices(num_tokens, 128, skewed=skewed)
     x, experts = randn(num_tokens, 4096, seed=1), experts - shift
-    expected = reference_experts.fp8_grouped_experts(x, weights, experts, *routed)
-    near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.05)
-
-
-@pytest.mark.parametrize("num_tokens", [300, 2500])
-def test_gates_and_ups_may_be_two_products(
-    num_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grouped, "APART", True)
-    routed, (weights, experts) = mlps(128, 1408, 4096), choices(num_tokens, 128, skewed=False)
-    x = randn(num_tokens, 4096, seed=1)
     expected = reference_experts.fp8_grouped_experts(x, weights, experts, *routed)
     near(kernels.fp8_grouped_experts(x, weights, experts, *routed), expected, 0.05)
 
@@ -261,9 +245,7 @@ def test_the_router(num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [1, 16])
-def test_kernels_that_start_before_the_last_one_ended_give_the_same(
-    num_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_repeat_themselves_exactly_in_a_graph(num_tokens: int) -> None:
     routed, shared = mlps(32, 1408, 4096), Fp8Mlp(*(t[0] for t in mlps(1, 1408, 4096)))
     weight, scale = fp8_weight(4096, 4096, seed=2)
     router, bias = randn(32, 4096, seed=3) / 64, torch.zeros(32, device="cuda")
@@ -287,8 +269,6 @@ def test_kernels_that_start_before_the_last_one_ended_give_the_same(
         return x + delta
 
     expected = layers()
-    monkeypatch.setattr(twins.triton_support, "PDL", True)
-    layers()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = layers()
@@ -344,62 +324,3 @@ def test_messages_of_rows_are_those_defined(num_tokens: int, is_fp8: bool) -> No
         else:
             assert one is not None
             assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
-
-
-RULE = {
-    "num_experts_per_token": 8,
-    "num_groups": 1,
-    "num_groups_per_token": 1,
-    "norm_topk_prob": True,
-    "scale": 1.5,
-}
-
-
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4])
-@pytest.mark.parametrize("width", [1408, 704, 352, 176])
-def test_very_few_tokens_experts_chosen_and_computed_at_once(
-    num_tokens: int, width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    routed, shared = mlps(128, width, 4096), Fp8Mlp(*(t[0] for t in mlps(1, width, 4096)))
-    x, router = randn(num_tokens, 4096), randn(128, 4096, seed=1) / 64
-    given = (router, randn(128, seed=2).float() / 10, routed, shared)
-    expected = kernels.routed_fp8_moe(x, *given, **RULE)
-    monkeypatch.setattr(experts_module, "AT_ONCE", True)
-    assert isinstance(expected, Tensor)
-    assert torch.equal(kernels.routed_fp8_moe(x, *given, **RULE), expected)
-    deferred = kernels.routed_fp8_moe(x, *given, **RULE, defers=True)
-    near(kernels.settled(deferred), expected, 0.004)
-
-
-@pytest.mark.parametrize("num_tokens", [1, 4])
-@pytest.mark.parametrize("soon_mib", [0, 16, -16])
-def test_products_that_wait_for_each_other_repeat_themselves_exactly_in_a_graph(
-    num_tokens: int, soon_mib: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Layers whose kernels follow each other closely, hundreds of times: a race would show."""
-    routed, shared = mlps(128, 1408, 4096), Fp8Mlp(*(t[0] for t in mlps(1, 1408, 4096)))
-    router, bias = randn(128, 4096, seed=1) / 64, torch.zeros(128, device="cuda")
-    weight, scale = fp8_weight(4096, 4096, seed=2)
-    g, start = randn(4096, seed=4), randn(num_tokens, 4096)
-    monkeypatch.setattr(experts_module, "AT_ONCE", True)
-
-    def layers() -> Tensor:
-        x, delta = start, start
-        for _ in range(6):
-            rows, x = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
-            delta = kernels.fp8_linear(rows, weight, scale, soon=(router, *shared[::2]))
-            rows, x = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
-            given = (rows, router, bias, routed, shared)
-            delta = kernels.routed_fp8_moe(*given, **RULE, defers=True, soon=(weight,))
-        return x + kernels.settled(delta)
-
-    expected = layers()
-    monkeypatch.setattr(triton_soon, "SOON_MIB", soon_mib)
-    assert torch.equal(layers(), expected)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = layers()
-    for _ in range(200):
-        out.fill_(torch.nan)
-        graph.replay()
-        assert torch.equal(out, expected)

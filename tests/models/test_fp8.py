@@ -6,14 +6,10 @@ numbers must agree closely while the few behind a moved value may differ by abou
 nothing, or elsewhere, is wrong by about 0.03 in every number.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from glimt import kernels
 from glimt.models.decoder import text_angles
 from glimt.models.glm4v import Glm4v
 from tests.support.configs import tiny_config
@@ -80,32 +76,3 @@ def test_only_the_decoders_linears_are_fp8(oracle: Fp8Oracle) -> None:
         and not name.endswith(("_scale", "router.weight"))
     }
     assert fp8 == matrices
-
-
-def test_products_are_told_what_is_read_after_them(
-    oracle: Fp8Oracle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each in the order in which it is read, nothing in between but what depends on a choice."""
-    model = oracle.ours()
-    read: list[Tensor] = []
-    told: list[tuple[int, list[Tensor]]] = []
-
-    def watch(name: str, weights_of: Callable[..., list[Tensor]]) -> None:
-        run = getattr(kernels, name)
-
-        def watched(*given: Any, **named: Any) -> Any:
-            read.extend(weights_of(*given))
-            told.append((len(read), list(named.get("soon", ()))))
-            return run(*given, **named)
-
-        monkeypatch.setattr(kernels, name, watched)
-
-    watch("fp8_linear", lambda x, weight, *_: [weight])
-    watch("linear", lambda x, weight, *_: [weight])
-    watch("routed_fp8_moe", lambda *given: [given[1], given[4].gate_up, given[4].down])
-    passes, position = Passes(model), torch.zeros(3, 1, dtype=torch.int64)
-    x = model.embed(torch.tensor([1]))
-    model.logits(model.decode(x, passes.make_step([Work(0, x, position)]), passes.cache))
-    for count, soon in told:
-        assert [id(w) for w in soon] == [id(w) for w in read[count : count + len(soon)]]
-    assert sum(len(soon) > 0 for _, soon in told) >= 3 * len(model.layers)

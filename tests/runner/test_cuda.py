@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glimt.engine.plan import RowWork, StepPlan
-from glimt.kernels import attention, draws, experts, sampling
+from glimt.kernels import draws, sampling
 from glimt.kernels.draws import add_noise_, least_kept, mask_top_k_top_p_
 from glimt.models.config_json import read_config
 from glimt.models.dummy import fill_dummy
@@ -277,68 +277,6 @@ def test_a_prompt_with_an_image_never_waits_for_the_device(gpu: torch.device) ->
 def again(work: Work) -> Work:
     """Records nothing."""
     return work
-
-
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
-@pytest.mark.parametrize("num_rows", [1, 11])
-@pytest.mark.parametrize(
-    "switches",
-    [
-        ("PDL",),
-        ("MEASURES",),
-        ("PDL", "MEASURES"),
-        ("AT_ONCE",),
-        ("SOON_MIB",),
-        ("AT_ONCE", "SOON_MIB", "MEASURES"),
-        ("AT_ONCE", "SOON_MIB", "PDL"),
-    ],
-    ids=str,
-)
-def test_switches_of_kernels_change_no_token(
-    gpu: torch.device,
-    kv_dtype: str,
-    num_rows: int,
-    switches: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Whole steps of layers of full size, as prompts and as replayed graphs, with programmatic
-    dependent launch (PDL), products that quantise (MEASURES), experts chosen and computed at once
-    (AT_ONCE) or weights fetched ahead (SOON_MIB), and without. Greedy: a single wrong bit shows
-    sooner or later."""
-    support = pytest.importorskip("glimt.kernels.triton_support")
-    monkeypatch.setattr(attention, "DECODES_AT_ONCE", "MEASURES" in switches)
-    modules = {
-        "PDL": support,
-        "MEASURES": attention,
-        "AT_ONCE": experts,
-        "SOON_MIB": pytest.importorskip("glimt.kernels.triton_soon"),
-    }
-    model, album = dummy_model(gpu, 2, True), Album()
-    asks = [make_ask(album, "t" * (2 + n % 3), n) for n in range(num_rows)]
-    lengths = [len(ask.token_ids) for ask in asks]
-    answers = []
-    for is_on in (False, True):
-        for name in switches:
-            monkeypatch.setattr(modules[name], name, 16 * is_on if name == "SOON_MIB" else is_on)
-        executor = make_executor(
-            model,
-            album,
-            num_pages=96,
-            page_size=16,
-            max_num_seqs=12,
-            kv_dtype=kv_dtype,
-            record=cuda_recorder(),
-        )
-        rows = tuple(new_row(ask, n, tuple(range(8 * n, 8 * n + 8))) for n, ask in enumerate(asks))
-        work = tuple(RowWork(n, 0, length, samples=True) for n, length in enumerate(lengths))
-        steps = [executor.launch(StepPlan(0, new_rows=rows, work=work))]
-        for index in range(64):
-            work = tuple(
-                RowWork(n, length + index, 1, samples=True) for n, length in enumerate(lengths)
-            )
-            steps.append(executor.launch(StepPlan(1 + index, work=work)))
-        answers.append([step.result().token_ids for step in steps])
-    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("num_rows", [1, 17])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glimt.kernels import reference, triton_linear, triton_support
+from glimt.kernels import reference, triton_linear
 from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.tiles import LinearTile
 
@@ -38,13 +38,6 @@ def check(
     got = triton_linear.fp8_linear(rows, w8, scale[:, 0], b, tile)
     expected = reference.fp8_linear(rows, w8, scale[:, 0], b)
     torch.testing.assert_close(got, expected, rtol=0.01, atol=0.02)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_scales_may_be_read_first(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support, "SCALES_FIRST", True)
-    check(3, 96, 160, bias, None)
-    check(3, 96, 352, bias, LinearTile(64, 128, 2, 4, 3))
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -55,12 +55,18 @@ def test_places_are_found_at_once_as_one_after_the_other(
     x = torch.randn(num_tokens, 64, generator=generator).bfloat16()
     weight = torch.randn(24, 64, generator=generator).bfloat16() / 8
     weight[3] = weight[7]  # equal scores
-    expected = routed(x, weight, torch.zeros(24), 5, normalizes)
-    monkeypatch.setattr(triton_router, "BY_PLACE", True)
-    for got, wanted in zip(
-        routed(x, weight, torch.zeros(24), 5, normalizes), expected, strict=True
-    ):
+    placed = routed(x, weight, torch.zeros(24), 5, normalizes)
+    monkeypatch.setattr(triton_router, "_MAX_PLACED_TOKENS", 0)
+    taken_in_turn = routed(x, weight, torch.zeros(24), 5, normalizes)
+    for got, wanted in zip(placed, taken_in_turn, strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_an_expert_whose_score_is_no_number_is_not_chosen() -> None:
+    x, weight = torch.ones(2, 64).bfloat16(), torch.zeros(8, 64).bfloat16()
+    weight[0] = torch.nan
+    _, experts = routed(x, weight, torch.zeros(8), 3, True)
+    assert experts.tolist() == [[1, 2, 3]] * 2
 
 
 def test_of_equal_scores_the_first_experts_are_taken() -> None:

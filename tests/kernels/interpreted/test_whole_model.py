@@ -7,21 +7,16 @@ from tests.support.schedules import Schedule
 from tests.support.tiny_model import Album, make_ask, make_executor, tiny_model
 
 
-@pytest.mark.parametrize(
-    ("kind", "seed", "at_once"),
-    [("glm4v_moe", 1, False), ("glm4v", 2, False), ("glm4v", 2, True)],
-)
+@pytest.mark.parametrize(("kind", "seed"), [("glm4v_moe", 1), ("glm4v", 2)])
 def test_chunks_decoding_rows_and_images_give_the_same_tokens(
-    kind: str, seed: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`at_once`: decode steps turn their heads and write the cache within attention."""
     album = Album()
     asks = [
         make_ask(album, "tit", 1, max_tokens=3),
         make_ask(album, "tt", 2, max_tokens=3),
     ]
     expected = Schedule(make_executor(tiny_model(kind), album), asks, seed=seed, depth=2).run()
-    monkeypatch.setattr(attention, "DECODES_AT_ONCE", at_once)
     used = []
     monkeypatch.setattr(attention, "_has_twin", lambda x: not used.append(x.shape))
     monkeypatch.setattr(attention, "triton_attention", triton_attention)
