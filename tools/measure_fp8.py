@@ -52,8 +52,9 @@ def _head(runs: dict[str, Json], command: str, seconds: float) -> Iterator[str]:
         f"Made by `{command}` in {seconds / 60:.0f} minutes: "
         f"{first['comparison']['overall']['n']} tasks of {tasks['name']} (SHA-256 "
         f"`{tasks['sha256'][:16]}`), greedy, on {_machine(facts)}, torch {facts['torch']}, "
-        f"computing in {facts['dtype']}. A is the model as it is shipped ({facts['weights']}), "
-        "B the same in FP8. Differences are B - A with a paired 95 % interval; see "
+        f"computing in {facts['dtype']}. A is the model as it is shipped: weights in "
+        f"{facts['weights']}, KV cache in {facts['kv_cache_dtype']}; B has the one or the other in "
+        "FP8. Differences are B - A with a paired 95 % interval; see "
         "[evaluating](evaluation.md) for the terms. In short:"
     )
     yield ""
@@ -133,14 +134,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "fp8-cost")
     parser.add_argument("--limit", type=int, default=30, help="tasks of each skill")
+    parser.add_argument("--dtype", default="bfloat16", help="what both compute in; A's KV cache")
     options, more = parser.parse_known_args()
-    flags_of_all = ["--limit", str(options.limit), *more]
+    flags_of_all = ["--limit", str(options.limit), "--dtype", options.dtype, *more]
     runs = {
         name: measure(options.work / folder, [*flags, *flags_of_all])
         for name, (folder, flags) in RUNS.items()
     }
     command = f"make fp8-cost LIMIT={options.limit}"
-    if more:
+    if more or options.dtype != "bfloat16":
         command = f"python tools/measure_fp8.py {shlex.join(flags_of_all)}"
     options.out.write_text(document(runs, command, time.monotonic() - began_s), "utf-8")
     print(f"written: {options.out}")

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -81,6 +83,21 @@ def evaluate(
 
     `local` may be None where `needs_local` is false. Raises StartupError for what is refused.
     """
+    before = signal.signal(signal.SIGTERM, _as_ctrl_c)
+    try:
+        return _evaluate(model, wishes, local, say, tell)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _as_ctrl_c(signum: int, frame: FrameType | None) -> None:
+    """Schedulers of jobs send SIGTERM: what was answered until then is kept."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def _evaluate(
+    model: str | None, wishes: EvalWishes, local: LocalParts | None, say: Say, tell: Say
+) -> int:
     subjects = subjects_of(model, wishes)
     file = read_tasks(heldout_file() if wishes.tasks == BUILTIN else Path(wishes.tasks))
     tasks = select(file.tasks, wishes.skills, wishes.limit)

@@ -4,7 +4,10 @@ docs/evaluation.md describes the fields. Media are named relative to the file an
 folder, or beside tasks.jsonl in the zip.
 """
 
+import codecs
+import difflib
 import hashlib
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ Metric = Literal["exact", "anls", "iou", "relaxed", "contains", "tool_call", "fo
 
 _MAX_LISTED = 20
 _MEMBER = "tasks.jsonl"
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")  # msgspec's words
 _ADDRESSES = ("data:", "http://", "https://")
 
 
@@ -179,7 +183,7 @@ def _parse(data: bytes, name: str, files: MediaFiles) -> tuple[Task, ...]:
     tasks: list[Task] = []
     problems: list[str] = []
     lines_of: dict[str, int] = {}
-    for number, line in enumerate(data.splitlines(), start=1):
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -208,8 +212,10 @@ def _field_error(error: Exception) -> str:
     if path:
         known = f"; known are {', '.join(get_args(Metric))}" if path == "metric`" else ""
         return f"field {path.rstrip('`')}: {text}{known}"
-    if "unknown field" in text:
-        return f"{text.replace('Object contains unknown field', 'unknown field')}; use meta for it"
+    if (unknown := _UNKNOWN.fullmatch(text)) is not None:
+        near = difflib.get_close_matches(unknown[1], Task.__struct_fields__, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown field `{unknown[1]}`; {hint}meta holds whatever is not looked at"
     return text
 
 

@@ -131,7 +131,9 @@ def test_a_server_and_a_checkpoint_are_compared_likewise(
     assert content["comparison"]["divergence"]["mean_kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_at(
+    number: int, monkeypatch: pytest.MonkeyPatch, by: signal.Signals = signal.SIGINT
+) -> None:
     """Press Ctrl-C when this task is asked, counted from one."""
     ask = LocalModel.answer
     num_asked = 0
@@ -140,16 +142,21 @@ def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal num_asked
         num_asked += 1
         if num_asked == number:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), by)
         return await ask(self, question)
 
     monkeypatch.setattr(LocalModel, "answer", answer)
 
 
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_what_was_answered(
-    checkpoint: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: signal.Signals,
+    checkpoint: Path,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    interrupt_at(4, monkeypatch)
+    interrupt_at(4, monkeypatch, by)
     arguments = ("--tasks", tasks, "--output", tmp_path, "--device", "cpu", "--concurrency", "1")
     assert run_eval(checkpoint, *arguments, "--max-tokens", "12") == 130
     [side] = results(tmp_path)["sides"]

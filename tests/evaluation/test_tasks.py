@@ -40,7 +40,10 @@ def test_a_folder_and_a_zip_hold_the_same_tasks(tmp_path: Path) -> None:
 
 def test_defaults_make_short_lines_possible(tmp_path: Path) -> None:
     path = tmp_path / "short.jsonl"
-    path.write_text('\n{"question": "How many?", "answer": 3}\n\n{"question": "?", "answer": "x"}')
+    # Editors on Windows begin UTF-8 with a mark of the byte order.
+    path.write_text(
+        '\ufeff\n{"question": "How many?", "answer": 3}\n\n{"question": "?", "answer": "x"}'
+    )
     first, second = read_tasks(path).tasks
     assert (first.id, first.skill, first.metric) == ("line-2", "all", "exact")
     assert second.id == "line-4"
@@ -52,8 +55,9 @@ def test_defaults_make_short_lines_possible(tmp_path: Path) -> None:
         ("{", "line 2: "),
         ("[1]", "line 2: Expected `object`, got `array`"),
         ({"question": 3, "answer": "x"}, "line 2: field question: Expected `str"),
-        ({"question": "?", "answer": "x", "metric": "bleu"}, "line 2: field metric: "),
-        ({"question": "?", "answer": "x", "colour": 1}, "unknown field `colour`; use meta"),
+        ({"question": "?", "answer": "x", "metric": "bleu"}, "; known are exact, anls, iou, "),
+        ({"question": "?", "answer": "x", "colour": 1}, "unknown field `colour`; meta holds"),
+        ({"question": "?", "answers": ["x"]}, "unknown field `answers`; did you mean answer?"),
         ({"question": "?"}, "line 2: field answer: it is missing"),
         ({"answer": "x"}, "line 2: field question: it is missing"),
         ({"question": "?", "answer": [True]}, "line 2: field answer: True is no text"),
