@@ -7,6 +7,7 @@ what engines do it orders once, what servers do it does itself and tells the oth
 import asyncio
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -53,7 +54,9 @@ class ProfileAnswer(msgspec.Struct, frozen=True, kw_only=True):
 async def pause(state: ApiState, scope: Scope, receive: Receive, send: Send) -> None:
     """POST /pause: take nothing new until /resume. `?mode=abort` (the default) ends what runs with
     an error, `wait` lets it finish. Raises InvalidRequest, Unsupported."""
-    mode = _mode(Request(scope, receive))
+    query = Request(scope, receive).query_params
+    _check_names(query, "mode")
+    mode = _mode(query)
     state.lifecycle.board.is_paused = True
     if mode == "abort":
         _end_all(state, "the server was paused")
@@ -78,11 +81,10 @@ async def sleep(state: ApiState, scope: Scope, receive: Receive, send: Send) -> 
 
     Raises InvalidRequest, Unsupported, EngineDied, EngineFailed.
     """
-    request = Request(scope, receive)
-    level = request.query_params.get("level", "1")
-    if level not in LEVELS:
-        raise InvalidRequest(f"level must be one of {', '.join(LEVELS)}", param="level")
-    mode = _mode(request)
+    query = Request(scope, receive).query_params
+    _check_names(query, "level", "mode")
+    level = _one_of(query, "level", LEVELS, "1")
+    mode = _mode(query)
     state.lifecycle.board.note_quiet(True)
     try:
         if mode == "abort":
@@ -102,7 +104,9 @@ async def wake_up(state: ApiState, scope: Scope, receive: Receive, send: Send) -
 
     Raises InvalidRequest, Unsupported, EngineDied, EngineFailed.
     """
-    tags = set(Request(scope, receive).query_params.getlist("tags"))
+    query = Request(scope, receive).query_params
+    _check_names(query, "tags")
+    tags = set(query.getlist("tags"))
     if unknown := sorted(tags - set(TAGS)):
         known = ", ".join(TAGS)
         raise InvalidRequest(f"tags are {known}, not {unknown[0][:64]}", param="tags")
@@ -171,16 +175,27 @@ def _forget_pixels(state: ApiState) -> None:
     state.forget_pixels()
 
 
-def _mode(request: Request) -> str:
+def _mode(query: QueryParams) -> str:
     """What becomes of running answers: `abort` or `wait`. Raises InvalidRequest, Unsupported."""
-    mode = request.query_params.get("mode", "abort")
-    if mode == "keep":
+    if query.get("mode") == "keep":
         raise Unsupported(
             "mode keep is not supported: running answers cannot be frozen", param="mode"
         )
-    if mode not in MODES:
-        raise InvalidRequest(f"mode must be one of {', '.join(MODES)}", param="mode")
-    return mode
+    return _one_of(query, "mode", MODES, "abort")
+
+
+def _one_of(query: QueryParams, name: str, values: tuple[str, ...], default: str) -> str:
+    given = query.getlist(name) or [default]
+    if len(given) > 1 or given[0] not in values:
+        raise InvalidRequest(f"{name} must be one of {', '.join(values)}", param=name)
+    return given[0]
+
+
+def _check_names(query: QueryParams, *known: str) -> None:
+    """An order that is misspelt is not the order without it, which may end what runs."""
+    if unknown := sorted(set(query) - set(known)):
+        name = unknown[0][:64]
+        raise InvalidRequest(f"{name!r} is not known here, only {', '.join(known)}", param=name)
 
 
 def _sleep_state(state: ApiState) -> Response:

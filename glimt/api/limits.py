@@ -102,7 +102,8 @@ class BodyLimits:
 
 
 def _too_large(limit: int) -> HttpError:
-    return HttpError("request_too_large", f"the body exceeds {limit} bytes", _CLOSE)
+    text = f"the body exceeds {limit} bytes" if limit else "there must be no body here"
+    return HttpError("request_too_large", text, _CLOSE)
 
 
 def _is_json(content_types: list[str]) -> bool:

@@ -107,6 +107,25 @@ async def test_a_pause_that_aborts_ends_what_runs() -> None:
         assert (reply.status, reply.error["code"], reply.error["param"]) == (400, code, "mode")
 
 
+async def test_an_order_that_is_misspelt_is_not_carried_out() -> None:
+    serving = Serving(**KEYS)
+    for path, name, text in (
+        ("/pause?Mode=wait", "Mode", "'Mode' is not known here, only mode"),
+        ("/pause?mode=wait&mode=abort", "mode", "mode must be one of abort, wait"),
+        ("/sleep?level=1&level=2", "level", "level must be one of 1, 2"),
+        ("/sleep?lvl=2", "lvl", "only level, mode"),
+        ("/wake_up?tag=weights", "tag", "only tags"),
+    ):
+        reply = await admin(serving, "POST", path)
+        assert (reply.status, reply.error["param"]) == (400, name)
+        assert text in reply.error["message"]
+    assert (await admin(serving, "GET", "/is_paused")).json() == {"is_paused": False}
+    assert (await admin(serving, "GET", "/is_sleeping")).json()["is_sleeping"] is False
+    headers = [*HEADERS, bearer("root")]
+    reply = await serving.ask("POST", "/resume", body=b"{}", headers=headers)
+    assert (reply.status, reply.error["message"]) == (413, "there must be no body here")
+
+
 async def test_a_sleeping_server_takes_nothing_until_it_is_woken() -> None:
     serving = Serving(spoken("yes"), **KEYS)
     ask = {"body": chat_body(), "headers": [*HEADERS, bearer("user")]}
