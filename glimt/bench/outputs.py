@@ -68,7 +68,7 @@ def wording(options: Options) -> Wording:
 def show(options: Options, run: Run, say: Say, tell: Say) -> None:
     """The table of one run to `tell`; errors and notes to `say`."""
     tell(table(run.log.start, run.summary, wording(options)))
-    for text in (*run.summary.errors, *run.log.end.notes):
+    for text in (*run.summary.errors, *run.summary.notes, *run.log.end.notes):
         say(f"note: {escaped(text, _MAX_NOTE_CHARS)}")  # a server's words do not steer the terminal
 
 

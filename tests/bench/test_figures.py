@@ -366,3 +366,24 @@ def test_a_server_that_counts_fewer_tokens_than_it_sends_is_told_of() -> None:
     assert "Answers with fewer tokens than chunks:   1 " in table(
         log.start, summary, Wording(metrics=("ttft",))
     )
+
+
+@pytest.mark.parametrize(
+    ("backend", "counted", "fields", "is_told"),
+    [
+        ("openai", 104, {}, False),
+        ("openai", 130, {}, True),
+        ("openai", 70, {}, True),
+        ("openai-chat", 160, {}, False),
+        ("openai-chat", 200, {}, True),
+        ("openai-chat", 900, {"num_images": 1}, False),
+        ("openai-chat", 900, {"turn": 1}, False),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_servers_is_told_of(
+    backend: str, counted: int, fields: dict[str, Any], is_told: bool
+) -> None:
+    event = request(at_ms=[50, 60], text_tokens=100, prompt_tokens=counted, **fields)
+    notes = summarise(log_of([event], backend=backend), Question()).notes
+    assert bool(notes) is is_told
+    assert not notes or "give the served model's as --tokenizer" in notes[0]

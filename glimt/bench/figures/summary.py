@@ -15,6 +15,7 @@ from glimt.bench.figures.concurrency import (
     vllm_peaks,
 )
 from glimt.bench.figures.energy import Energy, energy
+from glimt.bench.figures.likeness import tokenizer_doubt
 from glimt.bench.figures.measured import FloatArray, Measured, measure
 from glimt.bench.figures.objectives import Verdict, judge
 from glimt.bench.figures.question import Question
@@ -84,6 +85,7 @@ class Summary:
     failed: int
     failures: dict[str, int]
     errors: tuple[str, ...]
+    notes: tuple[str, ...]  # what to think of the figures
     request_throughput: float
     output_throughput: float
     total_token_throughput: float
@@ -127,6 +129,7 @@ def summarise(log: EventLog, question: Question) -> Summary:
         failed=len(bad),
         failures=dict(Counter(failure_class(event) for event in bad)),
         errors=tuple(text for text, _ in Counter(event.error for event in bad).most_common(10)),
+        notes=() if (doubt := tokenizer_doubt(log, good)) is None else (doubt,),
         request_throughput=_rate(len(good), duration_s),
         output_throughput=_rate(tokens, duration_s),
         total_token_throughput=_rate(tokens + inputs.total_tokens, duration_s),

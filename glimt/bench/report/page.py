@@ -323,6 +323,6 @@ def _facts(log: EventLog, summary: Summary) -> list[list[str]]:
     server = source.get("server") or {}
     if server.get("version"):
         facts.append(["server version", str(server["version"])])
-    facts += [["note", note] for note in log.end.notes]
+    facts += [["note", note] for note in (*summary.notes, *log.end.notes)]
     facts += [["error", error] for error in summary.errors]
     return facts

@@ -169,7 +169,7 @@ def _own(log: EventLog, summary: Summary) -> dict[str, Any]:
             "is_trusted": client.is_trusted,
             "doubts": list(client.doubts),
         },
-        "notes": log.end.notes,
+        "notes": [*summary.notes, *log.end.notes],
         "settings": log.start.settings,
         "provenance": log.start.provenance,
     }
