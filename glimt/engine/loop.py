@@ -113,7 +113,7 @@ class EngineLoop:
         self._progress = progress
         self._max_failed_steps = max_failed_steps
         self._num_failed_steps = 0  # one after the other
-        self._behind: InFlight | None = None
+        self._in_flight: InFlight | None = None  # launched, and not committed yet
         self._is_busy = False  # the last turn launched or committed a step
         self._is_stopping = False
         self._is_checked = True
@@ -135,7 +135,7 @@ class EngineLoop:
             while not self._is_stopping:
                 self.turn()
         except ReplicaLost:
-            self._behind = None  # it waits for ranks that will not come
+            self._in_flight = None  # it waits for ranks that will not come
             raise
         finally:
             self._end()
@@ -148,18 +148,18 @@ class EngineLoop:
         if self._desk.is_busy:
             self._carry_out_orders()
         self._outputs += self._scheduler.take_ready()
-        behind, self._behind = self._behind, self._begin_step()
+        before, self._in_flight = self._in_flight, self._begin_step()
         # After a commit, who waited for it may be planned.
-        self._is_busy = self._behind is not None or behind is not None
-        if behind is not None:
-            self._outputs += self._commit(behind)
-        if self._behind is not None and self._behind.plan.waits_for_masks:
-            masks, ended = self._scheduler.masks(self._behind.plan)
+        self._is_busy = self._in_flight is not None or before is not None
+        if before is not None:
+            self._outputs += self._commit(before)
+        if self._in_flight is not None and self._in_flight.plan.waits_for_masks:
+            masks, ended = self._scheduler.masks(self._in_flight.plan)
             self._outputs += ended
-            self._behind.draw(masks)
-        if self._behind is not None and not self._overlap:
-            ahead, self._behind = self._behind, None
-            self._outputs += self._commit(ahead)
+            self._in_flight.draw(masks)
+        if self._in_flight is not None and not self._overlap:
+            step, self._in_flight = self._in_flight, None
+            self._outputs += self._commit(step)
         self._send()
         if self._num_failed_steps >= self._max_failed_steps:
             raise EngineFailed(f"{self._num_failed_steps} steps failed one after the other.")
@@ -216,9 +216,9 @@ class EngineLoop:
         """Begin what waits, and note what is done. Before the engine sleeps, requests that have
         not ended end, and the caches, whose memory goes, are forgotten."""
         if self._desk.wants_quiet:
-            behind, self._behind = self._behind, None
-            if behind is not None:
-                self._outputs += self._commit(behind)
+            step, self._in_flight = self._in_flight, None
+            if step is not None:
+                self._outputs += self._commit(step)
             error = ErrorInfo(EngineAsleep.code, "The engine was put to sleep.")
             self._outputs += self._scheduler.end_all(error)
             self._scheduler.reset_caches(prefix=True, images=True)
@@ -312,10 +312,10 @@ class EngineLoop:
             log.error("Invariant violated: %s", violation)
 
     def _end(self) -> None:
-        behind, self._behind = self._behind, None
-        if behind is not None:
+        step, self._in_flight = self._in_flight, None
+        if step is not None:
             try:
-                self._outputs += self._commit(behind)
+                self._outputs += self._commit(step)
             except Exception:
                 log.exception("The last step could not be committed")
         error = ErrorInfo(EngineDied.code, "The engine is stopping.")
