@@ -66,12 +66,12 @@ class OrderDesk:
 
     @property
     def sleep_level(self) -> int:
-        """Of the machine."""
+        """The machine's; 0 without one."""
         return 0 if self._machine is None else self._machine.sleep_level
 
     @property
     def is_profiling(self) -> bool:
-        """Of the machine."""
+        """The machine records a profile."""
         return self._machine is not None and self._machine.is_profiling
 
     @property

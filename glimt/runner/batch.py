@@ -40,10 +40,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The work of a step as arrays on the host; see `Batch` for their meaning.
-
-    `is_decoding`: each row computes one token and draws the next, and none of them is image.
-    """
+    """The work of a step as arrays on the host; see `Batch` for their meaning."""
 
     arrays: dict[str, Array]
     query_starts_R1: IntArray
@@ -65,7 +62,7 @@ class Gathered:
 
     @property
     def is_decoding(self) -> bool:
-        """See the class."""
+        """Each row computes one token and draws the next, and none of them is image."""
         all_draw = len(self.row_N) == self.num_rows
         return self.max_query_len == 1 and all_draw and not self.image_parts
 

@@ -24,7 +24,7 @@ from glimt.runner.chunk_graphs import ChunkGraphs
 from glimt.runner.encoder import ImageEncoder
 from glimt.runner.forward import embedded
 from glimt.runner.graphs import DecodeGraphs, plain_draw
-from glimt.runner.launched import CrashedStep, LaunchedStep, Start
+from glimt.runner.launched import BeginDraw, CrashedStep, LaunchedStep
 from glimt.runner.prompt_logprobs import PromptJudgement, judge
 from glimt.runner.rows import RowTable
 from glimt.runner.sampler import DrawInputs, DrawOutputs
@@ -115,12 +115,12 @@ class ModelExecutor:
         batch = build_batch(rows, work, gathered, exchange)
         logits_NU, judged = self._forward(batch, gathered)
 
-        def start(draws: Sequence[DrawInputs]) -> ReturnedTensors:
+        def begin_draw(draws: Sequence[DrawInputs]) -> ReturnedTensors:
             drawn = self._draw(batch.drawn_place_N, logits_NU, draws)
             return self._return_path.send([*drawn, *judged])
 
         return self._launched(
-            plan, failed, batch.sampling_rows, batch.draws, start, batch.judgement
+            plan, failed, batch.sampling_rows, batch.draws, begin_draw, batch.judgement
         )
 
     def _launched(
@@ -129,7 +129,7 @@ class ModelExecutor:
         failed: dict[int, ErrorInfo],
         sampling_rows: list[int],
         draws: list[DrawInputs],
-        start: Start,
+        begin_draw: BeginDraw,
         judgement: PromptJudgement | None = None,
     ) -> LaunchedStep:
         return LaunchedStep(
@@ -138,7 +138,7 @@ class ModelExecutor:
             sampling_rows,
             draws,
             judgement,
-            start,
+            begin_draw,
             self._rows.device,
             streams=self.streams,
             encoded=self._encoder.encoded,
@@ -176,14 +176,14 @@ class ModelExecutor:
         else:
             draws = [plain_draw(len(gathered.row_N))]
 
-        def start(draws: Sequence[DrawInputs]) -> ReturnedTensors:
+        def begin_draw(draws: Sequence[DrawInputs]) -> ReturnedTensors:
             if draw_now is not None:
                 return self._return_path.send(draw_now())
             return self._return_path.send(
                 self._draw(decoding.drawn_place_N, decoding.logits_NU, draws)
             )
 
-        return self._launched(plan, failed, gathered.row_N.tolist(), draws, start)
+        return self._launched(plan, failed, gathered.row_N.tolist(), draws, begin_draw)
 
     def _take(self, new: NewRow) -> None:
         try:

@@ -16,7 +16,7 @@ from glimt.wire import ErrorInfo
 log = logging.getLogger(__name__)
 
 # Starts draws, and the way to the host of what they and the judgement give.
-Start = Callable[[Sequence[DrawInputs]], ReturnedTensors]
+BeginDraw = Callable[[Sequence[DrawInputs]], ReturnedTensors]
 
 
 class LaunchedStep:
@@ -29,13 +29,13 @@ class LaunchedStep:
         sampling_rows: list[int],
         draws: list[DrawInputs],
         judgement: PromptJudgement | None,
-        start: Start,
+        begin_draw: BeginDraw,
         device: torch.device,
         *,
         streams: Streams,
         encoded: Callable[[], tuple[bytes, ...]],
     ) -> None:
-        """Calls `start` at once unless the plan waits for masks. Raises what it raises.
+        """Calls `begin_draw` at once unless the plan waits for masks. Raises what it raises.
 
         `encoded`: see `StepResult`; asked when the result is.
         """
@@ -48,13 +48,13 @@ class LaunchedStep:
         self._judgement = judgement
         self._device = device
         self._error: Exception | None = None
-        self._start = start if plan.waits_for_masks else None  # holds the logits
-        self._returned = None if plan.waits_for_masks else start(draws)
+        self._begin_draw = begin_draw if plan.waits_for_masks else None  # holds the logits
+        self._returned = None if plan.waits_for_masks else begin_draw(draws)
 
     def draw(self, masks: TokenMasks) -> None:
         """See `InFlight`."""
-        start, self._start = self._start, None
-        if start is None:
+        begin_draw, self._begin_draw = self._begin_draw, None
+        if begin_draw is None:
             return
         try:
             with torch.inference_mode(), self._streams.of_steps():
@@ -62,7 +62,7 @@ class LaunchedStep:
                     masked(inputs, self._rows_of(inputs), masks, self._device)
                     for inputs in self._draws
                 ]
-                self._returned = start(self._draws)
+                self._returned = begin_draw(self._draws)
         except Exception as error:
             log.exception("step %d failed at its draw", self.plan.step)
             self._error = error
