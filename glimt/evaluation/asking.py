@@ -77,6 +77,8 @@ async def _ask_all(asking: Asking, respondent: Respondent, asked: Asked) -> None
                         group.create_task(work())
         except* ModelGone as gone:
             asked.gone = str(gone.exceptions[0])
+        finally:
+            asked.facts = respondent.facts()  # what was learnt of it meanwhile
     finally:
         await respondent.close()
 

@@ -25,6 +25,8 @@ _MAX_TRIES = 6
 _MAX_CUT_OFF = 2  # the same request might end one server after the other
 _FIRST_WAIT_S, _MAX_WAIT_S = 1.0, 30.0  # it doubles
 _BUSY = (429, 503)
+_OTHER_NAMES = {"max_tokens": "max_completion_tokens"}  # what OpenAI's newer models want
+_SIGNS = {"chat_template_kwargs": "chat_template_kwargs", **_OTHER_NAMES}  # words of a refusal
 
 
 class RemoteModel:
@@ -39,6 +41,7 @@ class RemoteModel:
         self._model = model
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
+        self._refused: set[str] = set()
         self.name = model or base_url
 
     async def start(self) -> None:
@@ -66,14 +69,14 @@ class RemoteModel:
         Raises ModelGone where the connection failed each time, and no server is there after that.
         """
         session = self._connected()
-        body = msgspec.json.encode(self._body(question))
+        fields = self._body(question)
         wait_s, num_cut_off = _FIRST_WAIT_S, 0
         for number in range(1, _MAX_TRIES + 1):
             asked_s: str | None = None
             try:
                 async with session.post(
                     f"{self._base}/chat/completions",
-                    data=body,
+                    data=msgspec.json.encode(fields),
                     headers={"Content-Type": "application/json"},
                 ) as response:
                     data = await response.read()
@@ -85,6 +88,8 @@ class RemoteModel:
             else:
                 asked_s = response.headers.get("Retry-After")
                 failed = error_of(response.status, data)
+                if response.status == 400 and self._adapt(fields, failed.error_message):
+                    continue
                 if response.status not in _BUSY:
                     return reply_of(data) if response.status == 200 else failed
             if number == _MAX_TRIES or num_cut_off == _MAX_CUT_OFF:
@@ -94,6 +99,15 @@ class RemoteModel:
         if failed.error == "connection_failed" and not await self._is_there():
             raise ModelGone(f"{self._base} does not answer any more ({failed.error_message})")
         return failed
+
+    def _adapt(self, fields: Json, message: str) -> bool:
+        """Whether `message` refuses a field that can be left out; then it is, from now on."""
+        for name, sign in _SIGNS.items():
+            if name in fields and sign in message:
+                self._refused.add(name)
+                _leave_out(fields, name)
+                return True
+        return False
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -108,8 +122,9 @@ class RemoteModel:
             return False
 
     def facts(self) -> Json:
-        """Address and name; the key is nobody's business."""
-        return {"kind": "server", "base_url": self._base, "model": self._model}
+        """Address and name, and fields that had to be left out; the key is nobody's business."""
+        facts: Json = {"kind": "server", "base_url": self._base, "model": self._model}
+        return facts | ({"refused_fields": sorted(self._refused)} if self._refused else {})
 
     async def close(self) -> None:
         """Close all connections."""
@@ -125,11 +140,19 @@ class RemoteModel:
             "seed": question.seed,
             "chat_template_kwargs": {"enable_thinking": question.thinking},
         }
+        for name in self._refused:
+            _leave_out(body, name)
         if question.tools:
             body["tools"] = question.tools
         if question.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": question.top_logprobs}
         return body
+
+
+def _leave_out(fields: Json, name: str) -> None:
+    value = fields.pop(name)
+    if name in _OTHER_NAMES:
+        fields[_OTHER_NAMES[name]] = value
 
 
 def reply_of(data: bytes) -> Reply:

@@ -71,6 +71,8 @@ def _how(facts: Json) -> Iterator[str]:
     ):
         if field in facts:
             yield f"{name} {facts[field]}"
+    if "refused_fields" in facts:
+        yield f"without {', '.join(facts['refused_fields'])}, which it refuses"
 
 
 def _comparison(comparison: Comparison | None) -> Json | None:

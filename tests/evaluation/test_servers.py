@@ -170,6 +170,25 @@ def test_a_server_that_starts_anew_is_waited_for(
     assert len(server.bodies) == len(side["records"]) + 1
 
 
+def test_fields_that_a_server_refuses_are_left_out_and_told(tmp_path: Path) -> None:
+    def strict(body: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
+        if "chat_template_kwargs" in body:
+            text = "Unrecognized request argument supplied: chat_template_kwargs"
+            return 400, {"error": {"message": text}}
+        if "max_tokens" in body:
+            return 400, {"error": {"message": "Use 'max_completion_tokens' instead."}}
+        return oracle(body, number)
+
+    with running(strict) as server:
+        status, side = run(server.url, tmp_path, "--concurrency", "2", "--max-tokens", "77")
+    assert status == 0
+    assert all(record["is_right"] for record in side["records"])
+    assert side["facts"]["refused_fields"] == ["chat_template_kwargs", "max_tokens"]
+    assert server.bodies[-1]["max_completion_tokens"] == 77
+    assert len(server.bodies) <= len(side["records"]) + 2 * 2  # asked once, not for each task
+    assert "without chat_template_kwargs, max_tokens" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize("other", ["./nothing-here", "http://127.0.0.1:9"])
 def test_what_is_compared_with_has_to_be_there_before_anything_is_asked(
     other: str, tmp_path: Path
