@@ -73,12 +73,15 @@ class Metrics:
         model_name: str,
         max_model_len: int = 1 << 17,
         cache_config: Mapping[str, str] | None = None,
+        first_copy: int = 0,
     ) -> None:
-        """`cache_config`: more labels of vllm:cache_config_info."""
+        """`cache_config`: more labels of vllm:cache_config_info. `first_copy`: number of the first
+        engine, which stands for all in what is counted here.
+        """
         # They double the text and are read by nobody.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self._who = {"model_name": model_name, "engine": "0"}
+        self._who = {"model_name": model_name, "engine": str(first_copy)}
         self._engines = EngineSeries(model_name, cache_config or {})
         self._counts_steps = True
         self._whole: SummedSeries | None = None

@@ -36,6 +36,15 @@ def server(fd: int, index: int, *, shares_media: bool = False) -> Metrics:
     return metrics
 
 
+def test_a_server_of_one_copy_counts_all_under_the_number_of_that_copy() -> None:
+    metrics = Metrics(model_name="m", first_copy=3)
+    metrics.add_engine(3, INFO)
+    metrics.observe_request(prompt_tokens=5, max_tokens=1, n=1)
+    text = metrics.render().decode()
+    assert 'vllm:prompt_tokens_total{engine="3",model_name="m"} 5.0' in text
+    assert 'engine="0"' not in text
+
+
 def value(metrics: Metrics, name: str) -> float:
     """The sum over all labels."""
     lines = metrics.render().decode().splitlines()

@@ -76,6 +76,7 @@ class ServerProcess:
             model_name=start.served_model_names[0],
             max_model_len=start.max_model_len,
             cache_config=start.cache_config,
+            first_copy=min(start.copies, default=0),
         )
         self._board = Board(start.board_fd, start.index, start.num_servers)
         self._lifecycle = Lifecycle(board=self._board)
