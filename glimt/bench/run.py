@@ -37,6 +37,8 @@ class Bench:
         self._options = options
         self._say = say
         self.target = uvloop.run(find_target(options.target, os.environ.get("OPENAI_API_KEY")))
+        if (unlisted := self.target.unlisted()) is not None:
+            say(f"note: {unlisted}")
         self._tokens = self._find_tokens()
         self._provenance = provenance()
 

@@ -11,6 +11,7 @@ from glimt.bench.load.http import Address, Exchange, HttpClient
 from glimt.bench.options import TargetOptions
 from glimt.errors import BadSettings
 
+_MAX_LISTED = 8  # models that are kept of the server's list
 _INQUIRY_TIMEOUT_S = 10.0
 
 
@@ -33,6 +34,13 @@ class Target:
         """A client with connections of its own."""
         return HttpClient(self.address, verify=self.verify, timeout_s=self.timeout_s)
 
+    def unlisted(self) -> str | None:
+        """What to think of a model that is not among those that the server lists; None if it is."""
+        names = [str(model.get("id")) for model in self.about["models"]]
+        if not names or len(names) == _MAX_LISTED or self.model in names:
+            return None
+        return f"the server lists {', '.join(names)}, not {self.model}"
+
     def head(self, client: HttpClient) -> bytes:
         """Request line and headers of every request."""
         return client.head("POST", self.path, {"Content-Type": "application/json", **self.headers})
@@ -45,12 +53,7 @@ async def find_target(options: TargetOptions, api_key: str | None) -> Target:
     still be starting.
     """
     url = options.base_url or _url(options)
-    suffix = SUFFIXES[options.backend]
-    if not options.endpoint.endswith(suffix):
-        raise BadSettings(
-            f"--endpoint {options.endpoint}: --backend {options.backend} needs a path that ends in "
-            f"{suffix}, such as /v1/{suffix}"
-        )
+    _check_path(options, url)
     address = Address.of(url)
     headers = _headers(options, api_key)
     models, version = await _ask(address, options, headers)
@@ -70,8 +73,24 @@ async def find_target(options: TargetOptions, api_key: str | None) -> Target:
         request_id_prefix=options.request_id_prefix or f"bench-{secrets.token_hex(4)}-",
         verify=not options.insecure,
         timeout_s=options.request_timeout,
-        about={"models": models[:8], "version": version},
+        about={"models": models[:_MAX_LISTED], "version": version},
     )
+
+
+def _check_path(options: TargetOptions, url: str) -> None:
+    """Raises BadSettings if this cannot be the address of the API that is asked for."""
+    suffix, path = SUFFIXES[options.backend], options.endpoint
+    is_chat = path.endswith("chat/completions")
+    if not path.endswith(suffix) or (is_chat and options.backend != "openai-chat"):
+        chat = "; that path is the chat API's: --backend openai-chat" if is_chat else ""
+        raise BadSettings(
+            f"--endpoint {path}: --backend {options.backend} needs a path that ends in {suffix}, "
+            f"such as /v1/{suffix}{chat}"
+        )
+    if url.rstrip("/").endswith("/v1") and path.startswith("/v1/"):
+        raise BadSettings(
+            f"--base-url {url}: --endpoint begins with /v1 as well: leave it out of the base URL"
+        )
 
 
 def _url(options: TargetOptions) -> str:

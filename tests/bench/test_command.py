@@ -268,6 +268,19 @@ def test_a_server_that_wants_a_key_is_no_server_without_models(key: str | None, 
     assert named.model == "m"  # whether the key is good for completions, completions will tell
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (TargetOptions(backend="openai-chat"), "such as /v1/chat/completions"),
+        (TargetOptions(endpoint="/v1/chat/completions"), "the chat API's: --backend openai-chat"),
+        (TargetOptions(base_url="http://h/v1/"), "leave it out of the base URL"),
+    ],
+)
+def test_an_address_that_cannot_be_meant_is_refused(options: TargetOptions, words: str) -> None:
+    with pytest.raises(BadSettings, match=words):
+        asyncio.run(find_target(options, None))
+
+
 def test_keys_in_headers_stay_out_of_what_is_written() -> None:
     given = ["serve", "--header", "Authorization=Bearer hush", "X-Key=hush=", "--seed", "3"]
     assert without_secrets(given) == [

@@ -315,6 +315,15 @@ def test_a_server_without_profiles_says_so_and_what_it_needs(mock: MockServer) -
     assert "--profiler-config" in log.end.notes[0]
 
 
+def test_a_model_that_the_server_does_not_list_is_told_of(mock: MockServer) -> None:
+    told: list[str] = []
+    options = options_for(mock)
+    Bench(options, told.append)
+    assert told == []
+    Bench(replace(options, target=replace(options.target, model="other")), told.append)
+    assert told == ["note: the server lists mock-model, not other"]
+
+
 def test_the_ready_check_waits_and_then_gives_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
