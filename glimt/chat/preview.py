@@ -2,9 +2,11 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 
 from PIL import Image, ImageOps
 
+from glimt.chat.boxes import Box, draw_boxes
 from glimt.chat.screen import RESET, Colours
 
 _UPPER_HALF = "▀"
@@ -13,8 +15,14 @@ _CUBE_LEVELS = (0, 95, 135, 175, 215, 255)  # of xterm's 256 colours, entries 16
 Pixel = tuple[int, int, int]
 
 
-def preview(content: bytes, colours: Colours, max_columns: int, max_rows: int) -> list[str]:
-    """The lines that show the encoded image, each with its escape sequences.
+def preview(
+    content: bytes,
+    colours: Colours,
+    max_columns: int,
+    max_rows: int,
+    boxes: Sequence[Box] = (),
+) -> list[str]:
+    """The lines that show the encoded image and frames on it, each with its escape sequences.
 
     Upright as EXIF says, transparent parts on white as the model sees them, never enlarged.
     No lines if it cannot be decoded or the terminal has too few colours.
@@ -25,6 +33,7 @@ def preview(content: bytes, colours: Colours, max_columns: int, max_rows: int) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = _small(content, max_columns, 2 * max_rows)
+            draw_boxes(image, boxes)
     except Exception:  # decoders raise whatever they like on damaged files; the server will say it
         return []
     return [_line(image, row, colours) for row in range(0, image.height, 2)]

@@ -1,13 +1,14 @@
 """The chat itself: read a line, do the command or ask the question, until the end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from glimt.chat.attachments import BadAttachment, Kind, attach, describe
+from glimt.chat.attachments import Attachment, BadAttachment, Kind, attach, describe
+from glimt.chat.boxes import Box, boxes_in, picture_of
 from glimt.chat.commands import HELP, BadCommand, names_in, parse
 from glimt.chat.conversation import Conversation, Question
 from glimt.chat.lines import Lines
@@ -109,20 +110,24 @@ class Session:
         for name in names:
             attachment = attach(kind, name)
             self._conversation.pending.append(attachment)
-            if kind == "image" and attachment.content is not None and self._screen.with_preview:
-                columns, rows = screen_size()
-                self._screen.draw(
-                    preview(
-                        attachment.content,
-                        self._screen.look.colours,
-                        min(columns - 1, _MAX_PREVIEW_COLUMNS),
-                        max(4, rows // 2),
-                    )
-                )
+            if kind == "image":
+                self._preview(attachment)
             num_tokens = None
             if attachment.size is not None:
                 num_tokens = self._surroundings.image_tokens(*attachment.size)
             self._screen.say(describe(attachment, num_tokens))
+
+    def _preview(self, picture: Attachment, boxes: Sequence[Box] = ()) -> None:
+        if picture.content is None or not self._screen.with_preview:
+            return
+        columns, rows = screen_size()
+        size = min(columns - 1, _MAX_PREVIEW_COLUMNS), max(4, rows // 2)
+        self._screen.draw(preview(picture.content, self._screen.look.colours, *size, boxes))
+
+    def _show_boxes(self, answer: str) -> None:
+        boxes, picture = boxes_in(answer), picture_of(self._conversation)
+        if boxes and picture is not None:
+            self._preview(picture, boxes)
 
     def _do(self, line: str) -> None:
         text = line.strip()
@@ -167,6 +172,7 @@ class Session:
             self._screen.say("stopped before the answer; the question is taken back (/retry)")
             return outcome
         self._conversation.keep(question, view.reply)
+        self._show_boxes(view.reply.content)
         if self._screen.look.is_terminal:
             self._screen.say(view.summary() + (" · stopped" if outcome == "stopped" else ""))
         elif view.reply.finish_reason == "length":

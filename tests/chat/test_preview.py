@@ -3,12 +3,17 @@
 import io
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from glimt.chat.attachments import Attachment
+from glimt.chat.boxes import boxes_in, draw_boxes, picture_of
+from glimt.chat.conversation import Conversation, Question, Reply
 from glimt.chat.preview import nearest_of_256, preview
 
+MAGENTA = (255, 0, 255)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -80,3 +85,53 @@ def test_without_colours_or_a_picture_there_is_no_preview() -> None:
     for colours in ("none", "basic"):
         assert preview(encoded(four_pixels()), colours, 80, 24) == []
     assert preview(b"\x89PNG\r\n\x1a\n broken", "true", 80, 24) == []
+
+
+def test_frames_lie_where_the_boxes_say() -> None:
+    image = Image.new("RGB", (21, 11), "white")
+    draw_boxes(image, [(0, 0, 500, 1000), (700, 200, 1000, 600)])
+    first = {(x, y) for x in range(21) for y in range(11) if image.getpixel((x, y)) == MAGENTA}
+    assert first == {(x, y) for x in range(11) for y in range(11)} - {
+        (x, y) for x in range(1, 10) for y in range(1, 10)
+    }
+    second = image.getpixel((14, 2))
+    assert second not in (MAGENTA, WHITE)
+    assert second == image.getpixel((20, 6)) == image.getpixel((17, 2)) != image.getpixel((17, 4))
+
+
+def test_a_preview_with_boxes_is_the_picture_but_for_their_frames() -> None:
+    content = encoded(Image.new("RGB", (9, 8), "white"))
+    plain = cells(preview(content, "true", 80, 24))
+    framed = cells(preview(content, "true", 80, 24, [(0, 0, 1000, 1000)]))
+    assert plain != framed
+    assert any("255;0;255" in cell for cell in framed)
+    assert preview(content, "true", 80, 24, []) == preview(content, "true", 80, 24)
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("<|begin_of_box|>[[10,20,300,400]]<|end_of_box|>", [(10, 20, 300, 400)]),
+        ("Here: [[1, 2, 3, 4], [5,6,7,8]].", [(1, 2, 3, 4), (5, 6, 7, 8)]),
+        ("[0,0,1000,1000]", [(0, 0, 1000, 1000)]),
+        ("[300,20,10,400] [0,0,5,2000] [1,2,3] [1,2,3,4,5]", []),
+        ("no box", []),
+    ],
+)
+def test_boxes_are_found_in_answers(text: str, boxes: list[tuple[int, ...]]) -> None:
+    assert boxes_in(text) == boxes
+
+
+def test_boxes_belong_to_the_only_picture_that_was_sent_last() -> None:
+    one, other = (
+        Attachment("image", name, "data:", content=b"x", size=(1, 1)) for name in ("a", "b")
+    )
+    conversation = Conversation()
+    assert picture_of(conversation) is None
+    conversation.keep(Question("?", (one,)), Reply("."))
+    conversation.keep(Question("?"), Reply("."))
+    assert picture_of(conversation) is one
+    conversation.keep(Question("?", (one, other)), Reply("."))
+    assert picture_of(conversation) is None  # which of them cannot be known
+    conversation.keep(Question("?", (Attachment("image", "u", "https://x/u.png"),)), Reply("."))
+    assert picture_of(conversation) is None
