@@ -63,7 +63,9 @@ def read_load(file: Path) -> ExpertLoad:
     """Raises BadSettings naming the file and what is wrong with it."""
     try:
         load = msgspec.json.decode(file.read_bytes(), type=ExpertLoad)
-    except (OSError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise BadSettings(f"{file}: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
         raise BadSettings(f"{file} is no expert load (`glimt experts collect`): {error}") from None
     for layer, counts in load.layers.items():
         if len(counts) != load.num_experts or min(counts, default=0) < 0:

@@ -64,7 +64,9 @@ def read_placement(file: Path) -> Placement:
     """Raises BadSettings naming the file and all that is wrong with it."""
     try:
         placement = msgspec.json.decode(file.read_bytes(), type=Placement)
-    except (OSError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise BadSettings(f"--expert-placement {file}: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
         raise BadSettings(
             f"{file} is no expert placement (`glimt experts place` makes one): {error}"
         ) from None

@@ -147,6 +147,11 @@ def test_the_command_places_the_sum_of_several_loads(
         command("place", str(files[0]), "--gpus", "3", "-o", str(out))
     with pytest.raises(BadSettings, match="is no expert load"):
         read_load(out)
+    gone = tmp_path / "gone.json"
+    with pytest.raises(BadSettings, match=r"gone\.json: No such file or directory$"):
+        read_load(gone)
+    with pytest.raises(BadSettings, match=r"--expert-placement .*gone\.json: No such file"):
+        read_placement(gone)
 
 
 def test_collecting_needs_a_key_and_a_server_that_counts() -> None:
