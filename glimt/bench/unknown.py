@@ -8,6 +8,7 @@ from cyclopts import (
     CoercionError,
     CycloptsError,
     CycloptsPanel,
+    UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
 )
@@ -68,6 +69,12 @@ _RENAMED = {
     "--slo": "--goodput",
     "--num-workers": "--workers",
 }
+# Commands of vLLM's `bench` that are called otherwise here.
+_COMMANDS = {
+    "sweep": "Use `glimt bench serve --sweep rate=1,2,4` (or concurrency=…), or --find-max-rate",
+    "mm-processor": "Use `glimt bench mm`",
+    "serve-workload": "Use `glimt bench serve --sweep`",
+}
 # Values that vLLM's client takes and this one does not, by their option.
 _REFUSED = {
     "--dataset-name": {
@@ -103,6 +110,10 @@ def explain(error: CycloptsError) -> Any:
         option, value = error.token.keyword or "", error.token.value or ""
         if (reason := _REFUSED.get(option, {}).get(value)) is not None:
             return CycloptsPanel(f"{option} {value}: {reason}.")
+    if isinstance(error, UnknownCommandError) and error.unused_tokens:
+        command = error.unused_tokens[0]
+        if (reason := _COMMANDS.get(command)) is not None:
+            return CycloptsPanel(f"Unknown command: {command}. {reason}.")
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(error.unused_tokens or ())
         return CycloptsPanel(

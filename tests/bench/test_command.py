@@ -106,6 +106,13 @@ def test_an_unknown_option_names_the_nearest_one_or_what_to_use_instead(
     assert words in " ".join(done.stderr.replace("│", " ").split())
 
 
+def test_commands_of_vllms_bench_are_told_their_names_here() -> None:
+    command = [sys.executable, "-m", "glimt", "bench", "sweep", "serve"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "glimt bench serve --sweep" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_options_of_one_dataset_are_not_ignored_by_another() -> None:
     theirs = DataOptions(hf_output_len=3, random_input_len=7, output_len=5)
     notes = settings.check(Options(data=theirs))
