@@ -1,6 +1,7 @@
 """Requests that come to a whole server at once and begin with the same: what is computed, and when.
 
     python benchmarks/bursts.py                        the built-in model on a CPU, one minute
+    python benchmarks/bursts.py --words 1200 --kinds picture system        prompts of several steps
     python benchmarks/bursts.py build/glm-4.5v --size 1344 784 \
         --load-format dummy --quantization fp8         a full-size one on a GPU
 
@@ -40,6 +41,8 @@ WORDS = (
     "the a red blue small large round old new fast slow sign map table house river tree of in on"
 )
 SOURCES = re.compile(r'prompt_tokens_by_source_total{[^}]*source="(local_\w+)"} ([\d.e+]+)')
+
+KINDS = ["question", "questions", "picture", "system", "pictures", "other"]
 
 Body = dict[str, Any]
 
@@ -130,14 +133,14 @@ async def sources(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
 async def measure(url: str, model: str, options: argparse.Namespace) -> None:
     """All kinds, one round of each after the other."""
     bursts = Bursts(model, options)
-    times: dict[str, list[list[float]]] = {kind: [] for kind in bursts.kinds}
-    came: dict[str, list[float]] = {kind: [] for kind in bursts.kinds}
-    computed: dict[str, list[float]] = {kind: [] for kind in bursts.kinds}
+    times: dict[str, list[list[float]]] = {kind: [] for kind in options.kinds}
+    came: dict[str, list[float]] = {kind: [] for kind in options.kinds}
+    computed: dict[str, list[float]] = {kind: [] for kind in options.kinds}
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout, read_bufsize=1 << 20) as session:
         for number in range(options.rounds + 1):
-            for kind, make in bursts.kinds.items():
-                bodies = make()
+            for kind in options.kinds:
+                bodies = bursts.kinds[kind]()
                 before = await sources(session, url)
                 found = await asyncio.gather(
                     *(first_tokens_s(session, url, body) for body in bodies)
@@ -167,6 +170,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", nargs="?", default="builtin")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--burst", type=int, default=8, help="requests, or answers, at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--words", type=int, default=100, help="of a system prompt")

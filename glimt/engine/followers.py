@@ -82,7 +82,7 @@ class Followers:
 
     def _num_to_find(self, request: Request) -> int:
         """Its pages that another could have computed; see `Roster.hits`."""
-        if request.lacks_prompt_logprobs or request.is_protected:
+        if request.lacks_prompt_logprobs:
             return 0
         return (request.num_tokens - 1) // self._page_size
 

@@ -198,6 +198,38 @@ def test_who_has_an_image_of_its_own_does_not_wait_to_have_it_encoded() -> None:
     finish(rig)
 
 
+def test_nor_behind_a_text_that_is_being_computed() -> None:
+    rig = make_rig(encode_steps=3)
+    rig.add(make_submit(1, [*SYSTEM, 30], max_tokens=9))
+    image = make_image(20, 8, "cat", 2)
+    rig.add(make_submit(2, [*SYSTEM, *[1] * 8, 30], images=[image], max_tokens=1))
+    plan = rig.step()
+    assert rows_of(plan) == {0: 21}
+    assert plan is not None
+    assert len(plan.encode) == 1
+    finish(rig)
+
+
+def test_nobody_waits_for_pages_that_a_third_has_made() -> None:
+    rig = make_rig(encode_steps=9)
+    rig.add(make_submit(0, [60, 61], max_tokens=30))
+    rig.step()
+    for number in (1, 2):
+        image = make_image(20, 8, "cat", number)
+        rig.add(make_submit(number, [*SYSTEM, *[1] * 8, 30], images=[image], max_tokens=1))
+    rig.step()
+    second = rig.scheduler.roster.find((0, 2))
+    assert second is not None
+    assert second.leader is rig.scheduler.roster.find((0, 1))
+    rig.add(make_submit(3, [*SYSTEM, 31], max_tokens=1))  # it waits for no image
+    assert rows_of(rig.step()) == {0: 1, 2: 21}
+    rig.step()
+    rig.step()
+    assert second.state is RequestState.RUNNING
+    assert second.num_cached_tokens == 20
+    finish(rig)
+
+
 def test_nobody_waits_for_another_whose_image_is_on_its_way() -> None:
     rig = make_rig(encode_steps=3)
     rig.add(make_submit(0, [60, 61], max_tokens=30))
@@ -232,7 +264,6 @@ def check_followers(rig: Rig) -> int:
         assert leader is not None
         assert leader.state is RequestState.RUNNING
         assert leader.rank < request.rank
-        assert not request.is_protected
         assert leader.submit.cache_salt == request.submit.cache_salt
         num_known = len(scheduler.roster.hits(request)) * limits.page_size
         end = num_known + limits.follow_tokens
