@@ -67,7 +67,7 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
     if group is None:
         return mesh
     dp_rank = start.index - group.first
-    with _meeting(group, dp_rank, place.rank) as meeting:
+    with _meeting(group, dp_rank, place.rank) as meeting, naming_the_cure(meeting):
         joined = join_replicas(meeting, dp_rank, group.size, device)
     return replace(
         mesh,
@@ -81,6 +81,23 @@ def make_mesh(start: EngineStart, config: ModelConfig, place: Place, device: tor
         exchange_backend=start.all2all_backend,
         beside=Beside(device),
     )
+
+
+@contextmanager
+def naming_the_cure(meeting: Meeting) -> Iterator[None]:
+    """Say what to look at where ranks of several machines cannot meet; torch names a line of its
+    own code. Raises RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not meeting.host:
+            raise
+        raise RuntimeError(
+            f"ranks could not meet ({meeting.own_address} is this machine's address, "
+            f"{meeting.host}:{meeting.port} where they meet): each machine must reach each other "
+            "at all TCP ports"
+        ) from error
 
 
 @contextmanager
@@ -112,14 +129,15 @@ def _replica_mesh(
     if place.meeting.host:
         choose_interface(place.meeting.own_address)
     spreads = start.expert_parallel and config.text.moe is not None
-    groups = join(
-        place.meeting,
-        place.rank,
-        place.size,
-        device,
-        width=config.text.hidden_size,
-        only_nccl=start.disable_custom_all_reduce or start.num_nodes > 1,
-    )
+    with naming_the_cure(place.meeting):
+        groups = join(
+            place.meeting,
+            place.rank,
+            place.size,
+            device,
+            width=config.text.hidden_size,
+            only_nccl=start.disable_custom_all_reduce or start.num_nodes > 1,
+        )
     return Mesh(
         tp_size=place.size,
         tp_rank=place.rank,

@@ -9,8 +9,9 @@ from glimt.errors import BadSettings
 from glimt.experts.placement import Placement
 from glimt.layers.moe import Places
 from glimt.models.glm4v import Glm4v
-from glimt.parallel.group import check_devices
+from glimt.parallel.group import Meeting, check_devices, gloo
 from glimt.parallel.mesh import Mesh
+from glimt.processes.ranks import naming_the_cure
 from tests.support.configs import tiny_config
 from tests.support.oracle import Oracle
 from tests.support.passes import Passes, Work, embed_prompt
@@ -151,3 +152,12 @@ def test_copies_of_an_expert_take_turns() -> None:
 def test_experts_that_do_not_divide_are_refused() -> None:
     with pytest.raises(BadSettings, match=r"n_routed_experts \(7\) .* over 2 GPUs"):
         on_ranks(2, lambda mesh: mesh.ep_share(7), experts=True)
+
+
+def test_where_ranks_of_several_machines_cannot_meet_the_cure_is_named() -> None:
+    far = Meeting(host="10.0.0.1", port=4321, own_address="10.0.0.2")
+    with (
+        pytest.raises(RuntimeError, match=r"10.0.0.1:4321 where they meet\): each machine must"),
+        naming_the_cure(far),
+    ):
+        gloo(HashStore(), 0, 1, own_address="192.0.2.1")  # nobody's: RFC 5737
