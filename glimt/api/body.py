@@ -28,6 +28,7 @@ _LONG_BYTES = 4096  # no key of ours is as long
 # Characters that JSON strings never hold stand in for the two escapes that hide a quote.
 _BACKSLASH, _QUOTE = b"\x00\x01", b"\x00\x02"
 _PATH = re.compile(r"^(?P<text>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+_NOT_JSON = "the body is not valid JSON in UTF-8"
 _MALFORMED = re.compile(r"JSON is malformed: (?P<what>.+) \(byte (?P<byte>[0-9]+)\)")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
@@ -46,14 +47,19 @@ def decode_body(
         raise named(error, known) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_json(body, error) from None
-    return decoded, known.ignored_in(msgspec.json.decode(outline))
+    try:
+        plain = msgspec.json.decode(outline)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # In what the type does not know: the decoder has skipped it with half an eye.
+        raise InvalidRequest(_NOT_JSON, code="invalid_json") from None
+    return decoded, known.ignored_in(plain)
 
 
 def _not_json(body: bytes, error: Exception) -> InvalidRequest:
     """What of the decoder's words a client understands; lone surrogates are `truncated` to it."""
     if not body.strip():
         return InvalidRequest("the body is empty; send JSON", code="invalid_json")
-    text = "the body is not valid JSON in UTF-8"
+    text = _NOT_JSON
     if (match := _MALFORMED.fullmatch(str(error))) is not None:
         text += f": {match['what']} near byte {match['byte']}"
     elif str(error).endswith("was truncated"):

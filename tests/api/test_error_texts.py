@@ -23,6 +23,11 @@ GOOD = chat_body()
         (GOOD[:-1], "it ends too early"),
         (b'{"model": "\\ud800"}', "half a surrogate pair"),
         (b'{"model": "\xff"}', "the body is not valid JSON in UTF-8"),
+        # In what nobody knows, and in what a known field holds of unknown things.
+        (GOOD.replace(b'"model"', b'"m\xf6del"'), "the body is not valid JSON in UTF-8"),
+        (GOOD.replace(b'{"model"', b'{"x": "\xff", "model"'), "not valid JSON in UTF-8"),
+        (GOOD.replace(b'"role"', b'"x": [{"\xe9": 1}], "role"'), "not valid JSON in UTF-8"),
+        (GOOD.replace(b'{"model"', b'{"x": "\\q", "model"'), "not valid JSON in UTF-8"),
     ],
 )
 async def test_a_body_that_is_no_json_says_where(body: bytes, text: str) -> None:
