@@ -55,7 +55,7 @@ def inputs_of(num_rows: int, fields: dict[str, Any], device: torch.device) -> Dr
     row_N = np.arange(num_rows)
     ones = np.ones_like(row_N)
     (inputs,) = prepare_draws(rows, row_N, ones, ones, device)
-    if not can_split(inputs):
+    if not can_split(inputs, device):
         raise ValueError(f"{fields} cannot be drawn from shares")
     return inputs
 

@@ -47,21 +47,23 @@ def draw_over_ranks(
     if mesh.tp_size == 1:
         return draw(logits_NU, tokens_RL, inputs)
     logits_NU = logits_NU[inputs.first : inputs.first + inputs.count]
-    if can_split(inputs):
+    if can_split(inputs, logits_NU.device):
         return _draw_split(logits_NU, inputs, mesh)
     outputs = draw(mesh.tp_concat(logits_NU), tokens_RL, replace(inputs, first=0))
     # Rank 0 has the last word: rounding may differ between devices, histories may not.
     return replace(outputs, token_N=mesh.tp_broadcast(outputs.token_N))
 
 
-def can_split(inputs: DrawInputs) -> bool:
-    """Whether no rank takes all logits for this draw: the same on all ranks, masked rows or not."""
+def can_split(inputs: DrawInputs, device: torch.device) -> bool:
+    """Whether no rank takes all logits for this draw on such devices: the same on all ranks, masked
+    rows or not.
+    """
     if inputs.may_have_masks or inputs.logprob_rows:
         return False
     if not inputs.tensors.keys() <= _FEATURES:
         return False
     decides = splits if inputs.num_candidates <= MAX_CANDIDATES else cuts_together
-    return decides(inputs.tensors["row_N"].device, inputs.count)
+    return decides(device, inputs.count)
 
 
 def _draw_split(logits_NU: Tensor, inputs: DrawInputs, mesh: Mesh) -> DrawOutputs:

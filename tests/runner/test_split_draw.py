@@ -1,5 +1,6 @@
 """Draws over ranks that have shares of the vocabulary: the tokens of one that has all of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def compare(
 def test_ranks_draw_the_token_of_one(size: int, dtype: torch.dtype) -> None:
     wishes = PLAIN * 30
     (inputs,) = prepare(wishes)
-    assert can_split(inputs)
+    assert can_split(inputs, CPU)
     (drawn,) = compare(size, logits_of(len(wishes), dtype), [inputs])
     assert len(set(drawn.token_N.tolist())) > 100
 
@@ -105,7 +106,7 @@ def test_ranks_draw_the_token_of_one(size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("fields", PLAIN, ids=str)
 def test_each_wish_alone_is_drawn_from_candidates(fields: dict[str, Any]) -> None:
     (inputs,) = prepare([fields] * 20)
-    assert can_split(inputs)
+    assert can_split(inputs, CPU)
     compare(2, logits_of(20), [inputs])
 
 
@@ -133,7 +134,7 @@ def test_ranks_find_together_where_top_p_cuts(
 @pytest.mark.parametrize("fields", TOGETHER, ids=str)
 def test_each_wish_alone_is_cut_together(fields: dict[str, Any]) -> None:
     (inputs,) = prepare([fields] * 20)
-    assert can_split(inputs)
+    assert can_split(inputs, CPU)
     compare(2, logits_of(20), [inputs])
 
 
@@ -145,10 +146,18 @@ def test_gpus_split_draws_only_where_that_was_found_to_be_faster() -> None:
     assert draws.cuts_together(CPU, 1)
 
 
+def test_greedy_draws_need_nothing_but_the_logits() -> None:
+    (inputs,) = prepare([{"temperature": 0.0}] * 3)
+    inputs = replace(inputs, tensors={})
+    assert can_split(inputs, CPU)
+    assert not can_split(inputs, torch.device("cuda"))  # so few are gathered
+    compare(2, logits_of(3), [inputs])
+
+
 @pytest.mark.parametrize("fields", WHOLE, ids=str)
 def test_what_candidates_cannot_tell_is_drawn_from_all(fields: dict[str, Any]) -> None:
     (inputs,) = prepare([{}, fields, {"temperature": 0.0}])
-    assert not can_split(inputs)
+    assert not can_split(inputs, CPU)
     compare(2, logits_of(3), [inputs])
 
 

@@ -129,7 +129,7 @@ class Rank:
         nothing = torch.zeros(1, 1, dtype=torch.int32, device=self.device)
         one = np.ones_like(row_N)
         for inputs in prepare_draws(rows, row_N, one, one, self.device):
-            assert can_split(inputs)
+            assert can_split(inputs, self.device)
             split = draw_over_ranks(share_NU, nothing, inputs, self.nccl)
             whole = draw(logits_NV, nothing, inputs)
             theirs = self.nccl.tp_stack(split.token_N)
