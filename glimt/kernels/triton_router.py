@@ -83,13 +83,13 @@ def logits_kernel(
 
 
 @triton.jit
-def total_of(weights):
+def _total(weights):
     """Their sum, not quite 0, to the same bit in whatever order they come: float64 rounds later."""
     return tl.sum(weights.to(tl.float64), axis=0).to(tl.float32) + 1e-20
 
 
 @triton.jit
-def scores_of(
+def _scores(
     logit_ptr,
     bias_ptr,
     token,
@@ -112,6 +112,41 @@ def scores_of(
     return expert, score, biased
 
 
+@triton.jit
+def _places(expert, biased):
+    """The place of each expert among a token's: all at once, by comparing each with each.
+
+    Of equal scores the first expert comes first, and scores that are no numbers come last.
+    """
+    biased = tl.where(biased == biased, biased, float("-inf"))
+    is_more = biased[:, None] > biased[None, :]
+    is_first = (biased[:, None] == biased[None, :]) & (expert[:, None] < expert[None, :])
+    return tl.sum((is_more | is_first).to(tl.int32), axis=0)
+
+
+@triton.jit
+def _in_turn(
+    expert,
+    score,
+    biased,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    block_k: tl.constexpr,
+):
+    """(experts, their scores) in the order of their places; 0 behind the last one."""
+    place = tl.arange(0, block_k)
+    chosen = tl.zeros([block_k], tl.int32)
+    weights = tl.zeros([block_k], tl.float32)
+    for k in tl.static_range(per_token):
+        best = tl.max(biased, axis=0)
+        index = tl.min(tl.where(biased == best, expert, num_experts), axis=0)
+        weight = tl.sum(tl.where(expert == index, score, 0.0), axis=0)
+        biased = tl.where(expert == index, float("-inf"), biased)
+        chosen = tl.where(place == k, index, chosen)
+        weights = tl.where(place == k, weight, weights)
+    return chosen, weights
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def select_kernel(
     logit_ptr,
@@ -126,74 +161,21 @@ def select_kernel(
     block_k: tl.constexpr,
     parts: tl.constexpr,
     normalizes: tl.constexpr,
+    at_once: tl.constexpr,
 ):
-    """The experts of one token and their weights."""
+    """The experts of one token and their weights; found `at_once`, or the best, then the next."""
     token = tl.program_id(0).to(tl.int64)
-    expert, score, biased = scores_of(
+    expert, weight, biased = _scores(
         logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
     )
-    place = tl.arange(0, block_k)
-    chosen = tl.zeros([block_k], tl.int32)
-    weights = tl.zeros([block_k], tl.float32)
-    for k in tl.static_range(per_token):
-        best = tl.max(biased, axis=0)
-        index = tl.min(tl.where(biased == best, expert, num_experts), axis=0)
-        weight = tl.sum(tl.where(expert == index, score, 0.0), axis=0)
-        biased = tl.where(expert == index, float("-inf"), biased)
-        chosen = tl.where(place == k, index, chosen)
-        weights = tl.where(place == k, weight, weights)
-    if normalizes:
-        weights = weights / total_of(weights)
-    out = token * per_token + place
-    tl.store(weight_ptr + out, weights * scale, mask=place < per_token)
-    tl.store(expert_ptr + out, chosen.to(tl.int64), mask=place < per_token)
-
-
-@triton.jit
-def places(
-    logit_ptr,
-    bias_ptr,
-    token,
-    num_tokens,
-    num_experts: tl.constexpr,
-    block_e: tl.constexpr,
-    parts: tl.constexpr,
-):
-    """(experts, their scores, the place of each among a token's): all places at once, by comparing.
-
-    Of equal scores the first expert comes first, and scores that are no numbers come last.
-    """
-    expert, score, biased = scores_of(
-        logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
-    )
-    biased = tl.where(biased == biased, biased, float("-inf"))
-    is_more = biased[:, None] > biased[None, :]
-    is_first = (biased[:, None] == biased[None, :]) & (expert[:, None] < expert[None, :])
-    return expert, score, tl.sum((is_more | is_first).to(tl.int32), axis=0)
-
-
-@triton.jit(do_not_specialize=["num_tokens"])
-def place_kernel(
-    logit_ptr,
-    bias_ptr,
-    weight_ptr,
-    expert_ptr,
-    num_tokens,
-    scale,
-    num_experts: tl.constexpr,
-    per_token: tl.constexpr,
-    block_e: tl.constexpr,
-    parts: tl.constexpr,
-    normalizes: tl.constexpr,
-):
-    """`select_kernel` without a loop over the experts that are taken."""
-    token = tl.program_id(0).to(tl.int64)
-    expert, weight, place = places(
-        logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
-    )
+    if at_once:
+        place = _places(expert, biased)
+    else:
+        expert, weight = _in_turn(expert, weight, biased, num_experts, per_token, block_k)
+        place = tl.arange(0, block_k)
     is_taken = place < per_token
     if normalizes:
-        weight = weight / total_of(tl.where(is_taken, weight, 0.0))
+        weight = weight / _total(tl.where(is_taken, weight, 0.0))
     out = token * per_token + place
     tl.store(weight_ptr + out, weight * scale, mask=is_taken)
     tl.store(expert_ptr + out, expert.to(tl.int64), mask=is_taken)
@@ -215,16 +197,7 @@ def route(
     if not num_tokens:
         return weights_TK, experts_TK
     logits_STE = _logits(x_TD, weight_ED)
-    if num_tokens <= _MAX_PLACED_TOKENS and num_experts <= _MAX_PLACED_EXPERTS:
-        launch(
-            place_kernel,
-            (num_tokens, 1, 1),
-            *(logits_STE, bias_E, weights_TK, experts_TK, num_tokens, float(scale)),
-            *(num_experts, num_experts_per_token, power_of_two(num_experts)),
-            *(len(logits_STE), norm_topk_prob),
-            warps=4,
-        )
-        return weights_TK, experts_TK
+    at_once = num_tokens <= _MAX_PLACED_TOKENS and num_experts <= _MAX_PLACED_EXPERTS
     launch(
         select_kernel,
         (num_tokens, 1, 1),
@@ -240,7 +213,8 @@ def route(
         power_of_two(num_experts_per_token),
         len(logits_STE),
         norm_topk_prob,
-        warps=1,
+        at_once,
+        warps=4 if at_once else 1,
     )
     return weights_TK, experts_TK
 
