@@ -207,8 +207,8 @@ class Scheduler:
 
     def _admit_waiting(self, draft: StepDraft) -> None:
         waiting, place = self.roster.waiting.requests, 0
-        if not waiting:
-            return
+        if not waiting or draft.token_budget <= 0 or not self.roster.num_free_rows:
+            return  # who leads is not asked in each step of a full machine
         followers = Followers(self.limits, self.roster)
         while (
             place < len(waiting)
