@@ -87,15 +87,10 @@ def join(
     All ranks must call this; it returns when they have. Raises BadSettings if their devices cannot
     work together, and RuntimeError after `TIMEOUT`.
     """
-    store = meeting.store(size)
-    store.set_timeout(TIMEOUT)
-    check_devices(dist.PrefixStore("kind", store), rank, size, device)
-    host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
-    if device.type != "cuda":
-        return Groups(host, host)
-    nccl = _nccl(dist.PrefixStore("device", store), rank, size, device)
-    if only_nccl:
-        return Groups(nccl, host)
+    groups, store = _meet(meeting, rank, size, device)
+    if device.type != "cuda" or only_nccl:
+        return groups
+    nccl, host = groups.device, groups.host
     # Where only one rank fails to share memory, the others shall not wait long for it.
     store.set_timeout(SHARING_TIMEOUT)
     memory = dist.PrefixStore("memory", store)
@@ -112,13 +107,19 @@ def join_replicas(meeting: Meeting, rank: int, size: int, device: torch.device) 
 
     All of them must call this; it returns when they have. Raises as `join` does.
     """
+    groups, _ = _meet(meeting, rank, size, device)
+    return groups
+
+
+def _meet(meeting: Meeting, rank: int, size: int, device: torch.device) -> tuple[Groups, Any]:
+    """(gloo's group of these ranks, and on GPUs NCCL's; the store they met in)."""
     store = meeting.store(size)
     store.set_timeout(TIMEOUT)
     check_devices(dist.PrefixStore("kind", store), rank, size, device)
     host = gloo(dist.PrefixStore("host", store), rank, size, meeting.own_address)
     if device.type != "cuda":
-        return Groups(host, host)
-    return Groups(_nccl(dist.PrefixStore("device", store), rank, size, device), host)
+        return Groups(host, host), store
+    return Groups(_nccl(dist.PrefixStore("device", store), rank, size, device), host), store
 
 
 def check_devices(store: Any, rank: int, size: int, device: torch.device) -> None:
