@@ -13,15 +13,7 @@ from PIL import Image as Pictures
 from glimt.bench.data.prompt import Image
 from glimt.bench.data.tokens import Tokens
 from glimt.errors import BadSettings
-from glimt.tiny.tokenizer import make_tokenizer
 from tests.support.bench_prompts import all_of, picture_of
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    make_tokenizer("4.5").save(str(path))
-    return Tokens(path)
 
 
 def test_custom_images_keep_their_order_and_come_as_data_on_demand(tmp_path: Path) -> None:

@@ -25,15 +25,7 @@ from glimt.bench.load.bodies import BodyMaker, BodyStore
 from glimt.bench.load.prepare import prepare
 from glimt.bench.options import DataOptions, SamplingOptions, TargetOptions
 from glimt.errors import BadSettings
-from glimt.tiny.tokenizer import make_tokenizer
 from tests.support.bench_prompts import all_of, picture_of
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    make_tokenizer("4.5").save(str(path))
-    return Tokens(path)
 
 
 def test_random_prompts_are_those_of_vllms_client(tokens: Tokens) -> None:
