@@ -44,12 +44,13 @@ from glimt.kernels.choice import (
     quantize_rows,
     rms_norm,
     route,
+    settled,
     silu_mul,
     silu_mul_quantize,
 )
 from glimt.kernels.experts import fp8_grouped_experts, fp8_moe, grouped_experts
 from glimt.kernels.messages import pack_rows, unpack_rows
-from glimt.kernels.pending import Delta, settled
+from glimt.kernels.pending import Delta
 from glimt.kernels.reference import MeasuredRows, QuantizedRows, layer_norm, linear, rope_angles
 from glimt.kernels.reference_attention import write_kv
 from glimt.kernels.reference_experts import Fp8Mlp

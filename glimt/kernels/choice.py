@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glimt.kernels import reference, reference_experts
-from glimt.kernels.pending import Delta, settled
+from glimt.kernels import pending, reference, reference_experts
+from glimt.kernels.pending import Delta, ExpertRows, tensors_of
 from glimt.kernels.reference import MeasuredRows, QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.twins import (
@@ -86,6 +86,18 @@ def fp8_linear(
     if isinstance(rows, MeasuredRows):
         rows = QuantizedRows(rows.x_TI, *quantize_rows(rows.x_TI))
     return reference.fp8_linear(rows, weight_OI, weight_scale_O, bias_O)
+
+
+def settled(delta_TD: Delta) -> Tensor:
+    """The branch itself: the sum that was left to a norm, in a launch of its own."""
+    if isinstance(delta_TD, Tensor):
+        return delta_TD
+    # It was made by a kernel, so there is one that carries it out.
+    if isinstance(delta_TD, ExpertRows):
+        y_TD: Tensor = triton_experts.sum_of_rows(delta_TD)
+    else:
+        y_TD = triton_linear.sum_of_parts(delta_TD)
+    return y_TD
 
 
 def route(
@@ -191,8 +203,8 @@ def _of_sums(x: Tensor, delta: Delta | None, weight: Tensor) -> tuple[Any, Delta
     """`_of_rows` for a norm, and the delta as that module takes it."""
     if delta is None or isinstance(delta, Tensor):
         return _of_rows(x, delta, weight), delta
-    chosen = _of_rows(x, *(part for part in delta if isinstance(part, Tensor)), weight)
-    return chosen, settled(delta) if chosen is reference else delta
+    chosen = _of_rows(x, *tensors_of(delta), weight)
+    return chosen, pending.settled(delta) if chosen is reference else delta
 
 
 def _of_rows(x: Tensor, *others: Tensor | None) -> Any:

@@ -11,10 +11,11 @@ from glimt.kernels.choice import (
     fp8_few_experts,
     fp8_linear,
     quantize_rows,
+    settled,
     silu_mul,
     silu_mul_quantize,
 )
-from glimt.kernels.pending import Delta, settled
+from glimt.kernels.pending import Delta
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 

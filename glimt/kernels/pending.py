@@ -62,6 +62,13 @@ class ExpertRows(NamedTuple):
 Delta = Tensor | LinearParts | ExpertRows
 
 
+def tensors_of(delta_TD: Delta) -> tuple[Tensor, ...]:
+    """All that it is made of."""
+    if isinstance(delta_TD, Tensor):
+        return (delta_TD,)
+    return tuple(part for part in delta_TD if isinstance(part, Tensor))
+
+
 def settled(delta_TD: Delta) -> Tensor:
-    """The branch itself."""
+    """The branch itself, by the definition."""
     return delta_TD if isinstance(delta_TD, Tensor) else delta_TD.total()

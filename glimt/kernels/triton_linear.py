@@ -172,6 +172,13 @@ def fp8_linear(
     return y_TO
 
 
+def sum_of_parts(parts: LinearParts) -> Tensor:
+    """`parts.total()`, in a launch of its own."""
+    y_TO = parts.part_STD.new_empty(parts.part_STD.shape[1:], dtype=torch.bfloat16)
+    _add_parts(*parts, None, y_TO)
+    return y_TO
+
+
 def _operands(rows: QuantizedRows | MeasuredRows) -> tuple[Tensor, Tensor, Tensor | None]:
     """(what is multiplied, scales, the values that the kernel is to make scales of, if any)."""
     if isinstance(rows, QuantizedRows):

@@ -4,7 +4,8 @@ Every rank pushes its part of a row into the memory of all others and waits for 
 so a row crosses the link once and nobody asks for anything. A part travels as 32-bit words, each
 a bfloat16 number in the upper half and in the lower one how often this row has been summed:
 words say themselves that they have come (as NCCL's "LL" protocol), so there is no barrier, nothing
-is reset, and the count is on the device, which lets graphs replay it.
+is reset, and the count is on the device, which lets graphs replay it. A part that is itself a sum
+which its branch left over (`pending`) is carried out on the way.
 
 Two places for each row suffice: a rank that pushes sum n + 2 has seen all parts of sum n + 1,
 so every other rank has ended the kernel of sum n. The place of sum n + 2 holds words of sum n,
@@ -23,8 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glimt.kernels.pending import Delta
 from glimt.kernels.reference import QuantizedRows
-from glimt.kernels.triton_rows import quantized_like, row_shape, store_normed
+from glimt.kernels.triton_rows import added_row, quantized_like, row_shape, store_normed, terms
 from glimt.kernels.triton_support import launch, to_bf16
 
 _COUNT = tl.constexpr(0xFFFF)  # the bits of a word that count
@@ -80,26 +82,14 @@ def as_words(part: Tensor, count: int) -> Tensor:
     return words
 
 
-@triton.jit(do_not_specialize=["rank", "patience"])
+@triton.jit(do_not_specialize=["rank", "patience", "num_rows"])
 def sum_norm_kernel(
-    part_ptr,
-    x_ptr,
-    weight_ptr,
-    address_ptr,
-    count_ptr,
-    normed_ptr,
-    sum_ptr,
-    q_ptr,
-    scale_ptr,
-    rank,
-    patience,
-    eps,
-    width: tl.constexpr,
-    block: tl.constexpr,
-    num_ranks: tl.constexpr,
-    max_rows: tl.constexpr,
-    quantizes: tl.constexpr,
-):
+    part_ptr, factor_ptr, other_ptr, x_ptr, weight_ptr, address_ptr, count_ptr, normed_ptr, sum_ptr,
+    q_ptr, scale_ptr, rank, patience, eps, num_rows,
+    width: tl.constexpr, block: tl.constexpr,
+    kind: tl.constexpr, addends: tl.constexpr, num_experts: tl.constexpr,
+    num_ranks: tl.constexpr, max_rows: tl.constexpr, quantizes: tl.constexpr,
+):  # fmt: skip
     """One row: push, wait, and what `triton_rows.rms_norm_kernel` does."""
     row = tl.program_id(0).to(tl.int64)
     # Four numbers for each thread whatever their type, or they would be dealt out anew.
@@ -108,8 +98,12 @@ def sum_norm_kernel(
     at = row * width + column
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
     count = tl.load(count_ptr + row) + 1
-    part = tl.load(part_ptr + at, mask=inside, other=0.0).to(tl.int16, bitcast=True)
-    words = (part.to(tl.int32) << 16) | (count & _COUNT)
+    part = added_row(
+        part_ptr, factor_ptr, other_ptr, row, num_rows, column, inside,
+        width, kind, addends, num_experts,
+    )  # fmt: skip
+    # The lower half of a float32 that is a bfloat16 number is zero.
+    words = part.to(tl.int32, bitcast=True) | (count & _COUNT)
     of_rank: tl.constexpr = max_rows * width  # words
     place = (count & 1).to(tl.int64) * (num_ranks * of_rank)
     for step in tl.static_range(num_ranks):
@@ -144,7 +138,7 @@ def _num_missing(arrived, count, inside):
 
 
 def sum_add_rms_norm(
-    part_TD: Tensor,
+    part_TD: Delta,
     x_TD: Tensor,
     weight_D: Tensor,
     eps: float,
@@ -157,17 +151,21 @@ def sum_add_rms_norm(
     nothing unless it `quantizes`.
 
     bfloat16, with 1 ≤ T ≤ max_rows and D a multiple of 8. Parts are added in float32 in the order
-    of the ranks and rounded once, so all ranks get the same bits. All of them must call this, in
-    the same order.
+    of the ranks and rounded once, so all ranks get the same bits. A rank's part may be a sum that
+    is still to be carried out; it is rounded as if it had been. All ranks must call this, in the
+    same order.
     """
     num_tokens, width = x_TD.shape
     normed_TD, sum_TD = torch.empty_like(x_TD), torch.empty_like(x_TD)
     q_TD, scale_T1 = quantized_like(normed_TD) if quantizes else (normed_TD, normed_TD)
     block, warps = row_shape(width)
+    given, constants = terms(x_TD, part_TD)
+    # Threads hold a number of each rank's, and more where they add first.
+    warps *= peers.num_ranks // (2 if isinstance(part_TD, Tensor) else 1)
     launch(
         sum_norm_kernel,
         (num_tokens, 1, 1),
-        part_TD,
+        *given,
         x_TD,
         weight_D,
         peers.address_W,
@@ -179,11 +177,13 @@ def sum_add_rms_norm(
         peers.rank,
         patience,
         eps,
+        num_tokens,
         width,
         block,
+        *constants,
         peers.num_ranks,
         peers.max_rows,
         quantizes,
-        warps=min(_MAX_WARPS, warps * peers.num_ranks // 2),
+        warps=min(_MAX_WARPS, warps),
     )
     return QuantizedRows(normed_TD, q_TD, scale_T1), sum_TD

@@ -61,7 +61,7 @@ def quantize_kernel(x_ptr, q_ptr, scale_ptr, width: tl.constexpr, block: tl.cons
 
 
 @triton.jit
-def _delta(
+def added_row(
     delta_ptr,
     factor_ptr,
     other_ptr,
@@ -128,7 +128,7 @@ def rms_norm_kernel(
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if kind != _NOTHING:
-        delta = _delta(
+        delta = added_row(
             delta_ptr, factor_ptr, other_ptr, row, num_rows, column, inside,
             width, kind, count, num_experts,
         )  # fmt: skip
@@ -268,7 +268,7 @@ def _norm(
     q_TD, scale_T1 = quantized_like(normed_TD) if quantizes else (normed_TD, normed_TD)
     if num_tokens:
         block, warps = row_shape(width)
-        given, constants = _terms(x_TD, delta_TD)
+        given, constants = terms(x_TD, delta_TD)
         launch(
             rms_norm_kernel,
             (num_tokens, 1, 1),
@@ -290,8 +290,8 @@ def _norm(
     return normed_TD, sum_TD, q_TD, scale_T1
 
 
-def _terms(x_TD: Tensor, delta_TD: Delta | None) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
-    """What `_delta` is given: its tensors, and kind, count and number of experts."""
+def terms(x_TD: Tensor, delta_TD: Delta | None) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+    """What `added_row` is given: its tensors, and kind, count and number of experts."""
     if delta_TD is None:
         return (x_TD, x_TD, x_TD), (_NOTHING.value, 0, 0)
     if isinstance(delta_TD, LinearParts):

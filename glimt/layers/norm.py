@@ -41,14 +41,13 @@ class RmsNorm(nn.Module):
         """`add_rows` of the sum over the tp axis of every rank's part; a collective operation."""
         if part_TD is None or mesh.tp_size == 1:
             return self.add_rows(x_TD, part_TD)
-        part_TD = kernels.settled(part_TD)
         if mesh.norm_sums is not None:
             done: tuple[Tensor | QuantizedRows, Tensor] | None = mesh.norm_sums.add_rms_norm(
                 x_TD, part_TD, self.weight, self.eps, quantizes=self.quantizes
             )
             if done is not None:
                 return done
-        return self.add_rows(x_TD, mesh.tp_sum(part_TD))
+        return self.add_rows(x_TD, mesh.tp_sum(kernels.settled(part_TD)))
 
 
 class LayerNorm(nn.Module):

@@ -45,7 +45,7 @@ class DecoderLayer(nn.Module):
         self.norm_2 = RmsNorm(size, eps, quantizes=not fp8.isdisjoint(_FP8_AFTER_NORM_2))
         self.norm_1_post = _post_norm(config)
         self.norm_2_post = _post_norm(config)
-        defers = mesh.tp_size == 1 and not config.sandwich  # nothing is between branch and norm
+        defers = not config.sandwich  # nothing but a sum over ranks is between branch and norm
         self.attention = Attention(
             config.hidden_size,
             config.num_heads,

@@ -33,9 +33,10 @@ class SumAndNorm(Protocol):
     """`norm_sums.NormSums`, by its form: who only asks how a model is split needs no kernels."""
 
     def add_rms_norm(
-        self, x_TD: Tensor, part_TD: Tensor, weight_D: Tensor, eps: float, *, quantizes: bool
+        self, x_TD: Tensor, part_TD: Any, weight_D: Tensor, eps: float, *, quantizes: bool
     ) -> tuple[Any, Tensor] | None:
-        """(norm, sum) of x and all ranks' parts; None if it is not for these."""
+        """(norm, sum) of x and all ranks' parts, each perhaps still to be summed (`Delta`); None
+        if it is not for these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glimt.kernels import QuantizedRows, reference
+from glimt.kernels import Delta, QuantizedRows, reference
+from glimt.kernels.pending import tensors_of
 from glimt.kernels.twins import has_twin, triton_peer_rows
 from glimt.parallel.trial import all_agree, all_same
 
@@ -32,7 +33,7 @@ class NormSums:
     words_V: Tensor  # this rank's memory, here so that it lives as long
 
     def add_rms_norm(
-        self, x_TD: Tensor, part_TD: Tensor, weight_D: Tensor, eps: float, *, quantizes: bool
+        self, x_TD: Tensor, part_TD: Delta, weight_D: Tensor, eps: float, *, quantizes: bool
     ) -> tuple[Tensor | QuantizedRows, Tensor] | None:
         """(norm of y, y) where y is x plus the sum of all ranks' parts; the norm also quantised
         if it `quantizes`. None: too many rows, or not of the kernel's type and width.
@@ -40,7 +41,7 @@ class NormSums:
         num_rows, width = x_TD.shape
         if not 0 < num_rows <= self.peers.max_rows or width != self.peers.width:
             return None
-        if not has_twin(x_TD, part_TD, weight_D):
+        if not has_twin(x_TD, *tensors_of(part_TD), weight_D):
             return None
         rows, sum_TD = triton_peer_rows.sum_add_rms_norm(
             part_TD, x_TD, weight_D, eps, self.peers, quantizes=quantizes

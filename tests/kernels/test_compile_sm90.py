@@ -275,6 +275,35 @@ def test_parts_are_pushed_and_awaited_in_wide_words(num_ranks: int) -> None:
     assert sums.shared_bytes <= 1024
 
 
+def left_over(kind: str) -> LinearParts | ExpertRows:
+    """What a branch of the 106B model leaves to the norm."""
+    ones = meta(ROWS, 1, dtype=torch.float32)
+    if kind == "product":
+        part = meta(4, ROWS, 4096, dtype=torch.float32)
+        return LinearParts(part, ones, meta(4096, dtype=torch.float32))
+    weights, experts = meta(ROWS, 8, dtype=torch.float32), meta(ROWS, 8, dtype=torch.int64)
+    return ExpertRows(meta(9 * ROWS, 4096), weights, experts, 128, True)
+
+
+@pytest.mark.parametrize("num_ranks", [2, also(8)])
+@pytest.mark.parametrize("kind", ["product", "experts"])
+def test_parts_that_are_left_over_are_summed_before_they_are_pushed(
+    kind: str, num_ranks: int
+) -> None:
+    peers = triton_peer_rows.PeerRows(
+        meta(num_ranks, dtype=torch.int64), meta(128, dtype=torch.int32), 1, 128, 4096
+    )
+    x, weight, part = meta(ROWS, 4096), meta(4096), left_over(kind)
+    (sums,) = binaries(
+        lambda: triton_peer_rows.sum_add_rms_norm(part, x, weight, 1e-5, peers, quantizes=True)
+    )
+    assert sums.stack_bytes == 0
+    assert sums.registers <= 128
+    assert sums.count("STG.E.128") >= 2 * num_ranks
+    assert sums.count("LDG.E.U16") == 0
+    assert sums.shared_bytes <= 1024
+
+
 @pytest.mark.parametrize("num_parts", [4, also(8)])
 def test_norms_add_the_parts_of_a_product_in_wide_loads(num_parts: int) -> None:
     x, weight, scale = meta(ROWS, 4096), meta(4096), meta(4096, dtype=torch.float32)

@@ -70,6 +70,14 @@ def test_rows_are_quantised_as_the_unfused_norm_does(findings: list[Found]) -> N
     assert [found["other_fp8"] for found in findings] == [0, 0]
 
 
+def test_sums_that_branches_leave_over_are_carried_out_to_the_same_bits(
+    findings: list[Found],
+) -> None:
+    for found in findings:
+        assert found["left_over"] > 1_000_000
+        assert found["other_left_over"] == 0
+
+
 def test_graphs_repeat_it_while_inputs_change(findings: list[Found]) -> None:
     for found in findings:
         assert found["replays"] >= 1000

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from glimt import kernels
-from glimt.kernels import QuantizedRows
+from glimt.kernels import Delta, QuantizedRows
 from glimt.kernels import draws as draw_kernels
+from glimt.kernels.pending import ExpertRows, LinearParts
 from glimt.models.glm4v import Glm4v
 from glimt.parallel import one_kernel
 from glimt.parallel.group import Groups, Meeting, join
@@ -63,7 +64,7 @@ class Rank:
     def draw(self, num_rows: int, generator: torch.Generator) -> Tensor:
         return torch.randn(num_rows, WIDTH, generator=generator, device=self.device).bfloat16()
 
-    def fused(self, x: Tensor, part: Tensor) -> tuple[QuantizedRows, Tensor]:
+    def fused(self, x: Tensor, part: Delta) -> tuple[QuantizedRows, Tensor]:
         assert self.groups.norm_sums is not None
         done = self.groups.norm_sums.add_rms_norm(x, part, self.weight, EPS, quantizes=True)
         assert done is not None
@@ -113,6 +114,57 @@ class Rank:
             # A last bit of the first norm may be another, and so one of the sum.
             wrong += (~torch.isclose(total.float(), expected.float(), rtol=0.02, atol=0.02)).sum()
             wrong += rows.x_TI.isnan().sum()
+        self.count("replays", REPLAYS)
+        self.count("wrong_replays", int(wrong))
+
+    def left_over(self, num_rows: int) -> list[Delta]:
+        """This rank's parts as branches leave them: of a product, and of experts, all here and
+        half of them elsewhere, whose rows nobody has set.
+        """
+        part = torch.stack([self.draw(num_rows, self.own).float() for _ in range(4)])
+        scales = self.draw(num_rows, self.own).abs().float()
+        parts: list[Delta] = [LinearParts(part, scales[:, :1].contiguous(), scales[0].contiguous())]
+        experts = torch.rand(num_rows, 128, generator=self.same, device=self.device).topk(8).indices
+        weights = torch.rand(num_rows, 8, generator=self.same, device=self.device)
+        row = self.draw(9 * num_rows, self.own)
+        parts.append(ExpertRows(row, weights, experts, 128, True))
+        experts = experts - 64 * self.nccl.tp_rank
+        row = row[: 8 * num_rows].clone()
+        row[(experts < 0).flatten() | (experts >= 64).flatten()] = torch.nan
+        return [*parts, ExpertRows(row, weights, experts, 64, False)]
+
+    def compare_left_over(self, num_rows: int) -> None:
+        """Parts that the sum carries out, and the same carried out before."""
+        for part in self.left_over(num_rows):
+            x = self.draw(num_rows, self.same)
+            rows, total = self.fused(x, part)
+            expected, expected_total = self.fused(x, kernels.settled(part))
+            self.count("left_over", x.numel())
+            for ours, theirs in zip(
+                (total, rows.x_TI, rows.q_TI.view(torch.uint8), rows.scale_T1),
+                (expected_total, expected.x_TI, expected.q_TI.view(torch.uint8), expected.scale_T1),
+                strict=True,
+            ):
+                self.count("other_left_over", int((ours != theirs).sum()))
+
+    def replay_left_over(self, num_rows: int) -> None:
+        """A layer's two sums in a graph, again and again."""
+        product, experts, _ = self.left_over(num_rows)
+        x = self.draw(num_rows, self.same)
+
+        def layer() -> tuple[Tensor, Tensor]:
+            rows, total = self.fused(self.fused(x, product)[1], experts)
+            return rows.x_TI, total
+
+        normed, total = (tensor.clone() for tensor in layer())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            again, total_again = layer()
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        for _ in range(REPLAYS):
+            again.fill_(torch.nan)
+            graph.replay()
+            wrong += (again != normed).sum() + (total_again != total).sum()
         self.count("replays", REPLAYS)
         self.count("wrong_replays", int(wrong))
 
@@ -171,6 +223,7 @@ def sums(ours: Rank) -> None:
     most: int = norm_sums.peers.max_rows
     for num_rows in (1, 2, 3, 17, most, 1, most - 1) * 3:
         ours.compare(num_rows)
+        ours.compare_left_over(num_rows)
     x = ours.draw(most + 1, ours.same)
     taken = norm_sums.add_rms_norm(x, x, ours.weight, EPS, quantizes=True)
     ours.found["takes_too_many"] = int(taken is not None)
@@ -181,6 +234,8 @@ def replays(ours: Rank) -> None:
     if ours.groups.norm_sums is not None:
         ours.replay(1)
         ours.replay(5)
+        for num_rows in (1, 8, 64):
+            ours.replay_left_over(num_rows)
 
 
 def draws(ours: Rank) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed import FileStore, ProcessGroupGloo
 
-from glimt.kernels import triton_peer_rows, triton_rows
+from glimt.kernels import triton_experts, triton_linear, triton_peer_rows, triton_rows
+from glimt.kernels.pending import Delta, ExpertRows, LinearParts
 from glimt.kernels.triton_peer_rows import (
     PeerRows,
     as_words,
@@ -77,6 +78,41 @@ def test_a_rank_pushes_its_part_and_norms_the_sum_of_all(
         assert ((received[:num_tokens] & 0xFFFF) == count % 65536).all()
         assert not received[num_tokens:].any()
         assert not slots(own, peers, count + 1).any()
+
+
+def left_over(kind: str, num_tokens: int) -> Delta:
+    """Rank 1's part, as a product or experts leave it; of the latter's rows some are elsewhere."""
+    if kind == "product":
+        part = randn(2, num_tokens, WIDTH, seed=3).float()
+        scales = randn(num_tokens + WIDTH, seed=4).abs().float()
+        return LinearParts(part, scales[:num_tokens, None].contiguous(), scales[num_tokens:])
+    experts = torch.tensor([[1, -3], [0, 7], [2, 3]])[:num_tokens]
+    weights = randn(num_tokens, 2, seed=5).abs().float()
+    row = randn(num_tokens * (3 if kind == "experts and shared" else 2), WIDTH, seed=6)
+    row[: 2 * num_tokens].view(num_tokens, 2, WIDTH)[(experts < 0) | (experts > 3)] = torch.nan
+    return ExpertRows(row, weights, experts, 4, kind == "experts and shared")
+
+
+@pytest.mark.parametrize("kind", ["product", "experts", "experts and shared"])
+def test_a_part_that_is_left_over_is_what_a_launch_of_its_own_makes_of_it(kind: str) -> None:
+    delta, x, g = left_over(kind, 3), randn(3, WIDTH, seed=8), randn(WIDTH, seed=9)
+    if isinstance(delta, LinearParts):
+        alone = triton_linear.sum_of_parts(delta)
+    else:
+        assert isinstance(delta, ExpertRows)
+        alone = triton_experts.sum_of_rows(delta)
+    assert alone.isfinite().all()
+    torch.testing.assert_close(delta.total(), alone, rtol=0.01, atol=1e-4)
+    found = []
+    for part in (delta, alone):
+        words = [memory(2), memory(2)]
+        peers = peers_of(words, 1)
+        slots(words[1], peers, 1)[0, :3] = as_words(randn(3, WIDTH, seed=2), 1)
+        rows, total = sum_add_rms_norm(part, x, g, EPS, peers, quantizes=True)
+        found.append((words[0], words[1], total, rows.x_TI, rows.q_TI.float(), rows.scale_T1))
+    assert found[0][0].any()
+    for ours, expected in zip(*found, strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_a_wait_in_vain_ends_in_nan() -> None:
