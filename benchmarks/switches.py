@@ -1,6 +1,7 @@
 """Switches of the code for what is not, or not everywhere, faster: set without an edit.
 
 defer_sums=0       norms do not carry out the sums before them
+route_at_once=8    so many tokens are routed in one launch
 few_by_kernel=1    two kernels find where a small top_k cuts
 prompt_graphs=1    the layers of prompts are replayed
 encodes_beside=0   steps wait for their images
@@ -10,6 +11,7 @@ tower_stream=1     the vision tower has its own stream     tower_sms=88   … an
 from typing import Any
 
 from glimt.kernels import choice, draws
+from glimt.kernels.twins import triton_router
 from glimt.processes import build as processes_build
 from glimt.runner import build, streams
 
@@ -17,6 +19,7 @@ Switches = dict[str, int | str]
 
 _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
+    "route_at_once": (triton_router, "AT_ONCE"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
     "encodes_beside": (processes_build, "ENCODES_BESIDE"),

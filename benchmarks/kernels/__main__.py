@@ -3,6 +3,7 @@
     python -m benchmarks.kernels                       all, at 1 … 2048 tokens, 106B on one GPU
     python -m benchmarks.kernels --only fp8_linear --rows 1 8 --models 106b:1 106b:2 9b
     python -m benchmarks.kernels --quick               few sizes, few rounds
+    python -m benchmarks.kernels --only route --switches route_at_once=8     the code as with them
     python -m benchmarks.kernels --tune tiles.json --seconds 170   the fastest tile of each product
     python -m benchmarks.kernels --device cpu --models tiny --rows 1 3    whether it runs
 
@@ -26,6 +27,7 @@ from benchmarks.kernels.compilers import Compilers
 from benchmarks.kernels.measure import error_of, input_sets, microseconds
 from benchmarks.kernels.shapes import shape_of
 from benchmarks.kernels.tune import Tuner, all_jobs, compile_part, jobs_to_compile
+from benchmarks.switches import switch, switches_of
 
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 2048]
 QUICK_ROWS = [1, 16, 64, 2048]
@@ -41,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", help="106b:1 (without --tune) 106b:2 9b tiny …")
     parser.add_argument("--rows", type=int, nargs="*")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--switches", default="", help="name=value,name=value")
     parser.add_argument("--no-check", action="store_true", help="time only")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--bandwidth", type=float, default=4.54, help="TB/s, of reading")
@@ -108,6 +111,7 @@ def tune(options: argparse.Namespace, inputs: Inputs) -> None:
 
 def main() -> int:
     options = arguments()
+    switch(switches_of(options.switches))
     device = torch.device(options.device)
     inputs = Inputs(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"

@@ -104,6 +104,7 @@ def route(
     x_TD: Tensor,
     weight_ED: Tensor,
     bias_E: Tensor,
+    arrived_T: Tensor | None = None,
     *,
     num_experts_per_token: int,
     num_groups: int,
@@ -111,7 +112,11 @@ def route(
     norm_topk_prob: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference_experts.route`."""
+    """See `reference_experts.route`.
+
+    `arrived_T`, int32 zeros that are left as zeros, of one that no other call uses at the same
+    time: with them so many tokens may be routed in one launch.
+    """
     is_plain = num_groups == 1 and x_TD.shape[1] % 16 == 0 and weight_ED.dtype == x_TD.dtype
     if (
         is_plain
@@ -122,6 +127,7 @@ def route(
             x_TD,
             weight_ED,
             bias_E,
+            arrived_T,
             num_experts_per_token=num_experts_per_token,
             norm_topk_prob=norm_topk_prob,
             scale=scale,

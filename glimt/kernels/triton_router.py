@@ -1,7 +1,9 @@
-"""The router in Triton: scores split over the inputs, then a token's best experts in one warp.
+"""The router in Triton: scores split over the inputs, then a token's best experts.
 
-The twin of `reference_experts.route` for one group. Products of bfloat16 are exact in float32, so
-this is the definition's float32 up to the order of the sum. Of equal scores the first expert wins.
+Of few tokens both are one launch, in which whoever is the last with a token's scores chooses its
+experts; of more they are two. The twin of `reference_experts.route` for one group. Products of
+bfloat16 are exact in float32, so this is the definition's float32 up to the order of the sum. Of
+equal scores the first expert wins.
 
 Letters: T tokens, K experts of a token, D width, E experts, S parts of the sum.
 """
@@ -14,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_support import (
+    came_last,
     launch,
     power_of_two,
     stream,
@@ -21,6 +24,8 @@ from glimt.kernels.triton_support import (
 )
 
 MAX_EXPERTS = 1024
+# Up to so many tokens are routed in one launch, by those who bring memory for arrivals; 0: none.
+AT_ONCE = 0
 # Up to so many, all places are found at once, by comparing each expert with each: that is faster
 # where one token after the other is waited for, and more work where there are many.
 _MAX_PLACED_TOKENS, _MAX_PLACED_EXPERTS = 64, 256
@@ -59,11 +64,31 @@ def logits_kernel(
     parts: tl.constexpr,
 ):
     """One part of the logits of a tile of experts and tokens."""
-    expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
+    _logits_of(
+        x_ptr, weight_ptr, logit_ptr, token, token < num_tokens, num_tokens,
+        num_inputs, num_experts, block_e, block_d, parts,
+    )  # fmt: skip
+
+
+@triton.jit
+def _logits_of(
+    x_ptr,
+    weight_ptr,
+    logit_ptr,
+    token,
+    is_token,
+    num_tokens,
+    num_inputs: tl.constexpr,
+    num_experts: tl.constexpr,
+    block_e: tl.constexpr,
+    block_d: tl.constexpr,
+    parts: tl.constexpr,
+):
+    """This program's part of the logits of its tile of experts and some tokens."""
+    expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
     part = tl.program_id(2)
     is_expert = expert < num_experts
-    is_token = token < num_tokens
     total = stream(
         weight_ptr,
         x_ptr,
@@ -104,7 +129,8 @@ def _scores(
     logit = tl.zeros([block_e], tl.float32)
     at = logit_ptr + token * num_experts + expert
     for _ in tl.static_range(parts):
-        logit += tl.load(at, mask=inside, other=0.0)
+        # From the cache that all processors share: programs of this launch may have written them.
+        logit += tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
         at += num_tokens * num_experts
     score = 1.0 / (1.0 + tl.exp(-logit))
     bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
@@ -163,8 +189,31 @@ def select_kernel(
     normalizes: tl.constexpr,
     at_once: tl.constexpr,
 ):
-    """The experts of one token and their weights; found `at_once`, or the best, then the next."""
-    token = tl.program_id(0).to(tl.int64)
+    """The experts of one token and their weights."""
+    _select(
+        logit_ptr, bias_ptr, weight_ptr, expert_ptr, tl.program_id(0).to(tl.int64), num_tokens,
+        scale, num_experts, per_token, block_e, block_k, parts, normalizes, at_once,
+    )  # fmt: skip
+
+
+@triton.jit
+def _select(
+    logit_ptr,
+    bias_ptr,
+    weight_ptr,
+    expert_ptr,
+    token,
+    num_tokens,
+    scale,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    block_e: tl.constexpr,
+    block_k: tl.constexpr,
+    parts: tl.constexpr,
+    normalizes: tl.constexpr,
+    at_once: tl.constexpr,
+):
+    """One token's experts and their weights; found `at_once`, or the best, then the next."""
     expert, weight, biased = _scores(
         logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
     )
@@ -181,23 +230,91 @@ def select_kernel(
     tl.store(expert_ptr + out, expert.to(tl.int64), mask=is_taken)
 
 
+@triton.jit(do_not_specialize=["num_tokens"])
+def route_kernel(
+    x_ptr,
+    router_ptr,
+    logit_ptr,
+    bias_ptr,
+    weight_ptr,
+    expert_ptr,
+    arrived_ptr,
+    num_tokens,
+    scale,
+    num_inputs: tl.constexpr,
+    num_experts: tl.constexpr,
+    per_token: tl.constexpr,
+    block_t: tl.constexpr,
+    block_e: tl.constexpr,
+    block_d: tl.constexpr,
+    block_all: tl.constexpr,
+    block_k: tl.constexpr,
+    parts: tl.constexpr,
+    normalizes: tl.constexpr,
+):
+    """One part of the logits of a tile of experts and one token; the last to come chooses.
+
+    Products have `block_t` columns, of which one is filled: the bits are those of two launches.
+    """
+    token = tl.program_id(1)
+    column = tl.arange(0, block_t)
+    _logits_of(
+        x_ptr, router_ptr, logit_ptr, token + column, column == 0, num_tokens,
+        num_inputs, num_experts, block_e, block_d, parts,
+    )  # fmt: skip
+    if came_last(arrived_ptr + token, tl.num_programs(0) * parts):
+        _select(
+            logit_ptr, bias_ptr, weight_ptr, expert_ptr, token.to(tl.int64), num_tokens,
+            scale, num_experts, per_token, block_all, block_k, parts, normalizes, True,
+        )  # fmt: skip
+
+
 def route(
     x_TD: Tensor,
     weight_ED: Tensor,
     bias_E: Tensor,
+    arrived_T: Tensor | None = None,
     *,
     num_experts_per_token: int,
     norm_topk_prob: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference_experts.route`."""
+    """See `reference_experts.route`; `arrived_T` as in `choice.route`."""
     num_tokens, num_experts = len(x_TD), len(weight_ED)
     weights_TK = bias_E.new_empty(num_tokens, num_experts_per_token)
     experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
     if not num_tokens:
         return weights_TK, experts_TK
-    logits_STE = _logits(x_TD, weight_ED)
-    at_once = num_tokens <= _MAX_PLACED_TOKENS and num_experts <= _MAX_PLACED_EXPERTS
+    tile = _tile(num_tokens, num_experts)
+    tiles = (tiles_of(num_experts, tile.block_e), tiles_of(num_tokens, tile.block_t))
+    parts = _num_parts(tiles[0] * tiles[1], x_TD.shape[1], tile.block_d)
+    logits_STE = x_TD.new_empty((parts, num_tokens, num_experts), dtype=torch.float32)
+    product = (tile.block_t, tile.block_e, tile.block_d)
+    choice = (power_of_two(num_experts), power_of_two(num_experts_per_token), parts, norm_topk_prob)
+    can_place = num_experts <= _MAX_PLACED_EXPERTS
+    if can_place and arrived_T is not None and num_tokens <= min(AT_ONCE, len(arrived_T)):
+        launch(
+            route_kernel,
+            (tiles[0], num_tokens, parts),
+            *(x_TD, weight_ED, logits_STE, bias_E, weights_TK, experts_TK, arrived_T),
+            *(num_tokens, float(scale), x_TD.shape[1], num_experts, num_experts_per_token),
+            *product,
+            *choice,
+            warps=4,
+            stages=tile.stages,
+        )
+        return weights_TK, experts_TK
+    launch(
+        logits_kernel,
+        (*tiles, parts),
+        *(x_TD, weight_ED, logits_STE),
+        *(num_tokens, x_TD.shape[1], num_experts),
+        *product,
+        parts,
+        warps=4,
+        stages=tile.stages,
+    )
+    at_once = can_place and num_tokens <= _MAX_PLACED_TOKENS
     launch(
         select_kernel,
         (num_tokens, 1, 1),
@@ -205,44 +322,12 @@ def route(
         bias_E,
         weights_TK,
         experts_TK,
-        num_tokens,
-        float(scale),
-        num_experts,
-        num_experts_per_token,
-        power_of_two(num_experts),
-        power_of_two(num_experts_per_token),
-        len(logits_STE),
-        norm_topk_prob,
+        *(num_tokens, float(scale), num_experts, num_experts_per_token),
+        *choice,
         at_once,
         warps=4 if at_once else 1,
     )
     return weights_TK, experts_TK
-
-
-def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-    """float32 [S, T, E]: parts of the sums x W^T."""
-    num_tokens, (num_experts, num_inputs) = x_TD.shape[0], weight_ED.shape
-    tile = _tile(num_tokens, num_experts)
-    tiles = (tiles_of(num_experts, tile.block_e), tiles_of(num_tokens, tile.block_t))
-    parts = _num_parts(tiles[0] * tiles[1], num_inputs, tile.block_d)
-    logits_STE = x_TD.new_empty((parts, num_tokens, num_experts), dtype=torch.float32)
-    launch(
-        logits_kernel,
-        (*tiles, parts),
-        x_TD,
-        weight_ED,
-        logits_STE,
-        num_tokens,
-        num_inputs,
-        num_experts,
-        tile.block_t,
-        tile.block_e,
-        tile.block_d,
-        parts,
-        warps=4,
-        stages=tile.stages,
-    )
-    return logits_STE
 
 
 def _num_parts(tiles: int, num_inputs: int, block_d: int) -> int:

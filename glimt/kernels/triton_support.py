@@ -108,6 +108,20 @@ def stream(
 
 
 @triton.jit
+def came_last(arrived_ptr, count):
+    """Whether this program is the last of `count` to come here; it then sees what all have stored.
+
+    `arrived_ptr`: an int32 that is 0 before the first comes, and 0 again after the last, for the
+    next launch. What others stored must not be looked for in a processor's own cache (".cg").
+    """
+    tl.debug_barrier()  # one thread tells for all of them, after the last one's stores
+    is_last = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu") == count - 1
+    if is_last:
+        tl.store(arrived_ptr, 0)
+    return is_last
+
+
+@triton.jit
 def _touch_kernel(out):
     tl.store(out + tl.program_id(0), 1.0)
 

@@ -29,14 +29,24 @@ class Routing:
     scale: float
 
 
+_MAX_AT_ONCE = 16  # tokens; more make launches long enough
+
+
 class Router(nn.Module):
-    """Chooses experts and weighs them, in float32. Every rank holds all of it."""
+    """Chooses experts and weighs them, in float32. Every rank holds all of it.
+
+    One step after the other: programs of a kernel count in `arrived_T` who has come.
+    """
 
     def __init__(self, hidden_size: int, routing: Routing) -> None:
         super().__init__()
         self.routing = routing
         self.weight = parameter(routing.num_experts, hidden_size)
         self.bias = parameter(routing.num_experts, dtype=torch.float32)
+        # Real also where parameters are still meta, as `Places` has it.
+        arrived_T = torch.zeros(_MAX_AT_ONCE, dtype=torch.int32, device="cpu")
+        self.arrived_T: Tensor
+        self.register_buffer("arrived_T", arrived_T, persistent=False)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights float32 [T, K], experts int64 [T, K])."""
@@ -44,6 +54,7 @@ class Router(nn.Module):
             x_TD,
             self.weight,
             self.bias,
+            self.arrived_T,
             num_experts_per_token=self.routing.num_experts_per_token,
             num_groups=self.routing.num_groups,
             num_groups_per_token=self.routing.num_groups_per_token,

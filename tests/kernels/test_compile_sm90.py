@@ -4,6 +4,7 @@ Spilled registers, loads of single bytes or the wrong tensor-core instruction ma
 times slower and no less right, so no other test sees them.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,25 @@ def test_the_router_reads_its_matrix_in_wide_loads() -> None:
     assert logits.stack_bytes == select.stack_bytes == 0
     assert logits.count("LDG.E.128") > 0  # one step for each program, so nothing to run ahead of
     assert logits.count("LDG.E.U16") == 0
+
+
+@pytest.mark.parametrize("num_tokens", [1, also(8)])
+def test_the_last_with_a_tokens_logits_chooses_its_experts(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_router, "AT_ONCE", 8)
+    rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
+    bias, arrived = meta(128, dtype=torch.float32), meta(16, dtype=torch.int32)
+    (route,) = binaries(
+        lambda: triton_router.route(meta(num_tokens, 4096), meta(128, 4096), bias, arrived, **rule)
+    )
+    assert route.stack_bytes == 0
+    assert route.registers <= 128
+    assert route.count("LDG.E.U16") == 0
+    before, _, after = route.sass.partition("ATOMG")  # counts who has come
+    assert "LDG.E.128" in before
+    assert re.search(r"STG(?s:.*)BAR\.SYNC(?s:.*)MEMBAR\.\S+\.GPU", before)
+    assert after.count("LDG.E.STRONG.GPU") == 16  # one for each part, past the processor's cache
 
 
 def test_the_router_of_many_tokens_uses_warpgroups() -> None:
