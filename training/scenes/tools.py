@@ -59,6 +59,15 @@ _MISLEADING = 0.1
 _KEPT = frozenset(
     stem for stems in (_VERBS, _NOUNS, *_ARGUMENT_WORDS.values()) for stem in stems[2::3]
 )
+_QUESTION_WORDS = (
+    "picture image call use run look see which what how many left right above below first "
+    "second both same different move box tool answer small medium large line function document "
+    "each there shapes colours says only across more shows from character printed centre "
+    "direction thing moving again object half beyond brief short correct video side background "
+    "relative true ask anything rightmost leftmost top talk difference between under every "
+    "letter digit nothing change person stay place none that read value thanks capital name "
+    "better here with about can not"
+).split()
 # Whole words are single tokens with a meaning of their own: to copy one as a name ("count_scan",
 # where "sount_scan" came out) is learnt from names that are words of the questions.
 _PLAIN_WORDS = tuple(
@@ -68,8 +77,7 @@ _PLAIN_WORDS = tuple(
         *SHAPES,
         *(stem for stems in (_VERBS, _NOUNS, *_ARGUMENT_WORDS.values()) for stem in stems),
         *words.COMMON,
-        *"picture image call use run look see which what how many left right above below".split(),
-        *"first second both same different move box tool answer small medium large".split(),
+        *_QUESTION_WORDS,
     )
     if word not in _KEPT
 )
@@ -261,9 +269,9 @@ def _invented(rng: random.Random, longest: int) -> str:
     """A name that is not one of the evaluation's stems by chance, and no spelling is too odd."""
     while True:
         way = rng.random()
-        if way < 0.3:
+        if way < 0.45:
             name = rng.choice(_PLAIN_WORDS)
-        elif way < 0.65:
+        elif way < 0.7:
             name = words.pseudo_word(rng, longest)
         else:
             name = "".join(
