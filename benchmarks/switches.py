@@ -3,6 +3,7 @@
 defer_sums=0       norms do not carry out the sums before them
 route_at_once=8    so many tokens are routed in one launch
 few_by_kernel=1    two kernels find where a small top_k cuts
+e4m3_pairs=1       steps of one token each read e4m3 pages two values at a time
 prompt_graphs=1    the layers of prompts are replayed
 encodes_beside=0   steps wait for their images
 tower_stream=1     the vision tower has its own stream     tower_sms=88   … and so many processors
@@ -11,7 +12,7 @@ tower_stream=1     the vision tower has its own stream     tower_sms=88   … an
 from typing import Any
 
 from glimt.kernels import choice, draws
-from glimt.kernels.twins import triton_router
+from glimt.kernels.twins import triton_attention, triton_router
 from glimt.processes import build as processes_build
 from glimt.runner import build, streams
 
@@ -21,6 +22,7 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "route_at_once": (triton_router, "AT_ONCE"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
+    "e4m3_pairs": (triton_attention, "IN_PAIRS"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
     "encodes_beside": (processes_build, "ENCODES_BESIDE"),
     "tower_stream": (streams, "OWN_STREAM"),

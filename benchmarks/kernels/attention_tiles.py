@@ -19,7 +19,16 @@ from benchmarks.kernels.cases import Inputs
 from benchmarks.kernels.measure import MAX_SETS, ROTATED_BYTES, microseconds
 from glimt.kernels import triton_chunks, triton_decoding, triton_rope, triton_segments
 
-DECODING = [(1, 1600), (1, 16000), (8, 1600), (32, 1600), (64, 1600), (128, 1600), (8, 16000)]
+DECODING = [
+    (1, 1600),
+    (1, 16000),
+    (8, 1600),
+    (16, 1600),
+    (32, 1600),
+    (64, 1600),
+    (128, 1600),
+    (8, 16000),
+]
 SEGMENTS = [[2048], [5376], [5376, 5376, 1024, 256], [1024] * 16]  # the vision tower's patches
 CHUNKS = [(1433, 0), (2048, 0), (8192, 0), (700, 5000), (64, 16000)]  # new tokens, those before
 
@@ -108,6 +117,14 @@ def main() -> None:
                 lambda tiles, length=length: _decode_with(tiles, length),
                 sets_of(lambda n: arguments(inputs, n, shape, rows, 1, length, is_fp8)),  # noqa: B023
             )
+            if is_fp8:
+                compare(
+                    f"decode {rows} x {length} {kind} in pairs",
+                    (rows * length * token_bytes / 1e3, "GB/s"),
+                    triton_decoding.PAIR_CONFIGS,
+                    lambda tiles, length=length: _decode_with(tiles, length, in_pairs=True),
+                    sets_of(lambda n: arguments(inputs, n, shape, rows, 1, length, True)),  # noqa: B023
+                )
         for new, before in CHUNKS if only in "chunk" else ():
             seen = new * before + new * (new + 1) / 2
             compare(
@@ -132,9 +149,11 @@ def main() -> None:
             )
 
 
-def _decode_with(tiles: triton_decoding.Tiles, length: int) -> Callable[..., None]:
+def _decode_with(
+    tiles: triton_decoding.Tiles, length: int, *, in_pairs: bool = False
+) -> Callable[..., None]:
     return lambda *given: triton_decoding.attend_singles(
-        *given, max_context_len=length, tiles=tiles
+        *given, max_context_len=length, in_pairs=in_pairs, tiles=tiles
     )
 
 

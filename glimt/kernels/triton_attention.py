@@ -16,6 +16,9 @@ from glimt.kernels.triton_chunks import attend_chunks
 from glimt.kernels.triton_decoding import attend_singles
 from glimt.kernels.triton_turned import Turning
 
+# Whether rows of one token read e4m3 pages two values at a time (`triton_pairs`).
+IN_PAIRS = False
+
 
 def paged_attention(
     q_TNH: Tensor,
@@ -38,7 +41,7 @@ def paged_attention(
     args = (q_TNH, kv_P2GSH, page_table_RM, query_starts_R1, context_lens_R, out_TNH, scale_P2GS)
     num_rows = context_lens_R.shape[0]
     if q_TNH.shape[0] < num_rows * max_query_len or max_query_len == 1:
-        attend_singles(*args, max_context_len=max_context_len)
+        attend_singles(*args, max_context_len=max_context_len, in_pairs=IN_PAIRS)
     if max_query_len > 1:
         attend_chunks(*args)
     return out_TNH
@@ -82,5 +85,6 @@ def decode_attention(
         max_context_len=max_context_len,
         turning=Turning(cos_TJ, sin_TJ, slots_T, interleaved),
         largest_TN=largest_TN,
+        in_pairs=IN_PAIRS,
     )
     return out_TNH if largest_TN is None else MeasuredRows(out_TNH.flatten(1), largest_TN)

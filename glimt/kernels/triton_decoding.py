@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
+from glimt.kernels.triton_pairs import attend_pairs
 from glimt.kernels.triton_support import (
     launch,
     power_of_two,
@@ -49,6 +50,15 @@ CONFIGS = tuple(  # the first is used
     )
     if block_l <= least_tokens
 )
+PAIR_CONFIGS = (  # likewise, of e4m3 pages in pairs
+    Tiles(64, 128, 4, 5),  # two blocks on their way; with fewer stages one
+    Tiles(64, 128, 4, 3),
+    Tiles(64, 128, 4, 7),
+    Tiles(64, 128, 2, 5),
+    Tiles(32, 128, 2, 5),
+    Tiles(32, 128, 1, 5),
+    Tiles(32, 128, 4, 5),
+)
 
 
 def attend_singles(
@@ -63,16 +73,20 @@ def attend_singles(
     max_context_len: int,
     turning: Turning | None = None,
     largest_TN: Tensor | None = None,
-    tiles: Tiles = CONFIGS[0],
+    in_pairs: bool = False,
+    tiles: Tiles | None = None,
 ) -> None:
     """Fill `out_TNH` for the rows of one token.
 
     With `turning` all rows are of one token, `q_TNH` has also keys and values, as in
     `reference_attention.turn_and_write_kv`, and that is done as well. `largest_TN`, float32, takes
-    the largest magnitude of each head of the result.
+    the largest magnitude of each head of the result. e4m3 pages may be read `in_pairs`.
     """
     num_rows, num_heads, head_dim = context_lens_R.shape[0], *out_TNH.shape[1:]
+    in_pairs = in_pairs and scale_P2GS is not None and head_dim >= 32 and head_dim % 2 == 0
+    tiles = tiles or (PAIR_CONFIGS if in_pairs else CONFIGS)[0]
     num_groups, page_size = kv_P2GSH.shape[2:4]
+    sizes = (num_groups, num_heads // num_groups, head_dim, page_size)
     if num_rows == 0:
         return
     num_splits = _num_splits(num_rows * num_groups, max_context_len, tiles.least_tokens)
@@ -96,15 +110,12 @@ def attend_singles(
         page_table_RM.stride(0),
         num_splits,
         q_TNH.stride(0),
-        num_groups,
-        num_heads // num_groups,
-        head_dim,
-        page_size,
+        *sizes,
         max(_BLOCK_M, power_of_two(num_heads // num_groups)),
         *tiles[:2],
         max(16, power_of_two(head_dim)),
-        turning.cos_TJ.shape[1] if turning else 0,
-        turning.interleaved if turning else False,
+        *((turning.cos_TJ.shape[1], turning.interleaved) if turning else (0, False)),
+        in_pairs,
         warps=tiles.num_warps,
         stages=tiles.num_stages,
     )
@@ -165,7 +176,7 @@ def _split_kernel(
     q_stride: tl.constexpr,
     GROUPS: tl.constexpr, QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, LEAST: tl.constexpr, BLOCK_H: tl.constexpr,
-    PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, IN_PAIRS: tl.constexpr,
 ):  # fmt: skip
     """One part of the context of a row's one token, for the query heads of one key-value head."""
     group, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -191,10 +202,16 @@ def _split_kernel(
     else:
         q_MH = tl.load(q_ptr + place_MH, mask=there_MH, other=0.0)
     table_ptr += row.to(tl.int64) * table_stride
-    mean_MH, weight_M = _attend_part(
-        to_operand(q_MH, kv_ptr), kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
-        GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
-    )  # fmt: skip
+    if IN_PAIRS:
+        mean_MH, weight_M = attend_pairs(
+            q_MH, kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
+            GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
+        )  # fmt: skip
+    else:
+        mean_MH, weight_M = _attend_part(
+            to_operand(q_MH, kv_ptr), kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
+            GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
+        )  # fmt: skip
     if size >= length:
         out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
         tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)

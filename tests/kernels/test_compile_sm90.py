@@ -90,6 +90,25 @@ def test_decoding_streams_the_cache_in_wide_loads(heads: tuple[int, int, int], f
     assert combine.count("LDG.E.128") >= 4
 
 
+@pytest.mark.parametrize(
+    "tiles", [triton_decoding.PAIR_CONFIGS[0], *map(also, triton_decoding.PAIR_CONFIGS[1:3])]
+)
+def test_pairs_of_e4m3_are_turned_on_the_way_and_widened_two_at_once(
+    tiles: triton_decoding.Tiles,
+) -> None:
+    options = {"max_context_len": 4096, "in_pairs": True, "tiles": tiles}
+    split, _ = attention(triton_decoding.attend_singles, HEADS_106B, True, **options)
+    assert split.stack_bytes == 0
+    assert split.registers <= 128  # four programs on a multiprocessor
+    assert split.shared_bytes <= 57 * 1024
+    assert split.count("LDGSTS.E.BYPASS.128") >= 8
+    assert split.count("LDSM.16.MT88.4") >= 4
+    assert split.count("LDS.U8") == split.count("LDG.E.U8") == split.count("LDG.E.U16") == 0
+    # Keys and values of 64 tokens, 128 numbers of each thread, and no way round by float32.
+    assert split.count("F2FP.F16.E4M3.UNPACK_B") == 64
+    assert split.count("HADD2.F32") == split.count("F2F") == 0
+
+
 @pytest.mark.parametrize("fp8", [False, also(True)])
 def test_chunks_are_attended_by_warpgroups(fp8: bool) -> None:
     tiles = triton_chunks.CONFIGS[0]

@@ -1,0 +1,109 @@
+"""Other ways to read e4m3 pages, on a GPU, against the definitions in float32."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from glimt import kernels
+from tests.support.paged_rows import Heads, PagedRows, paged_rows
+
+pytest.importorskip("triton", reason="Triton has packages for Linux only")
+
+from glimt.kernels import triton_attention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
+
+GLM = Heads(96, 8, 128)
+HEADS = [GLM, Heads(24, 2, 128), Heads(32, 2, 128), Heads(4, 2, 64), Heads(4, 2, 32)]
+DECODING = [(1 + 97 * i % 3000, 1) for i in range(64)]
+STEPS = {
+    "one": [(1, 1)],
+    "one long": [(20000, 1)],
+    "decoding": DECODING,
+    "mixed": [(1600, 1), (1, 1), (2000, 513), (64, 64), (33, 1), (800, 2), (65, 64)],
+}
+
+
+def on_gpu(step: list[tuple[int, int]], heads: Heads, page: int = 64) -> PagedRows:
+    return paged_rows(step, heads, page, fp8=True, dtype=torch.bfloat16, device="cuda")
+
+
+def errors(got: Tensor, exact: Tensor) -> Tensor:
+    """Of each head of each token, as a share of it."""
+    return (got.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+
+
+@pytest.fixture
+def in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_attention, "IN_PAIRS", True)
+
+
+@pytest.mark.usefixtures("in_pairs")
+@pytest.mark.parametrize("page", [64, 16, 48, 128])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_pages_are_read_in_pairs(heads: Heads, step: str, page: int) -> None:
+    rows = on_gpu(STEPS[step], heads, page)
+    found = errors(kernels.paged_attention(*rows.tensors, **rows.options), rows.exact())
+    assert float(found.max()) < 0.02
+    assert float(found.mean()) < 0.005
+
+
+def test_pairs_are_as_exact_as_single_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = on_gpu(DECODING, GLM)
+    exact, means = rows.exact(), []
+    for in_pairs in (False, True):
+        monkeypatch.setattr(triton_attention, "IN_PAIRS", in_pairs)
+        got = kernels.paged_attention(*rows.tensors, **rows.options)
+        means.append(float(errors(got, exact).mean()))
+    assert means[1] < 1.05 * means[0]
+
+
+@pytest.mark.usefixtures("in_pairs")
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_what_a_step_writes_is_read_in_pairs_by_the_same_kernel(heads: Heads) -> None:
+    rows = on_gpu(DECODING, heads)
+    _, cache, table, starts, lengths = rows.tensors
+    num_rows, last = len(lengths), lengths.long() - 1
+    vectors = torch.randn(num_rows, heads.queries + 2 * heads.groups, heads.dim, device="cuda")
+    vectors = vectors.bfloat16()
+    angles = torch.randn(num_rows, heads.dim // 4, device="cuda") * 100
+    slots = table[torch.arange(num_rows, device="cuda"), last // 64].long() * 64 + last % 64
+    scale = rows.options["scale_P2GS"]
+    turning = (vectors, angles.cos(), angles.sin(), cache, slots)
+    options = {"max_context_len": 3000, "scale_P2GS": scale}
+    q = kernels.turn_and_write_kv(*turning, scale, interleaved=True)
+    expected = kernels.paged_attention(
+        q, cache, table, starts, lengths, max_query_len=1, **options
+    ).float()
+    outs = []
+    for _ in range(50):
+        cache.view(torch.uint8)[slots // 64, :, :, slots % 64] = 0xFF  # NaN until it is written
+        out = kernels.decode_attention(
+            *turning, table, starts, lengths, interleaved=True, **options
+        )
+        assert isinstance(out, Tensor)
+        outs.append(out)
+    assert all(torch.equal(outs[0], other) for other in outs)
+    assert float(errors(outs[0].view(expected.shape), expected).max()) < 0.07
+
+
+@pytest.mark.usefixtures("in_pairs")
+@pytest.mark.parametrize("num_rows", [1, 5, 64])
+def test_pairs_repeat_themselves_exactly_in_a_graph(num_rows: int) -> None:
+    rows = on_gpu([(3000 - 7 * i, 1) for i in range(num_rows)], GLM)
+    expected = kernels.paged_attention(*rows.tensors, **rows.options)
+    assert float(errors(expected, rows.exact()).max()) < 0.02
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = kernels.paged_attention(*rows.tensors, **rows.options)
+    differing = torch.zeros((), dtype=torch.int64, device="cuda")
+    for _ in range(1000):
+        got.fill_(torch.nan)
+        graph.replay()
+        differing += (got != expected).sum()
+    assert int(differing) == 0
