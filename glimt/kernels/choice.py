@@ -156,11 +156,11 @@ def fp8_few_experts(
 ) -> Delta | None:
     """`reference_experts.fp8_moe`, or without a shared expert `fp8_grouped_experts`, of few tokens.
 
-    None where that is not for a kernel: many tokens, a shared expert of another width.
+    None where that is not for a kernel: many tokens, a shared expert wider than the others.
     """
     if triton_experts is None or experts_TK.shape[0] > triton_experts.MAX_TOKENS:
         return None
-    if shared is not None and shared.down.shape != routed.down.shape[1:]:
+    if shared is not None and not _is_as_narrow(shared, routed):
         return None
     dense = has_twin(*rows, weights_TK, experts_TK, *routed, *(shared or ()))
     if not dense or routed.down.shape[1] % 16 or routed.down.shape[2] % 16:
@@ -169,6 +169,12 @@ def fp8_few_experts(
         rows, weights_TK, experts_TK, routed, shared, defers=defers and DEFERS
     )
     return y_TD
+
+
+def _is_as_narrow(shared: Fp8Mlp, routed: Fp8Mlp) -> bool:
+    """As the routed experts; whole ones are wider than this rank's share of the shared expert."""
+    width = shared.down.shape[1]
+    return width <= routed.down.shape[2] and width % 16 == 0
 
 
 def sort_by_expert(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -49,6 +49,7 @@ def gate_up_kernel(
     per_token: tl.constexpr,
     num_inputs: tl.constexpr,
     width: tl.constexpr,
+    shared_width: tl.constexpr,
     column_tiles: tl.constexpr,
     block_t: tl.constexpr,
     block_o: tl.constexpr,
@@ -59,6 +60,13 @@ def gate_up_kernel(
         shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
     )
     if expert < 0:
+        return
+    if shared_width != width and expert == num_experts:
+        _store_narrow_inner(
+            q_ptr, scale_ptr, shared_weight_ptr, shared_scale_ptr, inner_ptr, largest_ptr,
+            pair, num_tokens * per_token, num_inputs, width, shared_width, column_tiles,
+            block_o, block_i,
+        )  # fmt: skip
         return
     if expert == num_experts:
         weights = shared_weight_ptr
@@ -72,6 +80,25 @@ def gate_up_kernel(
         q_ptr, scale_ptr, weights, weight_scales, inner_ptr, largest_ptr, pair, token,
         tl.program_id(0), num_inputs, width, column_tiles, block_o, block_i,
     )  # fmt: skip
+
+
+@triton.jit
+def _store_narrow_inner(
+    q_ptr, scale_ptr, weight_ptr, weight_scale_ptr, inner_ptr, largest_ptr, pair, num_routed,
+    num_inputs: tl.constexpr, width: tl.constexpr, shared_width: tl.constexpr,
+    column_tiles: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr,
+):  # fmt: skip
+    """`store_inner` of a shared expert that is narrower: its rows are, too, behind the others."""
+    tile = tl.program_id(0)
+    if tile * block_o < shared_width:
+        store_inner(
+            q_ptr, scale_ptr, weight_ptr, weight_scale_ptr,
+            inner_ptr + num_routed * (width - shared_width), largest_ptr, pair, pair - num_routed,
+            tile, num_inputs, shared_width, column_tiles, block_o, block_i,
+        )  # fmt: skip
+    else:
+        largest = tl.zeros([pair.shape[0]], tl.float32)
+        tl.store(largest_ptr + pair * column_tiles + tile, largest, mask=pair >= 0)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
@@ -91,6 +118,7 @@ def down_kernel(
     per_token: tl.constexpr,
     num_outputs: tl.constexpr,
     width: tl.constexpr,
+    shared_width: tl.constexpr,
     column_tiles: tl.constexpr,
     block_c: tl.constexpr,
     block_t: tl.constexpr,
@@ -110,10 +138,17 @@ def down_kernel(
         weights = weight_ptr + expert * (num_outputs * width)
         weight_scales = weight_scale_ptr + expert * num_outputs
     output = tl.program_id(0) * block_o + tl.arange(0, block_o)
-    store_output(
-        inner_ptr, largest_ptr, weights, weight_scales, out_ptr, pair, output,
-        num_outputs, width, column_tiles, block_c, block_i,
-    )  # fmt: skip
+    if shared_width != width and expert == num_experts:
+        narrow_ptr = inner_ptr + num_tokens * per_token * (width - shared_width)
+        store_output(
+            narrow_ptr, largest_ptr, weights, weight_scales, out_ptr, pair, output,
+            num_outputs, shared_width, column_tiles, block_c, block_i,
+        )  # fmt: skip
+    else:
+        store_output(
+            inner_ptr, largest_ptr, weights, weight_scales, out_ptr, pair, output,
+            num_outputs, width, column_tiles, block_c, block_i,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -160,7 +195,8 @@ def fp8_experts(
     *,
     defers: bool = False,
 ) -> Tensor | ExpertRows:
-    """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert.
+    """See `reference_experts.fp8_grouped_experts`, or `fp8_moe` if there is a shared expert, which
+    is no wider than the others: where these are whole, it may be a share.
 
     The tiles are the table's unless they are given. With `defers` a norm is left to add the rows.
     """
@@ -253,6 +289,7 @@ def gate_up(
         per_token,
         num_inputs,
         width,
+        also.down.shape[-1],
         column_tiles,
         tiles.block_t,
         tile.block_o,
@@ -296,6 +333,7 @@ def down(
         per_token,
         num_outputs,
         width,
+        also.down.shape[-1],
         largest_PC.shape[1],
         power_of_two(largest_PC.shape[1]),
         tiles.block_t,

@@ -175,13 +175,13 @@ def test_fp8_products_of_few_rows_use_the_fp8_tensor_cores(
     assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
 
 
-def mlp(*count: int) -> Fp8Mlp:
+def mlp(*count: int, width: int = 1408) -> Fp8Mlp:
     """The experts' weights, or one's."""
     values, scale = torch.float8_e4m3fn, torch.float32
     return Fp8Mlp(
-        meta(*count, 2816, 4096, dtype=values),
-        meta(*count, 2816, dtype=scale),
-        meta(*count, 4096, 1408, dtype=values),
+        meta(*count, 2 * width, 4096, dtype=values),
+        meta(*count, 2 * width, dtype=scale),
+        meta(*count, 4096, width, dtype=values),
         meta(*count, 4096, dtype=scale),
     )
 
@@ -196,8 +196,11 @@ def test_scales_are_read_before_the_weights() -> None:
     assert "LDG.E" not in product.sass[product.sass.index("QGMMA") :]
 
 
-@pytest.mark.parametrize("num_tokens", [1, also(16), also(128)])
-def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("num_tokens", "shared_width"),
+    [(1, 1408), also(16, 1408), also(128, 1408), (1, 704), also(64, 704)],
+)
+def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int, shared_width: int) -> None:
     rows = QuantizedRows(
         meta(num_tokens, 4096),
         meta(num_tokens, 4096, dtype=torch.float8_e4m3fn),
@@ -205,7 +208,9 @@ def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int) -> None:
     )
     weights, experts = meta(num_tokens, 8, dtype=torch.float32), meta(num_tokens, 8)
     found = binaries(
-        lambda: triton_experts.fp8_experts(rows, weights, experts.long(), mlp(128), mlp())
+        lambda: triton_experts.fp8_experts(
+            rows, weights, experts.long(), mlp(128), mlp(width=shared_width)
+        )
     )
     products = [binary for binary in found if binary.name in ("gate_up_kernel", "down_kernel")]
     assert len(products) == 2

@@ -169,11 +169,20 @@ def choices(num_tokens: int, num_experts: int, *, skewed: bool) -> tuple[Tensor,
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 16, 17, 64, 65, 200, 256, 257, 700])
 @pytest.mark.parametrize(
-    ("width", "skewed", "shift"), [(1408, False, 0), (1408, True, 0), (352, False, 64)]
+    ("width", "shared_width", "skewed", "shift"),
+    [
+        (1408, 1408, False, 0),
+        (1408, 1408, True, 0),
+        (352, 352, False, 64),
+        (1408, 704, False, 64),
+        (1408, 352, True, 64),
+    ],
 )
-def test_few_tokens_experts(num_tokens: int, width: int, skewed: bool, shift: int) -> None:
+def test_few_tokens_experts(
+    num_tokens: int, width: int, shared_width: int, skewed: bool, shift: int
+) -> None:
     routed = mlps(32 if shift else 128, width, 4096)
-    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, width, 4096)))
+    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, shared_width, 4096)))
     weights, experts = choices(num_tokens, 128, skewed=skewed)
     x, experts = randn(num_tokens, 4096, seed=1), experts - shift
     expected = reference_experts.fp8_grouped_experts(x, weights, experts, *routed)
@@ -296,6 +305,30 @@ def test_norms_carry_out_sums_to_the_last_bit(num_tokens: int) -> None:
         assert torch.equal(total, total_expected)
         assert torch.equal(got.x_TI, expected.x_TI)
         assert torch.equal(got.q_TI.view(torch.uint8), expected.q_TI.view(torch.uint8))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 8, 64])
+def test_a_graph_repeats_whole_experts_beside_a_share_of_the_shared_one(num_tokens: int) -> None:
+    routed, shared = mlps(64, 1408, 4096), Fp8Mlp(*(t[0] for t in mlps(1, 704, 4096)))
+    weights, experts = choices(num_tokens, 128, skewed=False)
+    x = randn(num_tokens, 4096)
+    assert kernels.choice.fp8_few_experts(
+        QuantizedRows(x, *kernels.quantize_rows(x)), weights, experts - 64, routed, shared
+    ) is not None  # fmt: skip
+
+    def branch() -> Tensor:
+        return kernels.settled(
+            kernels.fp8_moe(x, weights, experts - 64, routed, shared, defers=True)
+        )
+
+    expected = branch()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = branch()
+    for _ in range(1000):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 16])

@@ -55,6 +55,13 @@ def test_experts_of_other_ranks_count_nothing(num_tokens: int) -> None:
     check(randn(num_tokens, 64, seed=3), weights, experts - 4, mlps(4, 32, 64), None)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3, 20])
+def test_whole_experts_have_a_share_of_the_shared_one_beside_them(num_tokens: int) -> None:
+    weights, experts = choices(num_tokens, 8, seed=num_tokens)
+    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, 48, 160)))
+    check(randn(num_tokens, 160, seed=3), weights, experts - 4, mlps(4, 144, 160), shared)
+
+
 def test_one_expert_may_have_all_the_tokens() -> None:
     weights, experts = choices(40, 8, seed=1)
     experts = torch.tensor([[5, 2, 0]]).expand_as(experts).contiguous()
