@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_options(arguments)
     if options.workers:
         # They need the other cores; threads that wait for a core stall each small operation.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - options.workers))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - options.workers))
     try:
         with Stop(options.stop_after_s) as stop:
             train(options, stop)
