@@ -4,6 +4,7 @@ defer_sums=0       norms do not carry out the sums before them
 route_at_once=8    so many tokens are routed in one launch
 few_by_kernel=1    two kernels find where a small top_k cuts
 e4m3_pairs=1       steps of one token each read e4m3 pages two values at a time
+e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
 prompt_graphs=1    the layers of prompts are replayed
 encodes_beside=0   steps wait for their images
 tower_stream=1     the vision tower has its own stream     tower_sms=88   … and so many processors
@@ -23,6 +24,7 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "route_at_once": (triton_router, "AT_ONCE"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "e4m3_pairs": (triton_attention, "IN_PAIRS"),
+    "e4m3_widened": (triton_attention, "WIDENS"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
     "encodes_beside": (processes_build, "ENCODES_BESIDE"),
     "tower_stream": (streams, "OWN_STREAM"),

@@ -17,7 +17,13 @@ from torch.nn.attention import varlen
 
 from benchmarks.kernels.cases import Inputs
 from benchmarks.kernels.measure import MAX_SETS, ROTATED_BYTES, microseconds
-from glimt.kernels import triton_chunks, triton_decoding, triton_rope, triton_segments
+from glimt.kernels import (
+    triton_chunks,
+    triton_decoding,
+    triton_rope,
+    triton_segments,
+    triton_widen,
+)
 
 DECODING = [
     (1, 1600),
@@ -30,7 +36,14 @@ DECODING = [
     (8, 16000),
 ]
 SEGMENTS = [[2048], [5376], [5376, 5376, 1024, 256], [1024] * 16]  # the vision tower's patches
-CHUNKS = [(1433, 0), (2048, 0), (8192, 0), (700, 5000), (64, 16000)]  # new tokens, those before
+CHUNKS = [
+    (1433, 0),
+    (2048, 0),
+    (8192, 0),
+    (700, 5000),
+    (2048, 6144),
+    (64, 16000),
+]  # new tokens, those before
 
 
 class Shape(NamedTuple):
@@ -134,6 +147,14 @@ def main() -> None:
                 lambda tiles: lambda *given: triton_chunks.attend_chunks(*given, tiles=tiles),
                 sets_of(lambda n: arguments(inputs, n, shape, 1, new, before + new, is_fp8)),  # noqa: B023
             )
+            if is_fp8:
+                compare(
+                    f"chunk {new} after {before} {kind} widened",
+                    (4 * seen * shape.heads * shape.dim / 1e6, "TFLOP/s"),
+                    triton_chunks.CONFIGS,
+                    _widened_with,
+                    sets_of(lambda n: arguments(inputs, n, shape, 1, new, before + new, True)),  # noqa: B023
+                )
         for rows in (1, 64, 2048) if only in "turn" else ():
             heads = rows * (shape.heads + 2 * shape.groups)
             compare(
@@ -155,6 +176,18 @@ def _decode_with(
     return lambda *given: triton_decoding.attend_singles(
         *given, max_context_len=length, in_pairs=in_pairs, tiles=tiles
     )
+
+
+def _widened_with(tiles: Any) -> Callable[..., None]:
+    """A chunk over e4m3 pages that are widened first, which is part of its time."""
+
+    def attend(q: Tensor, cache: Tensor, table: Tensor, *rest: Any) -> None:
+        starts, lengths, out, scale = rest
+        rows, num_pages = (table, starts, lengths), table.numel()
+        pages = triton_widen.widened(cache, scale, *rows, num_pages=num_pages, dtype=q.dtype)
+        triton_chunks.attend_chunks(q, *pages, starts, lengths, out, None, tiles=tiles)
+
+    return attend
 
 
 def _segments_with(tiles: Any, longest: int) -> Callable[..., None]:

@@ -51,10 +51,21 @@ def paged_attention(
     max_query_len: int,
     max_context_len: int,
     scale_P2GS: Tensor | None = None,
+    num_chunk_pages: int = 0,
 ) -> Tensor:
-    """See `reference_attention.paged_attention`."""
-    chosen = triton_attention if _has_twin(q_TNH) else reference_attention
-    out_TNH: Tensor = chosen.paged_attention(
+    """See `reference_attention.paged_attention`, and `triton_attention` for `num_chunk_pages`."""
+    if not _has_twin(q_TNH):
+        return reference_attention.paged_attention(
+            q_TNH,
+            kv_P2GSH,
+            page_table_RM,
+            query_starts_R1,
+            context_lens_R,
+            max_query_len=max_query_len,
+            max_context_len=max_context_len,
+            scale_P2GS=scale_P2GS,
+        )
+    out_TNH: Tensor = triton_attention.paged_attention(
         q_TNH,
         kv_P2GSH,
         page_table_RM,
@@ -63,6 +74,7 @@ def paged_attention(
         max_query_len=max_query_len,
         max_context_len=max_context_len,
         scale_P2GS=scale_P2GS,
+        num_chunk_pages=num_chunk_pages,
     )
     return out_TNH
 

@@ -15,9 +15,14 @@ from glimt.kernels.reference import MeasuredRows
 from glimt.kernels.triton_chunks import attend_chunks
 from glimt.kernels.triton_decoding import attend_singles
 from glimt.kernels.triton_turned import Turning
+from glimt.kernels.triton_widen import widened
 
 # Whether rows of one token read e4m3 pages two values at a time (`triton_pairs`).
 IN_PAIRS = False
+# Whether e4m3 pages are widened once for all queries of a step, if they hold no more tokens than
+# this together: 128 MiB of bfloat16 for 8 key-value heads of 128.
+WIDENS = False
+MAX_WIDENED = 32768
 
 
 def paged_attention(
@@ -30,8 +35,11 @@ def paged_attention(
     max_query_len: int,
     max_context_len: int,
     scale_P2GS: Tensor | None = None,
+    num_chunk_pages: int = 0,
 ) -> Tensor:
     """See `reference_attention.paged_attention`. A row without context gives zeros.
+
+    `num_chunk_pages`: of all rows of several tokens together; 0 if that is not known.
 
     Raises ValueError for a cache or queries that are not laid out as the runner does.
     """
@@ -43,6 +51,13 @@ def paged_attention(
     if q_TNH.shape[0] < num_rows * max_query_len or max_query_len == 1:
         attend_singles(*args, max_context_len=max_context_len, in_pairs=IN_PAIRS)
     if max_query_len > 1:
+        num_tokens = num_chunk_pages * kv_P2GSH.shape[3]
+        if scale_P2GS is not None and WIDENS and 0 < num_tokens <= MAX_WIDENED:
+            rows = (page_table_RM, query_starts_R1, context_lens_R)
+            kv_W2GSH, table_RM = widened(
+                kv_P2GSH, scale_P2GS, *rows, num_pages=num_chunk_pages, dtype=q_TNH.dtype
+            )
+            args = (q_TNH, kv_W2GSH, table_RM, query_starts_R1, context_lens_R, out_TNH, None)
         attend_chunks(*args)
     return out_TNH
 

@@ -33,6 +33,7 @@ class Step:
     max_query_len: int
     max_context_len: int
     exchange: Exchange = AS_THEY_ARE
+    num_chunk_pages: int = 0  # of all rows of several tokens together; 0 if that is not known
 
 
 class LayerCache(NamedTuple):
@@ -115,5 +116,6 @@ class Attention(nn.Module):
             max_query_len=step.max_query_len,
             max_context_len=step.max_context_len,
             scale_P2GS=cache.scale_P2GS,
+            num_chunk_pages=step.num_chunk_pages,
         )
         return self.o.branch(out_TNH.flatten(1), defers=self.defers)

@@ -49,6 +49,7 @@ class Gathered:
     image_parts: list[ImagePart]
     max_query_len: int
     max_context_len: int
+    num_chunk_pages: int = 0  # of all rows of several tokens together; 0 if that is not known
 
     @property
     def num_rows(self) -> int:
@@ -105,6 +106,7 @@ def gather_work(rows: RowTable, work: Sequence[RowWork]) -> Gathered:
         image_parts=image_parts,
         max_query_len=int(count_R.max()),
         max_context_len=int(end_R.max()),
+        num_chunk_pages=int((-(-end_R[count_R > 1] // rows.page_size)).sum()),
     )
 
 
@@ -123,6 +125,7 @@ def build_batch(
         tensors["query_starts_R1"],
         max_query_len=gathered.max_query_len,
         max_context_len=gathered.max_context_len,
+        num_chunk_pages=gathered.num_chunk_pages,
         exchange=exchange,
     )
     return Batch(
@@ -145,6 +148,7 @@ def step_of(
     *,
     max_query_len: int,
     max_context_len: int,
+    num_chunk_pages: int = 0,
     exchange: Exchange = AS_THEY_ARE,
 ) -> Step:
     """What the layers are told of a step whose arrays, as `Gathered.arrays` names them, are on the
@@ -159,6 +163,7 @@ def step_of(
         context_lens_R=tensors["context_lens_R"],
         max_query_len=max_query_len,
         max_context_len=max_context_len,
+        num_chunk_pages=num_chunk_pages,
         exchange=exchange,
     )
 

@@ -31,6 +31,7 @@ from glimt.kernels import (  # noqa: E402
     triton_rows,
     triton_segments,
     triton_top,
+    triton_widen,
 )
 from glimt.kernels.pending import ExpertRows, LinearParts  # noqa: E402
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
@@ -119,6 +120,20 @@ def test_chunks_are_attended_by_warpgroups(fp8: bool) -> None:
     assert chunk.count("LDGSTS.E.BYPASS.128") > 0
     assert chunk.count("LDG.E.U8") == chunk.count("LDG.E.U16") == 0
     assert chunk.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
+
+
+def test_pages_are_widened_in_wide_loads_and_stores() -> None:
+    cache, scale = paged_cache(HEADS_106B, fp8=True)
+    assert scale is not None
+    ints = [meta(*shape, dtype=torch.int32) for shape in ((ROWS, 40), (ROWS + 1,), (ROWS,))]
+    (widen,) = binaries(
+        lambda: triton_widen.widened(cache, scale, *ints, num_pages=PAGES, dtype=torch.bfloat16)
+    )
+    assert widen.stack_bytes == 0
+    assert widen.registers <= 64  # eight programs of four warps on a multiprocessor
+    assert widen.count("LDG.E.128") >= 4
+    assert widen.count("STG.E.128") >= 8
+    assert widen.count("LDG.E.U8") == widen.count("STG.E.U16") == 0
 
 
 def test_the_vision_tower_attends_by_warpgroups() -> None:

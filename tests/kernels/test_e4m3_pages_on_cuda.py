@@ -24,6 +24,10 @@ STEPS = {
     "one": [(1, 1)],
     "one long": [(20000, 1)],
     "decoding": DECODING,
+    "prompt": [(1433, 1433)],
+    "prompts": [(700 + i, 700 + i) for i in range(11)],
+    "chunk": [(5000, 700)],
+    "few of many": [(16000, 2)],
     "mixed": [(1600, 1), (1, 1), (2000, 513), (64, 64), (33, 1), (800, 2), (65, 64)],
 }
 
@@ -44,7 +48,7 @@ def in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_pairs")
 @pytest.mark.parametrize("page", [64, 16, 48, 128])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", ["one", "one long", "decoding", "mixed"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_pages_are_read_in_pairs(heads: Heads, step: str, page: int) -> None:
     rows = on_gpu(STEPS[step], heads, page)
@@ -107,3 +111,33 @@ def test_pairs_repeat_themselves_exactly_in_a_graph(num_rows: int) -> None:
         graph.replay()
         differing += (got != expected).sum()
     assert int(differing) == 0
+
+
+@pytest.mark.parametrize("page", [64, 16, 48])
+@pytest.mark.parametrize("step", ["prompt", "prompts", "chunk", "few of many", "mixed"])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_widened_pages_are_attended_as_pages_of_the_same_numbers(
+    heads: Heads, step: str, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_attention, "WIDENS", True)
+    works = STEPS[step]
+    rows = on_gpu(works, heads, page)
+    q, cache, *rest = rows.tensors
+    scale = rows.options["scale_P2GS"]
+    num_pages = sum(-(-length // page) for length, count in works if count > 1)
+
+    def attend() -> Tensor:
+        return kernels.paged_attention(q, cache, *rest, **rows.options, num_chunk_pages=num_pages)
+
+    wide = (cache.float() * scale[..., None]).bfloat16()
+    options = {**rows.options, "scale_P2GS": None}
+    expected = kernels.paged_attention(q, wide, *rest, **options)
+    is_chunk = torch.tensor([count > 1 for _, count in works for _ in range(count)])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outs = [attend() for _ in range(20)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(outs[0], other) for other in outs)
+    assert torch.equal(outs[0].cpu()[is_chunk], expected.cpu()[is_chunk])
+    assert float(errors(outs[0], rows.exact()).max()) < 0.02

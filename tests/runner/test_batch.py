@@ -124,6 +124,9 @@ def test_a_batch_is_what_each_of_its_tokens_says(data: st.DataObject, page_size:
     assert batch.sampling_rows == [item.row for item in work if item.samples]
     assert batch.step.max_query_len == max(item.num_tokens for item in work)
     assert batch.step.max_context_len == max(item.start + item.num_tokens for item in work)
+    assert batch.step.num_chunk_pages == sum(
+        -(-(item.start + item.num_tokens) // page_size) for item in work if item.num_tokens > 1
+    )
 
 
 def new_row(row: int, length: int, pages: tuple[int, ...]) -> NewRow:
