@@ -2,6 +2,8 @@
 
 defer_sums=0       norms do not carry out the sums before them
 route_at_once=8    so many tokens are routed in one launch
+experts_at_once=4  both products of the experts of up to so many tokens are one launch
+experts_held=512   … whose waiting programs have read so many weights of each output (0, 256, …)
 few_by_kernel=1    two kernels find where a small top_k cuts
 e4m3_pairs=1       steps of one token each read e4m3 pages two values at a time
 e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
@@ -13,7 +15,7 @@ tower_stream=1     the vision tower has its own stream     tower_sms=88   … an
 from typing import Any
 
 from glimt.kernels import choice, draws
-from glimt.kernels.twins import triton_attention, triton_router
+from glimt.kernels.twins import triton_attention, triton_experts, triton_router
 from glimt.processes import build as processes_build
 from glimt.runner import build, streams
 
@@ -22,6 +24,8 @@ Switches = dict[str, int | str]
 _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "route_at_once": (triton_router, "AT_ONCE"),
+    "experts_at_once": (triton_experts, "AT_ONCE"),
+    "experts_held": (triton_experts, "NUM_HELD"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "e4m3_pairs": (triton_attention, "IN_PAIRS"),
     "e4m3_widened": (triton_attention, "WIDENS"),

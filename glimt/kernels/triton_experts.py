@@ -2,7 +2,8 @@
 
 Work is cut into tiles of (token, expert) pairs (`triton_plan.py`). `gate_up_kernel` gives a pair's
 inner row with its largest values, `down_kernel` quantises it by these and gives the pair's output
-row, and `combine_kernel` adds a token's rows, weighted.
+row, and `combine_kernel` adds a token's rows, weighted. Both products in one launch are
+`triton_experts_at_once`.
 
 Letters: T tokens, K experts of a token, P pairs (T · K, then T of the shared expert), D width,
 I expert width, F = 2I, E experts, N tiles, B pairs of a tile, C column tiles of an inner row.
@@ -17,7 +18,8 @@ from glimt.kernels.pending import ALL_HERE, ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
-from glimt.kernels.triton_expert_tiles import store_inner, store_output
+from glimt.kernels.triton_expert_tiles import store_inner, store_narrow_inner, store_output
+from glimt.kernels.triton_experts_at_once import both_products
 from glimt.kernels.triton_plan import Tiles, locate, plan
 from glimt.kernels.triton_support import (
     launch,
@@ -27,6 +29,12 @@ from glimt.kernels.triton_support import (
 )
 
 MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
+
+# Up to so many tokens both products are one launch. Off until a GPU has shown what it is worth
+# (`experts_at_once=4` of the benchmarks' switches), and with how many weights read while it waits.
+AT_ONCE = 0
+NUM_HELD = 256  # of each output; a power of two, or 0
+
 _COMBINE_BLOCK = 512
 _ALL_HERE = tl.constexpr(ALL_HERE)
 
@@ -57,15 +65,16 @@ def gate_up_kernel(
 ):
     """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
     expert, pair = locate(
-        shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
-    )
+        tl.program_id(1), shared_tiles, tile_expert_ptr, tile_pair_ptr,
+        num_tokens, num_experts, per_token, block_t,
+    )  # fmt: skip
     if expert < 0:
         return
     if shared_width != width and expert == num_experts:
-        _store_narrow_inner(
+        store_narrow_inner(
             q_ptr, scale_ptr, shared_weight_ptr, shared_scale_ptr, inner_ptr, largest_ptr,
-            pair, num_tokens * per_token, num_inputs, width, shared_width, column_tiles,
-            block_o, block_i,
+            pair, num_tokens * per_token, tl.program_id(0), num_inputs, width, shared_width,
+            column_tiles, block_o, block_i,
         )  # fmt: skip
         return
     if expert == num_experts:
@@ -80,25 +89,6 @@ def gate_up_kernel(
         q_ptr, scale_ptr, weights, weight_scales, inner_ptr, largest_ptr, pair, token,
         tl.program_id(0), num_inputs, width, column_tiles, block_o, block_i,
     )  # fmt: skip
-
-
-@triton.jit
-def _store_narrow_inner(
-    q_ptr, scale_ptr, weight_ptr, weight_scale_ptr, inner_ptr, largest_ptr, pair, num_routed,
-    num_inputs: tl.constexpr, width: tl.constexpr, shared_width: tl.constexpr,
-    column_tiles: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr,
-):  # fmt: skip
-    """`store_inner` of a shared expert that is narrower: its rows are, too, behind the others."""
-    tile = tl.program_id(0)
-    if tile * block_o < shared_width:
-        store_inner(
-            q_ptr, scale_ptr, weight_ptr, weight_scale_ptr,
-            inner_ptr + num_routed * (width - shared_width), largest_ptr, pair, pair - num_routed,
-            tile, num_inputs, shared_width, column_tiles, block_o, block_i,
-        )  # fmt: skip
-    else:
-        largest = tl.zeros([pair.shape[0]], tl.float32)
-        tl.store(largest_ptr + pair * column_tiles + tile, largest, mask=pair >= 0)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "shared_tiles"])
@@ -127,8 +117,9 @@ def down_kernel(
 ):
     """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way."""
     expert, pair = locate(
-        shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
-    )
+        tl.program_id(1), shared_tiles, tile_expert_ptr, tile_pair_ptr,
+        num_tokens, num_experts, per_token, block_t,
+    )  # fmt: skip
     if expert < 0:
         return
     if expert == num_experts:
@@ -208,8 +199,14 @@ def fp8_experts(
         return torch.empty_like(rows.x_TI)
     tiles = plan(experts_TK, num_experts, shared is not None)
     num_pairs = num_tokens * (per_token + (shared is not None))
-    inner_PI, largest_PC = gate_up(rows, per_token, tiles, gate_up_by, routed, shared, num_pairs)
-    part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
+    if num_tokens <= AT_ONCE and gate_up_by.warps == down_by.warps:
+        by, mlps = (gate_up_by, down_by), (routed, shared)
+        part_PD = both_products(rows, per_token, tiles, *by, *mlps, num_pairs, NUM_HELD)
+    else:
+        inner_PI, largest_PC = gate_up(
+            rows, per_token, tiles, gate_up_by, routed, shared, num_pairs
+        )
+        part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
     pairs = ExpertRows(part_PD, weights_TK, experts_TK, num_experts, shared is not None)
     return pairs if defers else sum_of_rows(pairs)
 
