@@ -1,6 +1,7 @@
 """Switches of the code for what is not, or not everywhere, faster: set without an edit.
 
 defer_sums=0       norms do not carry out the sums before them
+tuned=0            products take the rules' tiles, not the table's (`kernels/tiles.json`)
 route_at_once=8    so many tokens are routed in one launch
 experts_at_once=4  both products of the experts of up to so many tokens are one launch
 experts_held=512   … whose waiting programs have read so many weights of each output (0, 256, …)
@@ -14,7 +15,7 @@ tower_stream=1     the vision tower has its own stream     tower_sms=88   … an
 
 from typing import Any
 
-from glimt.kernels import choice, draws
+from glimt.kernels import choice, draws, tiles
 from glimt.kernels.twins import triton_attention, triton_experts, triton_router
 from glimt.processes import build as processes_build
 from glimt.runner import build, streams
@@ -23,6 +24,7 @@ Switches = dict[str, int | str]
 
 _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
+    "tuned": (tiles, "TUNED"),
     "route_at_once": (triton_router, "AT_ONCE"),
     "experts_at_once": (triton_experts, "AT_ONCE"),
     "experts_held": (triton_experts, "NUM_HELD"),

@@ -24,9 +24,10 @@ import torch
 
 from benchmarks.kernels.cases import Case, Inputs, all_cases
 from benchmarks.kernels.compilers import Compilers
+from benchmarks.kernels.jobs import all_jobs, jobs_to_compile
 from benchmarks.kernels.measure import error_of, input_sets, microseconds
 from benchmarks.kernels.shapes import shape_of
-from benchmarks.kernels.tune import Tuner, all_jobs, compile_part, jobs_to_compile
+from benchmarks.kernels.tune import Tuner, compile_part
 from benchmarks.switches import switch, switches_of
 
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 2048]
@@ -106,7 +107,9 @@ def tune(options: argparse.Namespace, inputs: Inputs) -> None:
         return
     jobs = all_jobs(options.models, options.rows, options.only, inputs, options.quick)
     with Compilers(sys.argv[1:], options.compilers) as compilers:
-        Tuner(options.tune, inputs.device, options.seconds, compilers).run(jobs)
+        tuner = Tuner(options.tune, inputs.device, options.seconds, compilers)
+        tuner.run(jobs)
+    print(tuner.report(jobs))
 
 
 def main() -> int:

@@ -40,9 +40,9 @@ def poisoned_allocations() -> Iterator[None]:
 def error_of(case: Case) -> float:
     """How far the outputs are from the definition's, relative to their size; inf for NaN."""
     given = case.make(0)
-    expected = _numbers(case.define(*given))
+    expected = numbers(case.define(*given))
     with poisoned_allocations():
-        got = _numbers((case.check or case.run)(*given))
+        got = numbers((case.check or case.run)(*given))
     errors = [0.0]
     for ours, theirs in zip(got, expected, strict=True):
         norm = theirs.norm().item()
@@ -51,21 +51,21 @@ def error_of(case: Case) -> float:
     return max(errors)
 
 
-def _numbers(outputs: Any) -> list[Tensor]:
+def numbers(outputs: Any) -> list[Tensor]:
     """Outputs as float32; FP8 rows with their scales as the numbers that they stand for."""
     if isinstance(outputs, Tensor):
         return [outputs.float()]
-    numbers: list[Tensor] = []
+    found: list[Tensor] = []
     parts = [part for part in outputs if part is not None]
     while parts:
         part = parts.pop(0)
         if isinstance(part, tuple):
-            numbers += _numbers(part)
+            found += numbers(part)
         elif part.dtype == torch.float8_e4m3fn and parts and parts[0].shape[-1] == 1:
-            numbers.append(part.float() * parts.pop(0))
+            found.append(part.float() * parts.pop(0))
         else:
-            numbers.append(part.float())
-    return numbers
+            found.append(part.float())
+    return found
 
 
 def input_sets(case: Case, is_quick: bool) -> list[tuple[Any, ...]]:

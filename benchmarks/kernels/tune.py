@@ -1,54 +1,35 @@
-"""Tries every tile of the kernels' candidates at the models' sizes; the fastest go in a table.
+"""Times the candidates' tiles at the models' sizes; the fastest go in a table.
 
-The table has the form of `glimt/kernels/tiles.json`: a GPU's name, product, outputs × inputs, rows.
-Under "measured" are the microseconds of the best tile and of the one that is used today; a tile
-that is not clearly better is left out. What a step spends most on comes first, and the table is
-written after each product, so that it may be stopped at any time. Most of the time goes into
-compiling, which other processes do ahead, side by side (`compilers.py`).
+The table has the form of `glimt/kernels/tiles.json`: by the name of a GPU, then product, outputs ×
+inputs, and rows, a tile. Beside the products is "measured": of each what the rule's tile and the
+best one take in microseconds, what they were timed with, and how many were tried. A tile that is
+not clearly better than the rule's is left out, and one that gives other numbers is not taken.
+
+Products come in the order of what they are worth to a step. The table is written after each, and
+what a table has measured is not measured again, so tuning may be stopped and taken up at any time.
+Most of it is compiling, which other processes do ahead, side by side (`compilers.py`).
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.kernels.cases import Inputs, all_cases
-from benchmarks.kernels.compilers import Compilers, NoInputs, only_compiled
-from benchmarks.kernels.measure import MAX_SETS, ROTATED_BYTES, microseconds
-from benchmarks.kernels.shapes import Shape, linear_products, shape_of
-from glimt.kernels import choice, tiles
+from benchmarks.kernels.compilers import Compilers, only_compiled
+from benchmarks.kernels.jobs import Job
+from benchmarks.kernels.measure import microseconds, numbers
+from glimt.kernels import tiles
+from glimt.kernels.pending import settled
 
-MODELS = ("106b:1", "106b:2", "9b:1", "106b:4")
-BUCKETS = (1, 16, 64, 32)  # rows, in the order of what they are worth
-EXPERT_SETS = 8  # of the same weights, with other experts
-_LEAST_GAIN = 0.02  # of the time; less is chance
-_PROCESSORS = 132  # of an H100 or H200
+LEAST_GAIN = 0.02  # of the time; less is chance
+LARGEST_ERROR = 0.02  # between two tiles: of e4m3 numbers a few round the other way
+FINALISTS = 4
 
-Run = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One product of one size with so many rows."""
-
-    product: str
-    size: str
-    rows: int
-    today: Any
-    candidates: Sequence[Any]
-    run_with: Callable[[Any], Run]
-    make: Callable[[int], tuple[Any, ...]]  # the n-th set of inputs
-    num_sets: int
-    launches: int  # in a step
-
-    @property
-    def tiles(self) -> list[Any]:
-        """All to try, today's first."""
-        return list(dict.fromkeys([self.today, *self.candidates]))
+Timer = Callable[[Job, Any, list[Any], int], float]  # microseconds of a tile in so many rounds
 
 
 @dataclass
@@ -59,10 +40,11 @@ class Tuner:
     device: torch.device
     seconds: float = float("inf")
     compilers: Compilers | None = None
+    timer: Timer | None = None
     table: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """What is in the file stays, but for what is measured anew."""
+        """What is in the file stays."""
         self._until = time.monotonic() + self.seconds
         if self.file is not None and self.file.exists():
             self.table = json.loads(self.file.read_text())
@@ -75,160 +57,101 @@ class Tuner:
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The table."""
-        for number, job in enumerate(jobs):
+        left = [job for job in jobs if job.name not in self.own["measured"]]
+        for number, job in enumerate(left):
             if self.compilers is not None:
-                self.compilers.wait_for(number)
+                self.compilers.wait_for(job.name)
             if time.monotonic() > self._until:
-                print(f"time is over: {len(jobs) - number} of {len(jobs)} products left")
+                print(f"time is over: {len(left) - number} of {len(jobs)} products left")
                 break
-            self._note(job, self._times(job))
+            self._try(job)
             if self.file is not None:
                 self.file.write_text(json.dumps(self.table, indent=1) + "\n")
         return self.table
 
-    def _times(self, job: Job) -> dict[Any, float]:
+    def report(self, jobs: Sequence[Job]) -> str:
+        """The table of what was measured, before and after."""
+        lines = ["microseconds: the rule's tile, the best one, its GB/s of weights, and it"]
+        for job in jobs:
+            found = self.own["measured"].get(job.name)
+            if found is not None:
+                rule, best = found["rule_us"], found["best_us"]
+                speed = job.num_bytes / best / 1000
+                tile = ", ".join(f"{key} {value}" for key, value in found["best"].items())
+                lines.append(
+                    f"{job.name:28} {rule:8.2f} {best:8.2f} {best / rule:5.2f} {speed:6.0f}  {tile}"
+                    f"  {job.within}"
+                )
+        return "\n".join(lines)
+
+    def _try(self, job: Job) -> None:
         sets = [job.make(n) for n in range(job.num_sets)]
+        times = self._times(job, job.tiles, sets, 2)
+        if job.rule not in times:
+            print(f"{job.name}: not even the rule's tile runs", flush=True)
+            return
+        best = sorted(times, key=lambda tile: times[tile])[:FINALISTS]
+        finals = self._times(job, list(dict.fromkeys([job.rule, *best])), sets, 9)
+        for tile in sorted(finals, key=lambda tile: finals[tile]):
+            if tile == job.rule or self._is_right(job, tile, sets[0]):
+                self._note(job, tile, finals[tile], finals[job.rule], len(times))
+                return
+
+    def _times(self, job: Job, tried: list[Any], sets: list[Any], rounds: int) -> dict[Any, float]:
         times: dict[Any, float] = {}
-        for tile in job.tiles:
+        for tile in tried:
             try:
-                times[tile] = microseconds(job.run_with(tile), sets, self.device, 3)
+                times[tile] = (self.timer or self._time)(job, tile, sets, rounds)
             except Exception as error:  # too much shared memory, say
-                print(f"  {tile}: {type(error).__name__}", flush=True)
+                print(f"  {job.name} {tile}: {type(error).__name__}: {error}"[:200], flush=True)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
         return times
 
-    def _note(self, job: Job, times: dict[Any, float]) -> None:
-        if not times:
-            return
-        best = min(times, key=lambda tile: times[tile])
-        line = {"best_us": round(times[best], 2)}
-        if job.today in times:
-            line["today_us"] = round(times[job.today], 2)
-        if times[best] < (1 - _LEAST_GAIN) * times.get(job.today, float("inf")):
+    def _time(self, job: Job, tile: Any, sets: list[Any], rounds: int) -> float:
+        return microseconds(job.run_with(tile), sets, self.device, rounds)
+
+    def _is_right(self, job: Job, tile: Any, given: tuple[Any, ...]) -> bool:
+        """Whether a tile gives what the rule's does."""
+        pairs = zip(
+            *(_outputs(job.run_with(each)(*given)) for each in (tile, job.rule)), strict=True
+        )
+        error = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+        if not error <= LARGEST_ERROR:
+            print(f"  {job.name} {tile}: WRONG by {error:.3f}", flush=True)
+        return error <= LARGEST_ERROR
+
+    def _note(self, job: Job, tile: Any, best_us: float, rule_us: float, tried: int) -> None:
+        line = {
+            "rule_us": round(rule_us, 2),
+            "best_us": round(best_us, 2),
+            "best": tile._asdict(),
+            "tried": tried,
+        }
+        if job.within:
+            line["within"] = job.within
+        if best_us < (1 - LEAST_GAIN) * rule_us:
             sizes = self.own.setdefault(job.product, {}).setdefault(job.size, {})
-            sizes[str(job.rows)] = best._asdict()
-        self.own["measured"][f"{job.product} {job.size} {job.rows}"] = line
-        print(f"{job.product} {job.size} {job.rows:4d} rows: {line}  {best}", flush=True)
+            sizes[str(job.rows)] = tile._asdict()
+        self.own["measured"][job.name] = line
+        print(f"{job.name}: {rule_us:.2f} -> {best_us:.2f} us  {tile}", flush=True)
+
+
+def _outputs(result: Any) -> list[torch.Tensor]:
+    """What a job's run gives, as float32."""
+    is_plain = isinstance(result, (tuple, torch.Tensor)) and not hasattr(result, "total")
+    return numbers(result if is_plain else settled(result))
 
 
 def compile_part(jobs: Sequence[Job], part: int, parts: int) -> None:
     """Compile a part of each job's tiles; says so after each job."""
     for number, job in enumerate(jobs):
-        given = job.make(0)
-        for tile in job.tiles[part::parts]:
+        with only_compiled():
+            given = job.make(0)
+        for tile in job.tiles[(part + number) % parts :: parts]:
             try:
                 with only_compiled():
                     job.run_with(tile)(*given)
             except Exception as error:  # who times it will say which
                 print(f"  {tile}: {type(error).__name__}", flush=True)
-        print(f"job {number}", flush=True)
-
-
-def all_jobs(
-    models: Sequence[str] | None,
-    rows: Sequence[int] | None,
-    only: Sequence[str] | None,
-    inputs: Inputs,
-    is_quick: bool,
-) -> list[Job]:
-    """The jobs of all products of `models`. `only`: parts of a product's name and size.
-
-    What is launched once a step comes last, and else few rows before many.
-    """
-    if choice.triton_linear is None or choice.triton_experts is None:
-        raise SystemExit("Triton is not there, so there is nothing to tune")
-    found: dict[tuple[str, str, int], Job] = {}
-    step = 4 if is_quick else 1
-    for count in rows or BUCKETS:
-        for model in models or MODELS:
-            shape = shape_of(model)
-            for job in (*_linear_jobs(inputs, shape, count), *_expert_jobs(inputs, shape, count)):
-                if not only or any(part in f"{job.product} {job.size}" for part in only):
-                    fewer = Job(**(vars(job) | {"candidates": job.candidates[::step]}))
-                    found.setdefault((job.product, job.size, job.rows), fewer)
-    return sorted(found.values(), key=lambda job: job.launches == 1)
-
-
-def jobs_to_compile(options: Any) -> list[Job]:
-    """`all_jobs`, of tensors without memory."""
-    return all_jobs(options.models, options.rows, options.only, NoInputs(), options.quick)
-
-
-def worth_trying(num_out: int, num_in: int) -> list[tiles.LinearTile]:
-    """The candidates that make about one to six programs for each processor, of several steps."""
-    found = []
-    for tile in tiles.LINEAR_CONFIGS:
-        programs = -(-num_out // tile.block_o) * tile.parts
-        steps = num_in // (tile.block_i * tile.parts)
-        if 0.7 * _PROCESSORS <= programs <= 6 * _PROCESSORS and steps >= 2:
-            found.append(tile)
-    return found or list(tiles.LINEAR_CONFIGS)
-
-
-def _linear_jobs(inputs: Inputs, shape: Shape, rows: int) -> Iterator[Job]:
-    for name, (num_out, num_in) in linear_products(shape).items():
-        if name.startswith("shared"):
-            continue  # the experts' kernels do that
-        is_everywhere = name in ("qkv", "o") or not shape.num_experts
-
-        def make(n: int, num_out: int = num_out, num_in: int = num_in) -> tuple[Any, ...]:
-            x = inputs.randn(n, rows, num_in)
-            weight, scale = inputs.fp8(n, num_out, num_in)
-            return choice.QuantizedRows(x, *choice.quantize_rows(x)), weight, scale
-
-        def run_with(tile: tiles.LinearTile) -> Run:
-            return lambda *given: choice.triton_linear.fp8_linear(*given, None, tile)
-
-        yield Job(
-            product="fp8_linear",
-            size=f"{num_out}x{num_in}",
-            rows=rows,
-            today=tiles.linear_tile(num_out, num_in, rows),
-            candidates=worth_trying(num_out, num_in),
-            run_with=run_with,
-            make=make,
-            num_sets=max(2, min(MAX_SETS, -(-ROTATED_BYTES // (num_out * num_in)))),
-            launches=shape.layers if is_everywhere else 1,
-        )
-
-
-def _expert_jobs(inputs: Inputs, shape: Shape, rows: int) -> Iterator[Job]:
-    """Both products, each timed within the whole feed-forward, shared expert included."""
-    if not shape.num_experts:
-        return
-    case = next(case for case in all_cases(shape, rows, inputs) if case.op == "fp8_moe")
-
-    def make(n: int) -> tuple[Any, ...]:
-        x, *others = case.make(n)
-        return choice.QuantizedRows(x, *choice.quantize_rows(x)), *others
-
-    module = choice.triton_experts
-    sizes = {
-        "gate_up": (shape.expert_width, shape.hidden),
-        "down": (shape.hidden, shape.expert_width),
-    }
-    for product, size in sizes.items():
-        rule = getattr(module, f"{product}_tile")
-
-        def run_with(tile: tiles.ExpertTile, product: str = product, rule: Run = rule) -> Run:
-            def run(*given: Any) -> Any:
-                setattr(module, f"{product}_tile", lambda *_: tile)
-                try:
-                    return module.fp8_experts(*given)
-                finally:
-                    setattr(module, f"{product}_tile", rule)
-
-            return run
-
-        yield Job(
-            product=product,
-            size=f"{size[0]}x{size[1]}",
-            rows=rows,
-            today=rule(*size, rows),
-            candidates=tiles.EXPERT_CONFIGS,
-            run_with=run_with,
-            make=make,
-            num_sets=EXPERT_SETS,
-            launches=shape.layers - 1,
-        )
+        print(f"job {job.name}", flush=True)

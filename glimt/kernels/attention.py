@@ -13,7 +13,7 @@ from glimt.kernels import reference, reference_attention
 from glimt.kernels.reference import MeasuredRows
 from glimt.kernels.twins import runs_on, triton_attention, triton_rope, triton_segments
 
-_MAX_MEASURED_ROWS = 16  # above, each program of the product would quantise too much
+MAX_MEASURED_ROWS = 16  # above, each program of the product would quantise too much
 
 
 def rope(x_TNH: Tensor, cos_TJ: Tensor, sin_TJ: Tensor, *, interleaved: bool) -> Tensor:
@@ -115,7 +115,7 @@ def decode_attention(
         interleaved=interleaved,
         max_context_len=max_context_len,
         scale_P2GS=scale_P2GS,
-        measures=measures and len(heads_TNH) <= _MAX_MEASURED_ROWS,
+        measures=measures and len(heads_TNH) <= MAX_MEASURED_ROWS,
     )
     return out.flatten(1) if isinstance(out, Tensor) else out
 

@@ -1,8 +1,8 @@
 """The shapes of the kernels' tiles: a table for each GPU's kind, and a rule for what it lacks.
 
 `tiles.json` is data, written by `python -m benchmarks.kernels --tune` on the GPU: by the name of
-the GPU, product, outputs × inputs, and bucket of rows the fastest of the candidates below, where it
-is clearly faster than the rule.
+the GPU, product, outputs × inputs, and bucket of rows the fastest of the candidates that it tried,
+where it is clearly faster than the rule.
 """
 
 import functools
@@ -12,18 +12,28 @@ from typing import Any, NamedTuple
 
 import torch
 
+# Whether the table counts; else the rules serve everywhere.
+TUNED = True
+
 _NUM_PROCESSORS = 132  # of an H100 or H200
 _BUCKETS = (1, 16, 32, 64)  # rows; a product with more than one bucket's takes the next one's tile
 
 
 class LinearTile(NamedTuple):
-    """A tile of `triton_linear`: outputs × inputs of a step, and the number of parts."""
+    """A tile of `triton_linear`: outputs × inputs of a step, and the number of parts.
+
+    `way`: how weights come to be multiplied. "copy": by asynchronous copies to shared memory, for
+    tensor cores; "late": likewise, and scales that are still to be found are when the first copies
+    are on their way; "tma": as "late", whole blocks by TMA; "fma": to registers, without tensor
+    cores, for a single row (there a step is 512 inputs for each warp, `stages` is 2 or 3).
+    """
 
     block_o: int
     block_i: int
     parts: int
     warps: int
     stages: int
+    way: str = "copy"
 
 
 class ExpertTile(NamedTuple):
@@ -35,24 +45,14 @@ class ExpertTile(NamedTuple):
     stages: int
 
 
-LINEAR_CONFIGS = [
-    LinearTile(block_o, block_i, parts, warps, stages)
-    for block_o, warps in ((64, 4), (128, 4), (128, 8))
-    for block_i, stages in ((128, 4), (128, 6), (256, 3), (256, 4))
-    for parts in (1, 2, 4, 8)
-]
-EXPERT_CONFIGS = [
-    ExpertTile(block_o, block_i, warps, stages)
-    for block_o, warps in ((32, 4), (64, 4), (128, 4), (128, 8))
-    for block_i, stages in ((128, 3), (128, 4), (128, 6), (256, 2), (256, 3))
-]
-
-
 def linear_tile(num_outputs: int, num_inputs: int, num_rows: int) -> LinearTile:
-    """The table's tile for a product, or one with about two programs for each processor."""
+    """The table's tile for a product, or the rule's."""
     found = _lookup("fp8_linear", num_outputs, num_inputs, num_rows)
-    if found:
-        return LinearTile(**found)
+    return LinearTile(**found) if found else linear_rule(num_outputs, num_inputs)
+
+
+def linear_rule(num_outputs: int, num_inputs: int) -> LinearTile:
+    """One with about two programs for each processor."""
     tiles = -(-num_outputs // 64)
     parts = 1
     while tiles * parts < 3 * _NUM_PROCESSORS // 2 and parts < 8 and num_inputs >= 1024 * parts:
@@ -63,15 +63,23 @@ def linear_tile(num_outputs: int, num_inputs: int, num_rows: int) -> LinearTile:
 def gate_up_tile(width: int, num_inputs: int, num_rows: int) -> ExpertTile:
     """The tile of the experts' first product; block_o counts gates, and as many ups beside them."""
     found = _lookup("gate_up", width, num_inputs, num_rows)
-    # So few rows make few tiles: smaller ones give each processor of an H200 three.
-    return ExpertTile(**found) if found else ExpertTile(32 if num_rows <= 4 else 64, 128, 4, 4)
+    return ExpertTile(**found) if found else gate_up_rule(num_rows)
+
+
+def gate_up_rule(num_rows: int) -> ExpertTile:
+    """Few rows make few tiles: smaller ones give each processor of an H200 three."""
+    return ExpertTile(32 if num_rows <= 4 else 64, 128, 4, 4)
 
 
 def down_tile(num_outputs: int, width: int, num_rows: int) -> ExpertTile:
     """The tile of the experts' second product."""
     found = _lookup("down", num_outputs, width, num_rows)
-    # Three steps ahead, six programs share a processor, and few rows' tiles run all at once.
-    return ExpertTile(**found) if found else ExpertTile(64, 128, 4, 3 if num_rows <= 4 else 4)
+    return ExpertTile(**found) if found else down_rule(num_rows)
+
+
+def down_rule(num_rows: int) -> ExpertTile:
+    """Three steps ahead, six programs share a processor, and few rows' tiles run all at once."""
+    return ExpertTile(64, 128, 4, 3 if num_rows <= 4 else 4)
 
 
 def bucket(num_rows: int) -> int:
@@ -79,10 +87,12 @@ def bucket(num_rows: int) -> int:
     return next((size for size in _BUCKETS if num_rows <= size), _BUCKETS[-1])
 
 
-def _lookup(product: str, num_outputs: int, num_inputs: int, num_rows: int) -> dict[str, int]:
+def _lookup(product: str, num_outputs: int, num_inputs: int, num_rows: int) -> dict[str, Any]:
+    if not TUNED:
+        return {}
     by_size = _table().get(gpu_name(), {}).get(product, {})
     by_rows = by_size.get(f"{num_outputs}x{num_inputs}", {})
-    found: dict[str, int] = by_rows.get(str(bucket(num_rows)), {})
+    found: dict[str, Any] = by_rows.get(str(bucket(num_rows)), {})
     return found
 
 

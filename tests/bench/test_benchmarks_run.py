@@ -4,22 +4,14 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 
-from benchmarks.kernels import tune as tuning
-from benchmarks.kernels.cases import Inputs
 from glimt.checkpoint import read_checkpoint
 from glimt.grammar.vocabulary import Vocabulary
-from glimt.kernels import choice, reference, reference_experts, tiles
 from glimt.models.config_json import read_config
 
-GATE_UP = {"block_o": 32, "block_i": 64, "warps": 4, "stages": 2}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -110,45 +102,6 @@ def test_a_trace_is_summed_up_by_what_the_gpu_did(monkeypatch: pytest.MonkeyPatc
     assert "busy 46.7 %" in told  # 28 of 60
     assert "launch 0.50" in told
     assert "30.0 us before copy" in told
-
-
-def test_tuning_writes_the_table_that_the_kernels_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """With the definitions in place of the kernels, which need a GPU."""
-    slow = tiles.LINEAR_CONFIGS[0]
-
-    def linear(rows: Any, weight: Any, scale: Any, bias: None, tile: tiles.LinearTile) -> Any:
-        time.sleep(0.003 if tile == slow else 0)
-        return reference.fp8_linear(rows, weight, scale)
-
-    def experts(*given: Any) -> Any:
-        return reference_experts.fp8_moe(*given)
-
-    few = SimpleNamespace(
-        fp8_experts=experts, gate_up_tile=tiles.gate_up_tile, down_tile=tiles.down_tile
-    )
-    monkeypatch.setattr(choice, "triton_linear", SimpleNamespace(fp8_linear=linear))
-    monkeypatch.setattr(choice, "triton_experts", few)
-    monkeypatch.setattr(tiles, "LINEAR_CONFIGS", tiles.LINEAR_CONFIGS[:2])
-    monkeypatch.setattr(tiles, "EXPERT_CONFIGS", tiles.EXPERT_CONFIGS[:1])
-    monkeypatch.setattr(tiles, "linear_tile", lambda *size: slow)
-    cpu = torch.device("cpu")
-    wanted = ("qkv", "gate_up 32x64", "down 64x32", "fp8_linear 256x64")
-    jobs = tuning.all_jobs(["tiny"], [2], wanted, Inputs(cpu, torch.float32), is_quick=False)
-    monkeypatch.setattr(tiles, "gpu_name", lambda: "a GPU")
-    file = tmp_path / "tiles.json"
-    table = tuning.Tuner(file, cpu).run(jobs)["a GPU"]
-    assert json.loads(file.read_text()) == {"a GPU": table}
-    assert table["measured"].keys() == {"gate_up 32x64 2", "down 64x32 2", "fp8_linear 256x64 2"}
-    assert tiles.LinearTile(**table["fp8_linear"]["256x64"]["2"]) == tiles.LINEAR_CONFIGS[1]
-    measured = table["measured"]["fp8_linear 256x64 2"]
-    assert measured["best_us"] < measured["today_us"]
-    for_it = {"gate_up": {"32x64": {"16": {**GATE_UP}}}}
-    monkeypatch.setattr(tiles, "_table", lambda: {"a GPU": for_it})
-    assert tiles.gate_up_tile(32, 64, 2) == tiles.ExpertTile(**GATE_UP)
-    monkeypatch.setattr(tiles, "gpu_name", lambda: "another")
-    assert tiles.gate_up_tile(32, 64, 2) != tiles.ExpertTile(**GATE_UP)
 
 
 def test_a_checkpoint_without_weights_has_the_sizes_of_the_published_one(tmp_path: Path) -> None:
