@@ -56,7 +56,6 @@ PAIR_CONFIGS = (  # likewise, of e4m3 pages in pairs
     Tiles(64, 128, 4, 7),
     Tiles(64, 128, 2, 5),
     Tiles(32, 128, 2, 5),
-    Tiles(32, 128, 1, 5),
     Tiles(32, 128, 4, 5),
 )
 

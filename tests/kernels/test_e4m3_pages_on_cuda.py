@@ -140,4 +140,4 @@ def test_widened_pages_are_attended_as_pages_of_the_same_numbers(
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(outs[0], other) for other in outs)
     assert torch.equal(outs[0].cpu()[is_chunk], expected.cpu()[is_chunk])
-    assert float(errors(outs[0], rows.exact()).max()) < 0.02
+    assert float(errors(outs[0], rows.exact()).max()) < 0.03  # keys and values are rounded, too
