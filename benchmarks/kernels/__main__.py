@@ -2,6 +2,7 @@
 
     python -m benchmarks.kernels                       all, at 1 … 2048 tokens, 106B on one GPU
     python -m benchmarks.kernels --only fp8_linear --rows 1 8 --models 106b:1 106b:2 9b
+    python -m benchmarks.kernels --only paged_attention --rows 67 82 --switches attention_waves=50
     python -m benchmarks.kernels --quick               few sizes, few rounds
     python -m benchmarks.kernels --only route --switches route_at_once=8     the code as with them
     python -m benchmarks.kernels --tune tiles.json --seconds 170   the fastest tile of each product
@@ -44,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", help="106b:1 (without --tune) 106b:2 9b tiny …")
     parser.add_argument("--rows", type=int, nargs="*")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--switches", default="", help="name=value,name=value")
+    parser.add_argument("--switches", default="", help="of benchmarks/switches.py")
     parser.add_argument("--no-check", action="store_true", help="time only")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--bandwidth", type=float, default=4.54, help="TB/s, of reading")

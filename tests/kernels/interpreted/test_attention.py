@@ -10,6 +10,7 @@ from glimt.kernels import (
     triton_attention,
     triton_chunks,
     triton_decoding,
+    triton_parts,
     triton_rope,
     triton_segments,
 )
@@ -206,3 +207,25 @@ def test_heads_with_gaps_are_refused() -> None:
         triton_rope.turn_and_write_kv(x, angles, angles, cache, torch.arange(2), interleaved=False)
     with pytest.raises(ValueError, match="contiguous"):
         triton_rope.rope(x, angles, angles, interleaved=False)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("heads", "page"), [(Heads(24, 2, 128), 64), (Heads(3, 1, 24), 12)])
+def test_the_last_part_of_a_row_combines_all(
+    heads: Heads, page: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", 1)
+    rows = paged_rows(DECODING, heads, page, fp8=fp8)
+    q, cache, *rest = rows.tensors
+    tiles = next(tiles for tiles in triton_decoding.CONFIGS if tiles[:2] == (32, 64))
+    tickets = triton_parts.tickets_for(cache, len(DECODING) * heads.groups)
+    for _ in range(2):  # the second finds the tickets that the first left
+        out, largest = q.new_empty(q.shape), torch.full(q.shape[:2], torch.nan)
+        triton_decoding.attend_singles(
+            q, cache, *rest, out, rows.options["scale_P2GS"],
+            max_context_len=300, largest_TN=largest, tiles=tiles, num_splits=6,
+        )  # fmt: skip
+        torch.testing.assert_close(out, rows.exact(), atol=3e-6, rtol=1e-5)
+        assert torch.equal(largest, out.bfloat16().float().abs().amax(-1))
+        assert not tickets.any()
+    assert triton_parts.tickets_for(cache, len(DECODING) * heads.groups) is tickets

@@ -1,0 +1,165 @@
+"""Splits of contexts and the combining of parts on a GPU, at GLM-4.5V's shapes."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from glimt import kernels
+from glimt.kernels.reference import MeasuredRows
+from glimt.kernels.twins import triton_decoding, triton_parts
+from tests.support.paged_rows import Heads, PagedRows, paged_rows
+
+pytest.importorskip("triton", reason="Triton has packages for Linux only")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
+
+HEADS = Heads(96, 8, 128)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", 1)
+    yield
+    torch.cuda.synchronize()
+    assert not any(tickets.any() for tickets in triton_parts._TICKETS.values())
+
+
+def decoding(num_rows: int, fp8: bool, longest: int = 5000) -> PagedRows:
+    """Contexts of 1 … longest tokens."""
+    generator = torch.Generator().manual_seed(num_rows)
+    lengths = torch.randint(1, longest + 1, (num_rows,), generator=generator).tolist()
+    lengths[-1] = longest
+    rows = [(length, 1) for length in lengths]
+    return paged_rows(rows, HEADS, 64, fp8=fp8, dtype=torch.bfloat16, device="cuda")
+
+
+def attended(rows: PagedRows, num_splits: int | None = None) -> tuple[Tensor, Tensor]:
+    """(heads [T, N, H], the largest of each [T, N]) into memory that held NaN."""
+    q, *rest = rows.tensors
+    out = torch.full(q.shape, torch.nan, dtype=q.dtype, device="cuda")
+    largest = torch.full(q.shape[:2], torch.nan, device="cuda")
+    triton_decoding.attend_singles(
+        q, *rest, out, rows.options["scale_P2GS"], largest_TN=largest, num_splits=num_splits,
+        max_context_len=rows.options["max_context_len"],
+    )  # fmt: skip
+    return out, largest
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 64, 66, 67, 82, 120, 128])
+def test_all_ways_to_split_and_combine_give_the_definition(
+    num_rows: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = decoding(num_rows, fp8)
+    exact = rows.exact()
+    for combine in (0, 1):
+        monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", combine)
+        for waves in (0, 50, 100):
+            monkeypatch.setattr(triton_parts, "WAVES", waves)
+            out, largest = attended(rows)
+            error = (out.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+            assert float(error.max()) < 0.02, (combine, waves)
+            assert float(error.mean()) < 0.005, (combine, waves)
+            assert torch.equal(largest, out.float().abs().amax(-1)), (combine, waves)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("num_splits", [2, 3, 5, 16, 33, 64])
+def test_one_launch_gives_what_two_give(
+    num_splits: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = decoding(8, fp8)
+    apart, _ = attended(rows, num_splits)
+    monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", 1)
+    first, largest = attended(rows, num_splits)
+    # Sums of float32 in another order: now and then a bfloat16 is rounded the other way.
+    torch.testing.assert_close(first, apart, atol=1e-4, rtol=2**-7)
+    assert float((first != apart).float().mean()) < 0.01
+    for _ in range(500):  # whichever part comes last
+        again = attended(rows, num_splits)
+        assert torch.equal(again[0], first)
+        assert torch.equal(again[1], largest)
+
+
+def test_two_streams_do_not_share_tickets(at_once: None) -> None:
+    rows = decoding(8, False)
+    expected, _ = attended(rows, 16)
+    torch.cuda.synchronize()
+    streams, outs = [torch.cuda.Stream(), torch.cuda.Stream()], []
+    for _ in range(300):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                outs.append(attended(rows, 16)[0])
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, expected) for out in outs)
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 8, 82])
+def test_replays_and_usual_launches_take_turns(
+    num_rows: int, is_first: bool, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`is_first`: the graph is recorded before anything was launched over its cache."""
+    monkeypatch.setattr(triton_parts, "WAVES", 100)
+    triton_parts._TICKETS.clear()
+    rows = decoding(num_rows, False, 2048)
+    lengths = rows.tensors[4]
+    warm = decoding(num_rows, False, 2048) if is_first else rows  # compiles
+    attended(warm, 3)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, largest = attended(rows, 3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attended(rows, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for turn in range(1000):
+        if turn % 100 == 0:  # other lengths and so other numbers of parts, on the device only
+            generator = torch.Generator().manual_seed(turn)
+            lengths.copy_(torch.randint(1, 2049, (num_rows,), generator=generator))
+            expected = attended(rows, 3)
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, expected[0])
+        assert torch.equal(largest, expected[1])
+        if turn % 7 == 0:
+            assert torch.equal(attended(rows, 3)[0], out)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 8, 16])
+def test_decoding_that_turns_writes_and_measures_may_combine_at_once(
+    num_rows: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = decoding(num_rows, fp8, 2000)
+    _, cache, table, starts, lengths = rows.tensors
+    last = lengths.long() - 1
+    slots = table[torch.arange(num_rows, device="cuda"), last // 64].long() * 64 + last % 64
+    vectors = torch.randn(num_rows, 112, 128, device="cuda").bfloat16()
+    angles = torch.randn(num_rows, 32, device="cuda")
+
+    def decoded() -> MeasuredRows:
+        cache.view(torch.uint8)[slots // 64, :, :, slots % 64] = 0xFF  # NaN until it is written
+        out = kernels.decode_attention(
+            vectors, angles.cos(), angles.sin(), cache, slots, table, starts, lengths,
+            interleaved=False, max_context_len=2048, scale_P2GS=rows.options["scale_P2GS"],
+            measures=True,
+        )  # fmt: skip
+        assert isinstance(out, MeasuredRows)
+        return out
+
+    apart = decoded()
+    monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", 1)
+    first = decoded()
+    torch.testing.assert_close(first.x_TI, apart.x_TI, atol=1e-4, rtol=2**-7)
+    for _ in range(200):
+        again = decoded()
+        assert torch.equal(again.x_TI, first.x_TI)
+        assert torch.equal(again.largest_TC, first.largest_TC)
