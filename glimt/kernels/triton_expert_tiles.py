@@ -18,12 +18,19 @@ def count_up(count_ptr):
 
 
 @triton.jit
-def await_count(count_ptr, wanted):
-    """Wait until so many are counted; what is read from then on are their numbers."""
-    counted = tl.atomic_add(count_ptr, 0, sem="acquire", scope="gpu")
+def look(count_ptr):
+    """How many are counted by now."""
+    return tl.atomic_add(count_ptr, 0, sem="acquire", scope="gpu")
+
+
+@triton.jit
+def await_count(count_ptr, counted, wanted):
+    """Wait until so many are counted, of whom `counted` were seen; what is read from then on are
+    their numbers."""
     while counted < wanted:
-        counted = tl.atomic_add(count_ptr, 0, sem="acquire", scope="gpu")
+        counted = look(count_ptr)
     tl.debug_barrier()  # the acquire is of one thread, and holds for the others from here on
+    return counted
 
 
 @triton.jit
@@ -118,22 +125,26 @@ def store_output(
     block_i: tl.constexpr,
     stages: tl.constexpr = None,
     count_ptr=None,
+    counted=0,
     num_held: tl.constexpr = 0,
 ):
     """down h of pairs, some `output`s of it; h is quantised on the way.
 
-    With `count_ptr` h is written meanwhile: it is whole when `column_tiles` are counted there. The
-    weights of `num_held` inputs are read before.
+    With `count_ptr` h is written meanwhile: it is whole when `column_tiles` are counted there, of
+    which `counted` were seen. The weights of `num_held` inputs are read as soon as one is: then
+    others end as well, and memory has time.
     """
     is_pair, is_output = pair >= 0, output < num_outputs
     weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
     total = None
     if num_held > 0:
+        if count_ptr is not None:
+            counted = await_count(count_ptr, counted, 1)
         input = tl.arange(0, num_held)
         held_at = weight_ptr + output.to(tl.int64)[:, None] * width + input[None, :]
         held = tl.load(held_at, mask=is_output[:, None], other=0.0, eviction_policy="evict_first")
     if count_ptr is not None:
-        await_count(count_ptr, column_tiles)
+        await_count(count_ptr, counted, column_tiles)
     if num_held > 0:
         x_at = inner_ptr + pair.to(tl.int64)[None, :] * width + input[:, None]
         x = tl.load(x_at, mask=is_pair[None, :], other=0.0)

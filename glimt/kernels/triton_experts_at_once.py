@@ -2,8 +2,8 @@
 
 Between two launches memory is idle: the first one's last loads end, the second one's first ones
 begin. Here the programs of the first product come first, then those of the second; a tile of
-output rows waits only for the inner rows of its own pairs, which are counted as they come, and has
-its first weights read meanwhile.
+output rows waits only for the inner rows of its own pairs, which are counted as they come. When the
+first one is there, so that the first product is about to end, it reads its first weights.
 
 A program waits only for programs with lower numbers, which wait for nobody. Programs start in the
 order of their numbers, as NVIDIA's own single-pass scans (CUB) rest on as well, so whatever else
@@ -25,6 +25,7 @@ from glimt.kernels.tiles import ExpertTile
 from glimt.kernels.triton_expert_tiles import (
     count_up,
     leave,
+    look,
     store_inner,
     store_narrow_inner,
     store_output,
@@ -33,6 +34,30 @@ from glimt.kernels.triton_plan import Tiles, locate
 from glimt.kernels.triton_support import launch, power_of_two, tiles_of
 
 _APART = tl.constexpr(32)  # numbers: each count has a line of the cache to itself
+
+
+@triton.jit
+def _work(num_tiles, inner_tiles: tl.constexpr, out_tiles: tl.constexpr):
+    """(whether it is of the first product, tile of pairs, tile of columns) of this program."""
+    number = tl.program_id(0)
+    is_inner = number < num_tiles * inner_tiles
+    number = tl.where(is_inner, number, number - num_tiles * inner_tiles)
+    columns = tl.where(is_inner, inner_tiles, out_tiles)
+    return is_inner, number // columns, number % columns
+
+
+@triton.jit
+def _weights_of(
+    expert, weight_ptr, scale_ptr, shared_weight_ptr, shared_scale_ptr,
+    num_experts: tl.constexpr, num_outputs: tl.constexpr, num_inputs: tl.constexpr,
+):  # fmt: skip
+    """Where the weights of an expert begin, or of the shared one, and where their scales."""
+    if expert == num_experts:
+        weights, scales = shared_weight_ptr, shared_scale_ptr
+    else:
+        weights = weight_ptr + expert * (num_outputs * num_inputs)
+        scales = scale_ptr + expert * num_outputs
+    return weights, scales
 
 
 @triton.jit(do_not_specialize=["num_tokens", "shared_tiles", "num_tiles"])
@@ -48,29 +73,24 @@ def experts_kernel(
     out_stages: tl.constexpr, num_held: tl.constexpr, shared_held: tl.constexpr,
 ):  # fmt: skip
     """A tile of inner rows, or behind all of these one of output rows."""
-    number = tl.program_id(0)
-    num_inner = num_tiles * inner_tiles
-    is_inner = number < num_inner
-    number = tl.where(is_inner, number, number - num_inner)
-    tiles = tl.where(is_inner, inner_tiles, out_tiles)
-    place, column = number // tiles, number % tiles
+    is_inner, place, column = _work(num_tiles, inner_tiles, out_tiles)
     expert, pair = locate(
         place, shared_tiles, tile_expert_ptr, tile_pair_ptr,
         num_tokens, num_experts, per_token, block_t,
     )  # fmt: skip
+    count_ptr += place * _APART
+    counted = 0
+    if not is_inner:
+        counted = look(count_ptr)  # while the expert's number is on its way
     if expert < 0:  # in both products, so nobody waits
         return
-    count_ptr += place * _APART
     num_routed = num_tokens * per_token
-    if expert == num_experts:
-        gate_up, gate_up_scale = shared_gate_up_ptr, shared_gate_up_scale_ptr
-        down, down_scale = shared_down_ptr, shared_down_scale_ptr
-    else:
-        gate_up = gate_up_ptr + expert * (2 * width * hidden)
-        gate_up_scale = gate_up_scale_ptr + expert * (2 * width)
-        down, down_scale = down_ptr + expert * (hidden * width), down_scale_ptr + expert * hidden
-    token = tl.where(expert == num_experts, pair - num_routed, pair // per_token)
     if is_inner:
+        token = tl.where(expert == num_experts, pair - num_routed, pair // per_token)
+        gate_up, gate_up_scale = _weights_of(
+            expert, gate_up_ptr, gate_up_scale_ptr, shared_gate_up_ptr, shared_gate_up_scale_ptr,
+            num_experts, 2 * width, hidden,
+        )  # fmt: skip
         if shared_width != width and expert == num_experts:
             store_narrow_inner(
                 q_ptr, scale_ptr, gate_up, gate_up_scale, inner_ptr, largest_ptr, pair, num_routed,
@@ -84,16 +104,21 @@ def experts_kernel(
         count_up(count_ptr)
     else:
         output = column * out_o + tl.arange(0, out_o)
+        down, down_scale = _weights_of(
+            expert, down_ptr, down_scale_ptr, shared_down_ptr, shared_down_scale_ptr,
+            num_experts, hidden, width,
+        )  # fmt: skip
         if shared_width != width and expert == num_experts:
             store_output(
                 inner_ptr + num_routed * (width - shared_width), largest_ptr, down, down_scale,
                 out_ptr, pair, output, hidden, shared_width, inner_tiles, block_c, out_i,
-                out_stages, count_ptr, shared_held,
+                out_stages, count_ptr, counted, shared_held,
             )  # fmt: skip
         else:
             store_output(
                 inner_ptr, largest_ptr, down, down_scale, out_ptr, pair, output,
-                hidden, width, inner_tiles, block_c, out_i, out_stages, count_ptr, num_held,
+                hidden, width, inner_tiles, block_c, out_i, out_stages,
+                count_ptr, counted, num_held,
             )  # fmt: skip
         leave(count_ptr, inner_tiles + out_tiles)
 
@@ -112,7 +137,7 @@ def both_products(
     """Output rows bfloat16 [P, D], not yet weighted; only those of pairs here are set.
 
     The two tiles have as many warps as each other. The weights of up to `num_held` inputs, a power
-    of two, are read before a program waits. Calls with the same weights follow one another: they
+    of two, are read while a program waits. Calls with the same weights follow one another: they
     share their counts. Raises RuntimeError where a graph is recorded before a first call.
     """
     num_tokens, hidden = rows.q_TI.shape

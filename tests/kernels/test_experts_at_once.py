@@ -73,11 +73,13 @@ def test_programs_wait_for_nothing_but_inner_rows(
     assert programs * 128 * product.registers <= 64 * 1024
     # What all threads of a program wrote is written before it counts.
     assert product.count("MEMBAR.ALL.GPU") == product.count("REDG.E.ADD.STRONG.GPU") == 1
-    before, counted = product.sass.split("REDG.E.ADD.STRONG.GPU")
-    assert "MEMBAR.ALL.GPU" in before
-    # Before the wait only weights and their scales are read; after it the cache's old lines are
-    # void, and the inner rows come.
-    waits, after = counted[: counted.index(".STRONG.GPU")], counted[counted.rindex("CCTL.IVALL") :]
+    counting = product.sass.index("REDG.E.ADD.STRONG.GPU")
+    assert "MEMBAR.ALL.GPU" in product.sass[counting - 1000 : counting]
+    # Before inner rows are whole only weights and their scales are read. After that the cache's
+    # old lines are void, and the inner rows come.
+    leaving = product.sass.index("ATOMG.E.ADD.STRONG.GPU")
+    second = product.sass[product.sass.index("LDG.E.STRONG.GPU") : leaving]
+    waits, after = second.rsplit("CCTL.IVALL", 1)
     held = re.findall(r"LDG\.E\.EF\.128", product.sass)
     assert len(held) == waits.count("LDG.E.EF.128") == num_held * 64 // 16 // 128
     assert "LDGSTS" not in waits
