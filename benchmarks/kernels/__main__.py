@@ -5,7 +5,7 @@
     python -m benchmarks.kernels --only paged_attention --rows 67 82 --switches attention_waves=50
     python -m benchmarks.kernels --quick               few sizes, few rounds
     python -m benchmarks.kernels --only route --switches route_at_once=8     the code as with them
-    python -m benchmarks.kernels --tune tiles.json --seconds 170   the fastest tile of each product
+    python -m benchmarks.kernels --tune tiles.json --seconds 140   fastest tiles (docs/kernels.md)
     python -m benchmarks.kernels --device cpu --models tiny --rows 1 3    whether it runs
 
 Run it from the repository. Each case is first compared with its definition, with poisoned

@@ -6,6 +6,7 @@ without memory ("meta"): their types and alignment are all that the compiler ask
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -93,17 +94,38 @@ class Compilers:
             )
             for part in range(count)
         ]
-        self._done = [set[str]() for _ in range(count)]
+        self._compiled: list[set[str]] = [set() for _ in self._processes]
+        self._open = set(range(count))
+        self._news = threading.Condition()
+        self._listeners = [
+            threading.Thread(target=self._listen, args=(part,)) for part in range(count)
+        ]
+        for listener in self._listeners:
+            listener.start()
 
-    def wait_for(self, job: str) -> None:
-        """Until all tiles of a job, by its name, are compiled (or whoever did it has ended)."""
-        for done, process in zip(self._done, self._processes, strict=True):
-            while job not in done and process.stdout is not None:
-                line = process.stdout.readline()
-                if not line:
-                    break
+    def wait_for(self, job: str, seconds: float) -> bool:
+        """Until all tiles of a job, by its name, are compiled (or whoever should has ended).
+
+        False if that takes longer than `seconds`.
+        """
+        with self._news:
+            return self._news.wait_for(
+                lambda: all(job in self._compiled[part] for part in self._open),
+                timeout=min(seconds, threading.TIMEOUT_MAX),
+            )
+
+    def _listen(self, part: int) -> None:
+        told = self._processes[part].stdout
+        assert told is not None  # it is a pipe
+        with told:
+            for line in told:
                 if line.startswith("job "):
-                    done.add(line.removeprefix("job ").strip())
+                    with self._news:
+                        self._compiled[part].add(line.removeprefix("job ").strip())
+                        self._news.notify_all()
+        with self._news:
+            self._open.discard(part)
+            self._news.notify_all()
 
     def __enter__(self) -> Self:
         return self
@@ -111,5 +133,6 @@ class Compilers:
     def __exit__(self, *error: object) -> None:
         for process in self._processes:
             process.terminate()
-        for process in self._processes:
+        for process, listener in zip(self._processes, self._listeners, strict=True):
             process.wait()
+            listener.join()

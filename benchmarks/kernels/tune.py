@@ -59,9 +59,10 @@ class Tuner:
         """The table."""
         left = [job for job in jobs if job.name not in self.own["measured"]]
         for number, job in enumerate(left):
-            if self.compilers is not None:
-                self.compilers.wait_for(job.name)
-            if time.monotonic() > self._until:
+            rest = self._until - time.monotonic()
+            if self.compilers is not None and not self.compilers.wait_for(job.name, rest):
+                rest = 0.0
+            if rest <= 0:
                 print(f"time is over: {len(left) - number} of {len(jobs)} products left")
                 break
             self._try(job)

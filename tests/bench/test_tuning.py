@@ -4,8 +4,6 @@ Only a GPU can time a tile; here a formula does. All else is the real thing, com
 """
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ import torch
 pytest.importorskip("triton", reason="Triton has packages for Linux only")
 
 from benchmarks.kernels import candidates, jobs, tune
-from benchmarks.kernels.compilers import NoInputs
+from benchmarks.kernels.compilers import Compilers, NoInputs
 from glimt.kernels import tiles
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.tiles import LinearTile
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 QKV, OUT = "fp8_linear 14336x4096", "fp8_linear 4096x12288"
 BEST = LinearTile(8, 512, 1, 1, 3, "fma")
@@ -149,12 +146,19 @@ def test_outputs_of_two_tiles_are_compared_as_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_other_processes_compile_for_hopper(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.kernels", "--tune", str(tmp_path / "tiles.json")]
+def test_other_processes_compile_for_hopper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     wanted = ["--models", "106b:1", "--rows", "1", "--quick", "--only", f"{OUT} 1"]
-    part = ["--device", "cpu", "--compilers", "16", "--compile-part", "2"]
-    done = subprocess.run(
-        [*command, *wanted, *part], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert f"job {OUT} 1" in done.stdout, done.stderr
-    assert "Error" not in done.stdout
+    command = ["--tune", str(tmp_path / "tiles.json"), "--device", "cpu", *wanted]
+    with Compilers([*command, "--compilers", "8"], 2) as compilers:  # a quarter of the tiles
+        assert not compilers.wait_for(f"{OUT} 1", 0.01)
+        assert compilers.wait_for(f"{OUT} 1", 100)
+    assert len(list(tmp_path.glob("*/linear_kernel.cubin"))) >= 2
+    assert len(list(tmp_path.glob("*/gemv_kernel.cubin"))) >= 1
+
+
+def test_nobody_waits_for_compilers_that_have_ended(tmp_path: Path) -> None:
+    with Compilers(["--tune", str(tmp_path / "t"), "--no-such-option"], 1) as compilers:
+        assert compilers.wait_for("any", float("inf"))
