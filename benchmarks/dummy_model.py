@@ -36,7 +36,7 @@ import msgspec
 import numpy as np
 import torch
 from model_sizes import MODELS
-from switches import switch, switches_of
+from switches import hand_on, switch, switches_of
 
 from glimt.arena import SharedArena
 from glimt.checkpoint import read_checkpoint
@@ -77,6 +77,8 @@ def build(
         sizes["text_config"]["num_hidden_layers"] = options.layers
     arena = random_pixels()
     with tempfile.TemporaryDirectory() as folder:
+        if options.switch and options.tensor_parallel_size > 1:
+            hand_on(options.switch, Path(folder))
         variant = "dense" if options.model == "9b" else "moe"
         path = make_tiny_checkpoint(Path(folder) / "sizes", variant=variant)
         settings = Settings(

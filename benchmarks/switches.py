@@ -16,6 +16,8 @@ attention_programs=264   … with 0: to give so many programs
 tower_stream=1     the vision tower has its own stream     tower_sms=88   … and so many processors
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 from glimt.kernels import choice, draws, tiles
@@ -67,3 +69,18 @@ def switch(switches: Switches) -> None:
         if isinstance(value, str):
             value = frozenset(value.split("+"))
         setattr(*_PLACES[name], value)
+
+
+def hand_on(switches: Switches, folder: Path) -> None:
+    """Have the ranks that this process starts set them as well, by a file in `folder`, which Python
+    reads when it starts; it must be there until they have.
+    """
+    text = f"""import sys
+if "glimt.processes.peer" in sys.orig_argv:
+    sys.path.append({str(Path(__file__).parent)!r})
+    from switches import switch
+    switch({switches!r})
+"""
+    (folder / "sitecustomize.py").write_text(text)
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *before])

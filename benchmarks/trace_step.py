@@ -3,6 +3,7 @@
     python benchmarks/trace_step.py --layers 4 --requests 8 --out trace.json
     python benchmarks/trace_step.py --layers 4 --what prompt --requests 1 --out trace.json
     python benchmarks/trace_step.py --layers 1 --what image --out trace.json
+    python benchmarks/trace_step.py -tp 2 [-ep] --requests 1 --drop     rank 0 of two GPUs
 
 `--what decode`: steps in which every request draws a token. `--what prompt`: steps that compute
 so many prompts. `--what image`: passes of the vision tower over one image each. The file opens in
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dummy_model import Driver, Turn, add_model_arguments, build, image
+from dummy_model import Driver, Turn, add_model_arguments, build, end, image
 from torch.profiler import ProfilerActivity, profile
 
 from glimt.engine.plan import StepPlan
@@ -71,6 +72,7 @@ def main() -> None:
     print("\n".join(summary))
     if options.drop:
         options.out.unlink()
+    end(driver.engine)
 
 
 def arguments() -> argparse.Namespace:

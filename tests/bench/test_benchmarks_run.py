@@ -112,3 +112,32 @@ def test_a_checkpoint_without_weights_has_the_sizes_of_the_published_one(tmp_pat
     words = Vocabulary.read(checkpoint.tokenizer_path, config.text.vocab_size)
     assert words is not None
     assert not list(Path(folder).glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_ranks_take_the_switches_of_the_process_that_starts_them(tmp_path: Path) -> None:
+    told = "from glimt.kernels import draws; print(draws.FEW_BY_KERNEL)"
+    code = f"""
+import subprocess, sys
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+from switches import hand_on
+hand_on({{"few_by_kernel": 1}}, Path({str(tmp_path)!r}))
+for more in ((), ("glimt.processes.peer",)):
+    subprocess.run([sys.executable, "-c", {told!r}, *more])
+"""
+    assert run("-c", code).split() == ["False", "1"]
+
+
+@pytest.mark.slow
+def test_a_piece_that_does_not_end_after_its_last_words_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_gpus = importlib.import_module("benchmarks.two_gpus")
+    monkeypatch.setattr(two_gpus, "END_S", 0.3)
+    slow = "import time; print('all found', flush=True); time.sleep(60)"
+    piece = two_gpus.Piece("slow", ("-c", slow), 30, last_words="all found", result="")
+    started_s = time.monotonic()
+    wrong = two_gpus.run(piece, 30, tmp_path, on_cpu=True)
+    assert "figures are whole" in wrong
+    assert time.monotonic() - started_s < 20
