@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,14 @@ def test_a_piece_that_does_not_end_after_its_last_words_is_ended(
     wrong = two_gpus.run(piece, 30, tmp_path, on_cpu=True)
     assert "figures are whole" in wrong
     assert time.monotonic() - started_s < 20
+
+
+@pytest.mark.slow
+def test_launches_of_a_layer_are_counted_without_a_gpu() -> None:
+    told = run("benchmarks/launches.py", "--rows", "1", "--names")
+    alone, split, whole = (int(count) for count in re.findall(r"(\d+) launches of a layer", told))
+    assert alone <= 10
+    assert "1 x gate_up_kernel" in told
+    # Over GPUs each sum is part of a norm, and whole experts take the kernels that split ones do.
+    assert split <= alone + 1
+    assert whole <= split + 1
