@@ -8,10 +8,11 @@ from torch import Tensor
 
 from glimt import kernels
 from glimt.kernels.reference import MeasuredRows
-from glimt.kernels.twins import triton_decoding, triton_parts
 from tests.support.paged_rows import Heads, PagedRows, paged_rows
 
 pytest.importorskip("triton", reason="Triton has packages for Linux only")
+
+from glimt.kernels import triton_attention, triton_decoding, triton_parts
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,6 +21,7 @@ pytestmark = [
 ]
 
 HEADS = Heads(96, 8, 128)
+KINDS = pytest.mark.parametrize("kind", ["bf16", "e4m3", "e4m3 in pairs"])
 
 
 @pytest.fixture
@@ -30,13 +32,20 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not any(tickets.any() for tickets in triton_parts._TICKETS.values())
 
 
-def decoding(num_rows: int, fp8: bool, longest: int = 5000) -> PagedRows:
+def decoding(num_rows: int, kind: str, longest: int = 5000) -> PagedRows:
     """Contexts of 1 … longest tokens."""
     generator = torch.Generator().manual_seed(num_rows)
     lengths = torch.randint(1, longest + 1, (num_rows,), generator=generator).tolist()
     lengths[-1] = longest
     rows = [(length, 1) for length in lengths]
+    fp8 = kind != "bf16"
     return paged_rows(rows, HEADS, 64, fp8=fp8, dtype=torch.bfloat16, device="cuda")
+
+
+def full(num_rows: int) -> PagedRows:
+    """Contexts of 2048 tokens, which may be told to be shorter."""
+    rows = [(2048, 1)] * num_rows
+    return paged_rows(rows, HEADS, 64, dtype=torch.bfloat16, device="cuda")
 
 
 def attended(rows: PagedRows, num_splits: int | None = None) -> tuple[Tensor, Tensor]:
@@ -46,17 +55,18 @@ def attended(rows: PagedRows, num_splits: int | None = None) -> tuple[Tensor, Te
     largest = torch.full(q.shape[:2], torch.nan, device="cuda")
     triton_decoding.attend_singles(
         q, *rest, out, rows.options["scale_P2GS"], largest_TN=largest, num_splits=num_splits,
-        max_context_len=rows.options["max_context_len"],
+        max_context_len=rows.options["max_context_len"], in_pairs=triton_attention.IN_PAIRS,
     )  # fmt: skip
     return out, largest
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@KINDS
 @pytest.mark.parametrize("num_rows", [1, 2, 8, 64, 66, 67, 82, 120, 128])
 def test_all_ways_to_split_and_combine_give_the_definition(
-    num_rows: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+    num_rows: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = decoding(num_rows, fp8)
+    rows = decoding(num_rows, kind)
+    monkeypatch.setattr(triton_attention, "IN_PAIRS", kind == "e4m3 in pairs")
     exact = rows.exact()
     for combine in (0, 1):
         monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", combine)
@@ -69,12 +79,13 @@ def test_all_ways_to_split_and_combine_give_the_definition(
             assert torch.equal(largest, out.float().abs().amax(-1)), (combine, waves)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@KINDS
 @pytest.mark.parametrize("num_splits", [2, 3, 5, 16, 33, 64])
 def test_one_launch_gives_what_two_give(
-    num_splits: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+    num_splits: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = decoding(8, fp8)
+    rows = decoding(8, kind)
+    monkeypatch.setattr(triton_attention, "IN_PAIRS", kind == "e4m3 in pairs")
     apart, _ = attended(rows, num_splits)
     monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", 1)
     first, largest = attended(rows, num_splits)
@@ -88,7 +99,7 @@ def test_one_launch_gives_what_two_give(
 
 
 def test_two_streams_do_not_share_tickets(at_once: None) -> None:
-    rows = decoding(8, False)
+    rows = decoding(8, "bf16")
     expected, _ = attended(rows, 16)
     torch.cuda.synchronize()
     streams, outs = [torch.cuda.Stream(), torch.cuda.Stream()], []
@@ -108,9 +119,9 @@ def test_replays_and_usual_launches_take_turns(
     """`is_first`: the graph is recorded before anything was launched over its cache."""
     monkeypatch.setattr(triton_parts, "WAVES", 100)
     triton_parts._TICKETS.clear()
-    rows = decoding(num_rows, False, 2048)
+    rows, other = (full(num_rows) for _ in range(2))
     lengths = rows.tensors[4]
-    warm = decoding(num_rows, False, 2048) if is_first else rows  # compiles
+    warm = other if is_first else rows  # compiles
     attended(warm, 3)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -133,12 +144,13 @@ def test_replays_and_usual_launches_take_turns(
             assert torch.equal(attended(rows, 3)[0], out)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@KINDS
 @pytest.mark.parametrize("num_rows", [1, 8, 16])
 def test_decoding_that_turns_writes_and_measures_may_combine_at_once(
-    num_rows: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+    num_rows: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = decoding(num_rows, fp8, 2000)
+    rows = decoding(num_rows, kind, 2000)
+    monkeypatch.setattr(triton_attention, "IN_PAIRS", kind == "e4m3 in pairs")
     _, cache, table, starts, lengths = rows.tensors
     last = lengths.long() - 1
     slots = table[torch.arange(num_rows, device="cuda"), last // 64].long() * 64 + last % 64
