@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -63,24 +64,24 @@ def test_programs_wait_for_nothing_but_inner_rows(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     at_once(monkeypatch, num_tokens, num_held)
-    product = compiled(num_tokens)
-    assert product.stack_bytes == 0
-    assert product.count("QGMMA") > 0
-    assert product.count("HMMA") == product.count("HGMMA") == 0
-    assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
+    binary = compiled(num_tokens)
+    assert binary.stack_bytes == 0
+    assert binary.count("QGMMA") > 0
+    assert binary.count("HMMA") == binary.count("HGMMA") == 0
+    assert binary.count("LDG.E.U8") == binary.count("LDGSTS.E.U8") == 0
     # So many programs at a time on a multiprocessor, each of which takes 1 KiB more than its own.
-    assert programs * (product.shared_bytes + 1024) <= 228 * 1024
-    assert programs * 128 * product.registers <= 64 * 1024
+    assert programs * (binary.shared_bytes + 1024) <= 228 * 1024
+    assert programs * 128 * binary.registers <= 64 * 1024
     # What all threads of a program wrote is written before it counts.
-    assert product.count("MEMBAR.ALL.GPU") == product.count("REDG.E.ADD.STRONG.GPU") == 1
-    counting = product.sass.index("REDG.E.ADD.STRONG.GPU")
-    assert "MEMBAR.ALL.GPU" in product.sass[counting - 1000 : counting]
+    assert binary.count("MEMBAR.ALL.GPU") == binary.count("REDG.E.ADD.STRONG.GPU") == 1
+    counting = binary.sass.index("REDG.E.ADD.STRONG.GPU")
+    assert "MEMBAR.ALL.GPU" in binary.sass[counting - 1000 : counting]
     # Before inner rows are whole only weights and their scales are read. After that the cache's
     # old lines are void, and the inner rows come.
-    leaving = product.sass.index("ATOMG.E.ADD.STRONG.GPU")
-    second = product.sass[product.sass.index("LDG.E.STRONG.GPU") : leaving]
+    leaving = binary.sass.index("ATOMG.E.ADD.STRONG.GPU")
+    second = binary.sass[binary.sass.index("LDG.E.STRONG.GPU") : leaving]
     waits, after = second.rsplit("CCTL.IVALL", 1)
-    held = re.findall(r"LDG\.E\.EF\.128", product.sass)
+    held = re.findall(r"LDG\.E\.EF\.128", binary.sass)
     assert len(held) == waits.count("LDG.E.EF.128") == num_held * 64 // 16 // 128
     assert "LDGSTS" not in waits
     assert "LDG.E.128" not in waits
@@ -90,17 +91,21 @@ def test_programs_wait_for_nothing_but_inner_rows(
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("num_held", [0, 256, 512, 1024])
-@pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 16, 64])
 @pytest.mark.parametrize(
-    ("width", "shared_width", "shift"),
-    [(1408, 1408, 0), (704, 704, 0), (352, 352, 64), (1408, 704, 64)],
+    ("width", "shared_width", "shift", "num_tokens", "num_held"),
+    [
+        *((1408, 1408, 0, *case) for case in product((1, 3, 4, 5, 16, 64), (0, 256, 512))),
+        *((704, 704, 0, *case) for case in product((1, 4, 16), (256, 512))),
+        *((352, 352, 64, *case) for case in product((1, 4, 16), (256, 512))),
+        *((1408, 704, 64, *case) for case in product((1, 4, 16), (0, 256))),
+        (1408, 1408, 0, 1, 1024),
+    ],
 )
 def test_the_bits_are_those_of_two_launches(
-    num_tokens: int,
     width: int,
     shared_width: int,
     shift: int,
+    num_tokens: int,
     num_held: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
