@@ -2,6 +2,7 @@
 
 defer_sums=0       norms do not carry out the sums before them
 tuned=0            products take the rules' tiles, not the table's (`kernels/tiles.json`)
+norm_reads_first=1 norms ask for all that they add before they wait for any of it
 route_at_once=8    so many tokens are routed in one launch
 experts_at_once=4  both products of the experts of up to so many tokens are one launch
 experts_held=512   … whose waiting programs have read so many weights of each output (0, 256, …)
@@ -21,7 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from glimt.kernels import choice, draws, tiles
-from glimt.kernels.twins import triton_attention, triton_experts, triton_parts, triton_router
+from glimt.kernels.twins import (
+    triton_attention,
+    triton_experts,
+    triton_parts,
+    triton_router,
+    triton_rows,
+)
 from glimt.processes import build as processes_build
 from glimt.runner import build, streams
 
@@ -30,6 +37,7 @@ Switches = dict[str, int | str]
 _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "tuned": (tiles, "TUNED"),
+    "norm_reads_first": (triton_rows, "READS_FIRST"),
     "route_at_once": (triton_router, "AT_ONCE"),
     "experts_at_once": (triton_experts, "AT_ONCE"),
     "experts_held": (triton_experts, "NUM_HELD"),

@@ -10,11 +10,24 @@ from torch import Tensor
 
 from glimt.kernels.pending import ALL_HERE, Delta, ExpertRows, LinearParts
 from glimt.kernels.reference import QuantizedRows
-from glimt.kernels.triton_support import launch, power_of_two, row_scale, to_bf16, to_fp8
+from glimt.kernels.triton_support import (
+    fetch_ahead,
+    launch,
+    power_of_two,
+    row_scale,
+    to_bf16,
+    to_fp8,
+)
 
 MAX_WIDTH = 32768  # a row lies in the registers of one program
 
 _ALL_HERE = tl.constexpr(ALL_HERE)
+
+# Whether a norm asks for all that it adds before it waits for any of it. By itself Triton gives a
+# thread 16 numbers in a row, as many as it stores of e4m3 at a time, so threads read float32 64
+# bytes apart; and the assembler saves registers by waiting for memory four times.
+READS_FIRST = False
+ENOUGH_REGISTERS = 128  # for each thread, to hold what is on the way
 
 # What a norm adds first.
 _NOTHING, _PLAIN, _PARTS, _EXPERTS, _EXPERTS_AND_SHARED = (tl.constexpr(kind) for kind in range(5))
@@ -31,6 +44,38 @@ def _store_quantized(x, q_ptr, scale_ptr, column, width: tl.constexpr):
 
 
 @triton.jit
+def columns(block: tl.constexpr, side_by_side: tl.constexpr):
+    """0 … block - 1, with `side_by_side` no more than four in a row in each thread."""
+    if side_by_side:
+        return tl.max_contiguous(tl.arange(0, block), 4)
+    return tl.arange(0, block)
+
+
+@triton.jit
+def normed_row(x, weight, eps, width: tl.constexpr):
+    """The norm, bfloat16, of the row x (float32, zeros beyond the width)."""
+    inverse = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
+    return to_bf16(weight * to_bf16(x * inverse).to(tl.float32))
+
+
+@triton.jit
+def store_row(
+    normed,
+    normed_ptr,
+    q_ptr,
+    scale_ptr,
+    column,
+    width: tl.constexpr,
+    quantizes: tl.constexpr,
+):
+    """Write a row's norm, and quantised if that is wanted."""
+    row = tl.program_id(0).to(tl.int64)
+    tl.store(normed_ptr + row * width + column, normed, mask=column < width)
+    if quantizes:
+        _store_quantized(normed.to(tl.float32), q_ptr, scale_ptr, column, width)
+
+
+@triton.jit
 def store_normed(
     x,
     weight,
@@ -43,12 +88,8 @@ def store_normed(
     quantizes: tl.constexpr,
 ):
     """Norm the row x (float32, zeros beyond the width), and quantise the norm if that is wanted."""
-    row = tl.program_id(0).to(tl.int64)
-    inverse = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
-    normed = to_bf16(weight * to_bf16(x * inverse).to(tl.float32))
-    tl.store(normed_ptr + row * width + column, normed, mask=column < width)
-    if quantizes:
-        _store_quantized(normed.to(tl.float32), q_ptr, scale_ptr, column, width)
+    normed = normed_row(x, weight, eps, width)
+    store_row(normed, normed_ptr, q_ptr, scale_ptr, column, width, quantizes)
 
 
 @triton.jit
@@ -115,6 +156,7 @@ def rms_norm_kernel(
     num_rows,
     width: tl.constexpr,
     block: tl.constexpr,
+    reads_first: tl.constexpr,
     kind: tl.constexpr,
     count: tl.constexpr,
     num_experts: tl.constexpr,
@@ -122,7 +164,9 @@ def rms_norm_kernel(
 ):
     """See `reference.add_rms_norm_quantize`; without adding or quantising the simpler ones."""
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
+    if reads_first:
+        fetch_ahead(weight_ptr, width, block)
+    column = columns(block, reads_first)
     inside = column < width
     place = row * width + column
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
@@ -283,9 +327,11 @@ def _norm(
             num_tokens,
             width,
             block,
+            READS_FIRST,
             *constants,
             quantizes,
             warps=warps,
+            registers=ENOUGH_REGISTERS if READS_FIRST else None,
         )
     return normed_TD, sum_TD, q_TD, scale_T1
 

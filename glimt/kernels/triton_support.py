@@ -113,6 +113,20 @@ def stream(
 
 
 @triton.jit
+def fetch_ahead(ptr, count: tl.constexpr, block: tl.constexpr):
+    """Have `count` numbers of two bytes, up to a `block`, come into the cache.
+
+    The assembler may put off a reading until its value is wanted, but not this.
+    """
+    if not INTERPRETED:
+        line = tl.arange(0, (block + 63) // 64) * 64  # of 128 bytes
+        at = (ptr + tl.minimum(line, count - 1)).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def came_last(arrived_ptr, count):
     """Whether this program is the last of `count` to come here; it then sees what all have stored.
 
@@ -153,16 +167,24 @@ _COMPILED: dict[tuple[Any, ...], Any] = {}
 
 
 def launch(
-    kernel: Any, grid: tuple[int, int, int], *arguments: Any, warps: int = 4, stages: int = 3
+    kernel: Any,
+    grid: tuple[int, int, int],
+    *arguments: Any,
+    warps: int = 4,
+    stages: int = 3,
+    registers: int | None = None,
 ) -> None:
     """`kernel[grid](*arguments)` for arguments in order, at a fraction of the host's time.
 
     Triton looks at all arguments of each launch to find what it has compiled for them. Here the
     constants and types are enough: pointers are multiples of 16 (`fits`) unless they are read one
     number at a time, and no kernel is specialised for the values of its integers: those that must
-    be known as multiples of something (strides) are constants.
+    be known as multiples of something (strides) are constants. Up to so many `registers` for each
+    thread are used as freely as waiting can be saved by them.
     """
     options = {"num_warps": warps, "num_stages": stages}
+    if registers is not None:
+        options["maxnreg"] = registers
     if INTERPRETED.value:
         kernel[grid](*arguments, **options)
         return
@@ -171,6 +193,7 @@ def launch(
         kernel,
         warps,
         stages,
+        registers,
         arguments[0].device,
         *[arguments[place] for place in constants],
         *[getattr(arguments[place], "dtype", None) for place in others],

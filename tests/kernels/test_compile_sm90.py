@@ -403,6 +403,37 @@ def test_norms_add_the_parts_of_a_product_in_wide_loads(num_parts: int) -> None:
     assert norm.count("LDG.E.128") >= 4 * num_parts
 
 
+@pytest.mark.parametrize("num_parts", [4, also(8)])
+def test_norms_may_ask_for_all_parts_before_they_add_one(
+    num_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_rows, "READS_FIRST", True)
+    x, weight, scale = meta(1, 4096), meta(4096), meta(4096, dtype=torch.float32)
+    parts = LinearParts(
+        meta(num_parts, 1, 4096, dtype=torch.float32), meta(1, 1, dtype=torch.float32), scale
+    )
+    (norm,) = binaries(lambda: triton_rows.add_rms_norm_quantize(x, parts, weight, 1e-5))
+    assert norm.stack_bytes == 0
+    assert norm.registers <= 128
+    assert norm.sass.partition("FADD")[0].count("LDG.E.128") >= 2 * num_parts
+    assert norm.count("CCTL.E.PF2") == 1  # the weights, which are wanted last
+    assert norm.shared_bytes <= 1024  # nothing but sums passes through it
+
+
+def test_norms_that_ask_first_have_room_for_the_rows_of_experts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton_rows, "READS_FIRST", True)
+    weights, experts = meta(1, 8, dtype=torch.float32), meta(1, 8, dtype=torch.int64)
+    rows = ExpertRows(meta(9, 4096), weights, experts, 0, True)
+    (norm,) = binaries(
+        lambda: triton_rows.add_rms_norm_quantize(meta(1, 4096), rows, meta(4096), 1e-5)
+    )
+    assert norm.stack_bytes == 0
+    assert norm.sass.partition("FFMA")[0].count("LDG.E.64") >= 9
+    assert norm.shared_bytes <= 1024
+
+
 def test_norms_add_the_rows_of_experts_in_wide_loads() -> None:
     x, weight = meta(ROWS, 4096), meta(4096)
     weights, experts = meta(ROWS, 8, dtype=torch.float32), meta(ROWS, 8, dtype=torch.int64)

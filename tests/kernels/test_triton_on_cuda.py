@@ -10,11 +10,12 @@ from glimt import kernels
 from glimt.kernels import (
     Fp8Mlp,
     QuantizedRows,
+    pending,
     reference,
     reference_experts,
     reference_messages,
 )
-from glimt.kernels.twins import has_twin, triton_grouped
+from glimt.kernels.twins import has_twin, triton_grouped, triton_rows
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -329,6 +330,30 @@ def test_a_graph_repeats_whole_experts_beside_a_share_of_the_shared_one(num_toke
         out.fill_(torch.nan)
         graph.replay()
         assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 300])
+@pytest.mark.parametrize("width", [16, 1408, 4096, 5120, 12288])
+def test_norms_that_ask_first_add_the_same(
+    num_tokens: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, g = randn(num_tokens, width), randn(width, seed=1)
+    parts = pending.LinearParts(
+        randn(4 * num_tokens, width, seed=2).float().view(4, num_tokens, width),
+        randn(num_tokens, 1, seed=3).float(),
+        randn(width, seed=4).float(),
+    )
+    weights = randn(num_tokens, 8, seed=5).float()
+    experts = torch.randint(0, 16, (num_tokens, 8), device="cuda")
+    rows = pending.ExpertRows(randn(9 * num_tokens, width, seed=6), weights, experts, 12, True)
+    for delta in (None, randn(num_tokens, width, seed=7), parts, rows):
+        monkeypatch.setattr(triton_rows, "READS_FIRST", False)
+        expected, total_expected = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+        monkeypatch.setattr(triton_rows, "READS_FIRST", True)
+        got, total = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+        assert torch.equal(total, total_expected)
+        near(got.x_TI, expected.x_TI, 0.002)  # squares are added in another order
+        quantized_as_defined(got)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 16])

@@ -17,6 +17,11 @@ def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["", "reads first"])
+def reads_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_rows, "READS_FIRST", request.param)
+
+
 def check(delta: LinearParts | ExpertRows, alone: Tensor) -> None:
     """`alone` is the sum as a kernel of its own carries it out."""
     torch.testing.assert_close(delta.total(), alone, rtol=0.01, atol=1e-4)
