@@ -50,22 +50,28 @@ def num_splits(num_programs: int, max_context_len: int, least_tokens: int, value
     Enough for the device, not more than are worth it, and at least enough that a row of the
     longest context does not keep the others waiting. `value_bytes` of the cache's numbers.
     """
-    most = min(tiles_of(max_context_len, least_tokens), MAX_SPLITS)
+    most = max(1, min(tiles_of(max_context_len, least_tokens), MAX_SPLITS))
     least = max(max_context_len // 4096, 1)
     if WAVES == 0:
         return min(max(PROGRAMS // num_programs, least), most)
-    at_once = _PROCESSORS * resident(value_bytes)
-    return _cheapest(num_programs, max_context_len / 2, min(least, most), most, at_once, WAVES)
+    rooms = tuple(_PROCESSORS * resident(value_bytes, combines) for combines in (False, True))
+    return _cheapest(num_programs, max_context_len / 2, min(least, most), most, rooms, WAVES)
 
 
-def resident(value_bytes: int) -> int:
-    """Programs that a processor runs at a time; `value_bytes` of the cache's numbers."""
-    return (_RESIDENT_AT_ONCE if COMBINE_AT_ONCE else _RESIDENT)[min(value_bytes, 2)]
+def resident(value_bytes: int, combines: bool) -> int:
+    """Programs that a processor runs at a time, of those that have parts to combine or none."""
+    at_once = combines and COMBINE_AT_ONCE
+    return (_RESIDENT_AT_ONCE if at_once else _RESIDENT)[min(value_bytes, 2)]
 
 
 @functools.lru_cache(maxsize=1024)
 def _cheapest(
-    num_programs: int, tokens: float, least: int, most: int, at_once: int, alone_percent: int
+    num_programs: int,
+    tokens: float,
+    least: int,
+    most: int,
+    rooms: tuple[int, ...],
+    alone_percent: int,
 ) -> int:
     """The splits, least … most, of which the whole takes least time; time is in tokens of a wave.
 
@@ -75,8 +81,9 @@ def _cheapest(
     """
 
     def cost(splits: int) -> float:
-        whole, rest = divmod(num_programs * splits, at_once)
-        waves = whole + (max(rest / at_once, alone_percent / 100) if rest else 0.0)
+        room = rooms[splits > 1]
+        whole, rest = divmod(num_programs * splits, room)
+        waves = whole + (max(rest / room, alone_percent / 100) if rest else 0.0)
         if splits == 1:
             return waves * (tokens + _START_TOKENS)
         parts = waves * (tokens / splits + _START_TOKENS + _PART_TOKENS)

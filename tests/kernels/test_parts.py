@@ -26,6 +26,7 @@ def test_parts_are_worth_it_and_long_contexts_have_enough(
             count = splits(rows, context, value_bytes)
             assert 1 <= count <= min(triton_parts.MAX_SPLITS, -(-context // LEAST))
             assert count >= min(context // 4096, triton_parts.MAX_SPLITS)
+        assert splits(rows, 0, value_bytes) == 1  # rows that have no context yet
 
 
 def test_few_rows_are_spread_over_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +62,4 @@ def test_programs_that_combine_take_more_registers(monkeypatch: pytest.MonkeyPat
     apart = [splits(rows, 2048) for rows in ROWS]
     monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", 1)
     assert [splits(rows, 2048) for rows in ROWS] != apart
+    assert splits(82, 2048) == 1  # without parts they are as many as ever: 656 of 660
