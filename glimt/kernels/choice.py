@@ -111,6 +111,7 @@ def route(
     num_groups_per_token: int,
     norm_topk_prob: bool,
     scale: float,
+    first_expert: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See `reference_experts.route`.
 
@@ -131,6 +132,7 @@ def route(
             num_experts_per_token=num_experts_per_token,
             norm_topk_prob=norm_topk_prob,
             scale=scale,
+            first_expert=first_expert,
         )
         return routed
     return reference_experts.route(
@@ -142,6 +144,7 @@ def route(
         num_groups_per_token=num_groups_per_token,
         norm_topk_prob=norm_topk_prob,
         scale=scale,
+        first_expert=first_expert,
     )
 
 

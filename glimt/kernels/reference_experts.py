@@ -31,12 +31,13 @@ def route(
     num_groups_per_token: int,
     norm_topk_prob: bool,
     scale: float,
+    first_expert: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """(weights float32 [T, K], experts int64 [T, K]) of every token, all in float32.
 
     s = sigmoid(W x); the K largest s + bias are taken, weighted by their s (the bias only selects).
     With several groups, only experts of the best groups count; a group's score is the sum of its
-    two best biased scores.
+    two best biased scores. Experts are counted from `first_expert`: those before it are negative.
     """
     scores_TE = _sigmoid(linear(x_TD.float(), weight_ED.float()))
     biased_TE = scores_TE + bias_E
@@ -46,6 +47,8 @@ def route(
     weights_TK = scores_TE.gather(-1, experts_TK)
     if norm_topk_prob:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+    if first_expert:
+        experts_TK = experts_TK - first_expert
     return weights_TK * scale, experts_TK
 
 

@@ -173,13 +173,14 @@ def _in_turn(
     return chosen, weights
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "first_expert"])
 def select_kernel(
     logit_ptr,
     bias_ptr,
     weight_ptr,
     expert_ptr,
     num_tokens,
+    first_expert,
     scale,
     num_experts: tl.constexpr,
     per_token: tl.constexpr,
@@ -192,7 +193,7 @@ def select_kernel(
     """The experts of one token and their weights."""
     _select(
         logit_ptr, bias_ptr, weight_ptr, expert_ptr, tl.program_id(0).to(tl.int64), num_tokens,
-        scale, num_experts, per_token, block_e, block_k, parts, normalizes, at_once,
+        first_expert, scale, num_experts, per_token, block_e, block_k, parts, normalizes, at_once,
     )  # fmt: skip
 
 
@@ -204,6 +205,7 @@ def _select(
     expert_ptr,
     token,
     num_tokens,
+    first_expert,
     scale,
     num_experts: tl.constexpr,
     per_token: tl.constexpr,
@@ -227,10 +229,10 @@ def _select(
         weight = weight / _total(tl.where(is_taken, weight, 0.0))
     out = token * per_token + place
     tl.store(weight_ptr + out, weight * scale, mask=is_taken)
-    tl.store(expert_ptr + out, expert.to(tl.int64), mask=is_taken)
+    tl.store(expert_ptr + out, expert.to(tl.int64) - first_expert, mask=is_taken)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "first_expert"])
 def route_kernel(
     x_ptr,
     router_ptr,
@@ -240,6 +242,7 @@ def route_kernel(
     expert_ptr,
     arrived_ptr,
     num_tokens,
+    first_expert,
     scale,
     num_inputs: tl.constexpr,
     num_experts: tl.constexpr,
@@ -265,7 +268,8 @@ def route_kernel(
     if came_last(arrived_ptr + token, tl.num_programs(0) * parts):
         _select(
             logit_ptr, bias_ptr, weight_ptr, expert_ptr, token.to(tl.int64), num_tokens,
-            scale, num_experts, per_token, block_all, block_k, parts, normalizes, True,
+            first_expert, scale,
+            num_experts, per_token, block_all, block_k, parts, normalizes, True,
         )  # fmt: skip
 
 
@@ -278,6 +282,7 @@ def route(
     num_experts_per_token: int,
     norm_topk_prob: bool,
     scale: float,
+    first_expert: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """See `reference_experts.route`; `arrived_T` as in `choice.route`."""
     num_tokens, num_experts = len(x_TD), len(weight_ED)
@@ -291,15 +296,15 @@ def route(
     logits_STE = x_TD.new_empty((parts, num_tokens, num_experts), dtype=torch.float32)
     product = (tile.block_t, tile.block_e, tile.block_d)
     choice = (power_of_two(num_experts), power_of_two(num_experts_per_token), parts, norm_topk_prob)
+    chosen, counts = (bias_E, weights_TK, experts_TK), (num_experts, num_experts_per_token)
+    given = (num_tokens, first_expert, float(scale))
     can_place = num_experts <= _MAX_PLACED_EXPERTS
     if can_place and arrived_T is not None and num_tokens <= min(AT_ONCE, len(arrived_T)):
         launch(
             route_kernel,
             (tiles[0], num_tokens, parts),
-            *(x_TD, weight_ED, logits_STE, bias_E, weights_TK, experts_TK, arrived_T),
-            *(num_tokens, float(scale), x_TD.shape[1], num_experts, num_experts_per_token),
-            *product,
-            *choice,
+            *(x_TD, weight_ED, logits_STE, *chosen, arrived_T),
+            *(*given, x_TD.shape[1], *counts, *product, *choice),
             warps=4,
             stages=tile.stages,
         )
@@ -308,9 +313,7 @@ def route(
         logits_kernel,
         (*tiles, parts),
         *(x_TD, weight_ED, logits_STE),
-        *(num_tokens, x_TD.shape[1], num_experts),
-        *product,
-        parts,
+        *(num_tokens, x_TD.shape[1], num_experts, *product, parts),
         warps=4,
         stages=tile.stages,
     )
@@ -318,12 +321,7 @@ def route(
     launch(
         select_kernel,
         (num_tokens, 1, 1),
-        logits_STE,
-        bias_E,
-        weights_TK,
-        experts_TK,
-        *(num_tokens, float(scale), num_experts, num_experts_per_token),
-        *choice,
+        *(logits_STE, *chosen, *given, *counts, *choice),
         at_once,
         warps=4 if at_once else 1,
     )

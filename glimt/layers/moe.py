@@ -48,8 +48,8 @@ class Router(nn.Module):
         self.arrived_T: Tensor
         self.register_buffer("arrived_T", arrived_T, persistent=False)
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """(weights float32 [T, K], experts int64 [T, K])."""
+    def forward(self, x_TD: Tensor, first_expert: int = 0) -> tuple[Tensor, Tensor]:
+        """(weights float32 [T, K], experts int64 [T, K], counted from `first_expert`)."""
         return kernels.route(
             x_TD,
             self.weight,
@@ -60,6 +60,7 @@ class Router(nn.Module):
             num_groups_per_token=self.routing.num_groups_per_token,
             norm_topk_prob=self.routing.norm_topk_prob,
             scale=self.routing.scale,
+            first_expert=first_expert,
         )
 
 
@@ -133,16 +134,17 @@ class Experts(nn.Module):
         experts_TK: Tensor,
         shared: Fp8Mlp | None = None,
         *,
+        first_place: int = 0,
         defers: bool = False,
     ) -> Delta:
         """[T, D]: each token's weighted sum over those of its experts that are here.
 
-        `experts_TK` are places counted over all ranks: the experts' numbers, where they lie in
-        order. An FP8 expert `shared` by all tokens may be added to FP8 experts; with `defers` a
-        norm may be left to carry out that sum.
+        `experts_TK` are places counted over all ranks, from `first_place` on: the experts' numbers,
+        where they lie in order. An FP8 expert `shared` by all tokens may be added to FP8 experts;
+        with `defers` a norm may be left to carry out that sum.
         """
-        if self.first_place:
-            experts_TK = experts_TK - self.first_place
+        if self.first_place != first_place:
+            experts_TK = experts_TK - (self.first_place - first_place)
         fp8 = self.fp8()
         if fp8 is not None:
             if shared is not None:
@@ -199,17 +201,22 @@ class Moe(nn.Module):
         other replicas that share the experts, `exchange` says.
         """
         routed, shared = self.experts.fp8(), self.shared.fp8()
-        weights_TK, experts_TK = self.router(plain(x))
+        # The router counts from this rank's first expert if nobody else asks for their numbers.
+        is_own = self.mesh.dp_size == 1 and self.choices is None and self.mesh.placement is None
+        first = self.experts.first_place if is_own else 0
+        weights_TK, experts_TK = self.router(plain(x), first)
         if self.choices is not None:
             chosen_P = experts_TK.flatten()
             self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))
         experts_TK = self.places(experts_TK)
         if self.mesh.dp_size == 1 and shared is not None and routed is not None:
-            y_TD: Delta = self.experts(x, weights_TK, experts_TK, shared, defers=self.defers)
+            y_TD: Delta = self.experts(
+                x, weights_TK, experts_TK, shared, first_place=first, defers=self.defers
+            )
             return y_TD
         if self.mesh.dp_size == 1 or self.mesh.beside is None:
             shared_TD: Tensor = self.shared(x)
-            return self._routed(x, weights_TK, experts_TK, exchange) + shared_TD
+            return self._routed(x, weights_TK, experts_TK, exchange, first) + shared_TD
         # While rows travel, which waits for other GPUs.
         joined = self.mesh.beside.begin(lambda: self.shared(x))
         routed_TD = self._routed(x, weights_TK, experts_TK, exchange)
@@ -228,10 +235,11 @@ class Moe(nn.Module):
         weights_TK: Tensor,
         places_TK: Tensor,
         exchange: Exchange,
+        first_place: int = 0,
     ) -> Tensor:
         """[T, D]: this rank's part of the routed experts' sum, of the replicas that share them."""
         if self.mesh.dp_size == 1:
-            routed_TD: Tensor = self.experts(x, weights_TK, places_TK)
+            routed_TD: Tensor = self.experts(x, weights_TK, places_TK, first_place=first_place)
             return routed_TD
         return shared_experts(
             self.mesh,

@@ -153,4 +153,4 @@ def test_launches_of_a_layer_are_counted_without_a_gpu() -> None:
     assert "1 x gate_up_kernel" in told
     # Over GPUs each sum is part of a norm, and whole experts take the kernels that split ones do.
     assert split <= alone + 1
-    assert whole <= split + 1
+    assert whole <= split

@@ -51,6 +51,17 @@ def test_experts_and_weights_are_those_defined(
     torch.testing.assert_close(dense(*got, num_experts), dense(*expected, num_experts))
 
 
+@pytest.mark.parametrize("num_tokens", [2, 70])  # found at once, and one after the other
+def test_experts_may_be_counted_from_a_rank_s_first(num_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    x, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (num_tokens, 8))
+    rule = {"num_experts_per_token": 3, "norm_topk_prob": True, "scale": 1.0}
+    weights, experts = triton_router.route(x, weight, torch.zeros(8), **rule)
+    own = triton_router.route(x, weight, torch.zeros(8), first_expert=4, **rule)
+    assert torch.equal(own[0], weights)
+    assert torch.equal(own[1], experts - 4)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 5])
 @pytest.mark.parametrize("normalizes", [False, True])
 def test_places_are_found_at_once_as_one_after_the_other(
