@@ -4,6 +4,7 @@ defer_sums=0       norms do not carry out the sums before them
 tuned=0            products take the rules' tiles, not the table's (`kernels/tiles.json`)
 norm_reads_first=1 norms ask for all that they add before they wait for any of it
 route_at_once=8    so many tokens are routed in one launch
+norm_and_route=1   … in one with the norm before, by norm_groups=16 programs for each tile
 experts_at_once=4  both products of the experts of up to so many tokens are one launch
 experts_held=512   … whose waiting programs have read so many weights of each output (0, 256, …)
 few_by_kernel=1    two kernels find where a small top_k cuts
@@ -25,6 +26,7 @@ from glimt.kernels import choice, draws, tiles
 from glimt.kernels.twins import (
     triton_attention,
     triton_experts,
+    triton_norm_route,
     triton_parts,
     triton_router,
     triton_rows,
@@ -39,6 +41,8 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "tuned": (tiles, "TUNED"),
     "norm_reads_first": (triton_rows, "READS_FIRST"),
     "route_at_once": (triton_router, "AT_ONCE"),
+    "norm_and_route": (triton_norm_route, "AT_ONCE"),
+    "norm_groups": (triton_norm_route, "GROUPS"),
     "experts_at_once": (triton_experts, "AT_ONCE"),
     "experts_held": (triton_experts, "NUM_HELD"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),

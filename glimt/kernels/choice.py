@@ -17,6 +17,7 @@ from glimt.kernels.twins import (
     runs_on,
     triton_experts,
     triton_linear,
+    triton_norm_route,
     triton_plan,
     triton_router,
     triton_rows,
@@ -146,6 +147,44 @@ def route(
         scale=scale,
         first_expert=first_expert,
     )
+
+
+def norm_and_route(
+    x_TD: Tensor,
+    delta_TD: Delta,
+    norm_D: Tensor,
+    eps: float,
+    router_ED: Tensor,
+    bias_E: Tensor,
+    arrived_T: Tensor,
+    *,
+    quantizes: bool,
+    num_experts_per_token: int,
+    num_groups: int,
+    num_groups_per_token: int,
+    norm_topk_prob: bool,
+    scale: float,
+) -> tuple[QuantizedRows, Tensor, tuple[Tensor, Tensor]] | None:
+    """(the norm's rows, x + delta, `route` of those rows); as `add_rms_norm_quantize` and `route`.
+
+    None where one kernel is not for it: many tokens, a row that it cannot split evenly, groups.
+    Unless it `quantizes`, only the rows themselves mean something.
+    """
+    if triton_norm_route is None or num_groups > 1 or router_ED.dtype != x_TD.dtype:
+        return None
+    tensors = (delta_TD,) if isinstance(delta_TD, Tensor) else delta_TD
+    parts = [part for part in tensors if isinstance(part, Tensor)]
+    if not has_twin(x_TD, *parts, norm_D, router_ED, bias_E) or x_TD.shape[1] % 16:
+        return None
+    done: tuple[QuantizedRows, Tensor, tuple[Tensor, Tensor]] | None
+    done = triton_norm_route.norm_and_route(
+        *(x_TD, delta_TD, norm_D, eps, router_ED, bias_E, arrived_T),
+        quantizes=quantizes,
+        num_experts_per_token=num_experts_per_token,
+        norm_topk_prob=norm_topk_prob,
+        scale=scale,
+    )
+    return done
 
 
 def fp8_few_experts(

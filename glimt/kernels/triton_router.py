@@ -28,12 +28,12 @@ MAX_EXPERTS = 1024
 AT_ONCE = 0
 # Up to so many, all places are found at once, by comparing each expert with each: that is faster
 # where one token after the other is waited for, and more work where there are many.
-_MAX_PLACED_TOKENS, _MAX_PLACED_EXPERTS = 64, 256
+_MAX_PLACED_TOKENS, MAX_PLACED_EXPERTS = 64, 256
 _MAX_PARTS = 16
 _PROGRAMS = 128  # about one for each processor
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """Experts, tokens and inputs of a step of a program."""
 
     block_e: int
@@ -42,12 +42,12 @@ class _Tile(NamedTuple):
     stages: int
 
 
-def _tile(num_tokens: int, num_experts: int) -> _Tile:
+def _tile(num_tokens: int, num_experts: int) -> Tile:
     """Few tokens: many programs with a few experts each, which read the matrix once. Many: all
     experts in one program if they fit, so that tokens are read once."""
     if num_tokens <= 64:
-        return _Tile(16, max(16, power_of_two(num_tokens)), 256, 3)
-    return _Tile(max(16, min(128, power_of_two(num_experts))), 64, 64, 4)
+        return Tile(16, max(16, power_of_two(num_tokens)), 256, 3)
+    return Tile(max(16, min(128, power_of_two(num_experts))), 64, 64, 4)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -114,9 +114,19 @@ def _total(weights):
 
 
 @triton.jit
+def biases(bias_ptr, num_experts: tl.constexpr, block_e: tl.constexpr, lines: tl.constexpr = 1):
+    """[lines, experts], of which the first line is filled; for `select`, which needs them late.
+
+    Of fewer numbers than threads Triton would let each thread read all that it compares.
+    """
+    place = tl.arange(0, lines)[:, None] * block_e + tl.arange(0, block_e)[None, :]
+    return tl.load(bias_ptr + place, mask=place < num_experts, other=0.0)
+
+
+@triton.jit
 def _scores(
     logit_ptr,
-    bias_ptr,
+    bias,
     token,
     num_tokens,
     num_experts: tl.constexpr,
@@ -126,15 +136,16 @@ def _scores(
     """(experts, their scores, the same with the bias by which they are chosen) of one token."""
     expert = tl.arange(0, block_e)
     inside = expert < num_experts
-    logit = tl.zeros([block_e], tl.float32)
-    at = logit_ptr + token * num_experts + expert
+    lines: tl.constexpr = bias.shape[0]
+    place = tl.arange(0, lines)[:, None] * block_e + expert[None, :]
+    logit = tl.zeros([lines, block_e], tl.float32)
+    at = logit_ptr + token * num_experts + place
     for _ in tl.static_range(parts):
         # From the cache that all processors share: programs of this launch may have written them.
-        logit += tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
+        logit += tl.load(at, mask=place < num_experts, other=0.0, cache_modifier=".cg")
         at += num_tokens * num_experts
-    score = 1.0 / (1.0 + tl.exp(-logit))
-    bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
-    biased = tl.where(inside, score + bias, float("-inf"))
+    score = 1.0 / (1.0 + tl.exp(-tl.sum(logit, axis=0)))
+    biased = tl.where(inside, score + tl.sum(bias, axis=0), float("-inf"))
     return expert, score, biased
 
 
@@ -191,16 +202,17 @@ def select_kernel(
     at_once: tl.constexpr,
 ):
     """The experts of one token and their weights."""
-    _select(
-        logit_ptr, bias_ptr, weight_ptr, expert_ptr, tl.program_id(0).to(tl.int64), num_tokens,
+    bias = biases(bias_ptr, num_experts, block_e)
+    select(
+        logit_ptr, bias, weight_ptr, expert_ptr, tl.program_id(0).to(tl.int64), num_tokens,
         first_expert, scale, num_experts, per_token, block_e, block_k, parts, normalizes, at_once,
     )  # fmt: skip
 
 
 @triton.jit
-def _select(
+def select(
     logit_ptr,
-    bias_ptr,
+    bias,
     weight_ptr,
     expert_ptr,
     token,
@@ -217,7 +229,7 @@ def _select(
 ):
     """One token's experts and their weights; found `at_once`, or the best, then the next."""
     expert, weight, biased = _scores(
-        logit_ptr, bias_ptr, token, num_tokens, num_experts, block_e, parts
+        logit_ptr, bias, token, num_tokens, num_experts, block_e, parts
     )
     if at_once:
         place = _places(expert, biased)
@@ -260,14 +272,15 @@ def route_kernel(
     Products have `block_t` columns, of which one is filled: the bits are those of two launches.
     """
     token = tl.program_id(1)
+    bias = biases(bias_ptr, num_experts, block_all)
     column = tl.arange(0, block_t)
     _logits_of(
         x_ptr, router_ptr, logit_ptr, token + column, column == 0, num_tokens,
         num_inputs, num_experts, block_e, block_d, parts,
     )  # fmt: skip
     if came_last(arrived_ptr + token, tl.num_programs(0) * parts):
-        _select(
-            logit_ptr, bias_ptr, weight_ptr, expert_ptr, token.to(tl.int64), num_tokens,
+        select(
+            logit_ptr, bias, weight_ptr, expert_ptr, token.to(tl.int64), num_tokens,
             first_expert, scale,
             num_experts, per_token, block_all, block_k, parts, normalizes, True,
         )  # fmt: skip
@@ -290,15 +303,13 @@ def route(
     experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
     if not num_tokens:
         return weights_TK, experts_TK
-    tile = _tile(num_tokens, num_experts)
-    tiles = (tiles_of(num_experts, tile.block_e), tiles_of(num_tokens, tile.block_t))
-    parts = _num_parts(tiles[0] * tiles[1], x_TD.shape[1], tile.block_d)
+    tile, tiles, parts = split(num_tokens, num_experts, x_TD.shape[1])
     logits_STE = x_TD.new_empty((parts, num_tokens, num_experts), dtype=torch.float32)
     product = (tile.block_t, tile.block_e, tile.block_d)
     choice = (power_of_two(num_experts), power_of_two(num_experts_per_token), parts, norm_topk_prob)
     chosen, counts = (bias_E, weights_TK, experts_TK), (num_experts, num_experts_per_token)
     given = (num_tokens, first_expert, float(scale))
-    can_place = num_experts <= _MAX_PLACED_EXPERTS
+    can_place = num_experts <= MAX_PLACED_EXPERTS
     if can_place and arrived_T is not None and num_tokens <= min(AT_ONCE, len(arrived_T)):
         launch(
             route_kernel,
@@ -326,6 +337,13 @@ def route(
         warps=4 if at_once else 1,
     )
     return weights_TK, experts_TK
+
+
+def split(num_tokens: int, num_experts: int, num_inputs: int) -> tuple[Tile, tuple[int, int], int]:
+    """How the sums are: the tile, how many there are of experts and of tokens, and S."""
+    tile = _tile(num_tokens, num_experts)
+    tiles = (tiles_of(num_experts, tile.block_e), tiles_of(num_tokens, tile.block_t))
+    return tile, tiles, _num_parts(tiles[0] * tiles[1], num_inputs, tile.block_d)
 
 
 def _num_parts(tiles: int, num_inputs: int, block_d: int) -> int:

@@ -13,6 +13,7 @@ from glimt.experts.placement import places_of
 from glimt.kernels import Delta, Fp8Mlp, QuantizedRows
 from glimt.layers.dispatch import shared_experts
 from glimt.layers.linear import FP8, Mlp, below, parameter, plain
+from glimt.layers.norm import RmsNorm
 from glimt.parallel.exchange import AS_THEY_ARE, Exchange
 from glimt.parallel.mesh import Mesh
 
@@ -62,6 +63,24 @@ class Router(nn.Module):
             scale=self.routing.scale,
             first_expert=first_expert,
         )
+
+    def of_sum(
+        self, norm: RmsNorm, x_TD: Tensor, delta_TD: Delta
+    ) -> tuple[Tensor | QuantizedRows, Tensor, tuple[Tensor, Tensor]] | None:
+        """(norm of x + delta, x + delta, what `forward` gives for it), where one kernel does it."""
+        done = kernels.norm_and_route(
+            *(x_TD, delta_TD, norm.weight, norm.eps, self.weight, self.bias, self.arrived_T),
+            quantizes=norm.quantizes,
+            num_experts_per_token=self.routing.num_experts_per_token,
+            num_groups=self.routing.num_groups,
+            num_groups_per_token=self.routing.num_groups_per_token,
+            norm_topk_prob=self.routing.norm_topk_prob,
+            scale=self.routing.scale,
+        )
+        if done is None:
+            return None
+        rows, sum_TD, chosen = done
+        return rows if norm.quantizes else rows.x_TI, sum_TD, chosen
 
 
 class Places(nn.Module):
@@ -196,15 +215,22 @@ class Moe(nn.Module):
         self.choices = torch.zeros(count, dtype=torch.int64, device=device)
         self.one = torch.ones(1, dtype=torch.int64, device=device)
 
-    def forward(self, x: Tensor | QuantizedRows, exchange: Exchange = AS_THEY_ARE) -> Delta:
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        exchange: Exchange = AS_THEY_ARE,
+        chosen: tuple[Tensor, Tensor] | None = None,
+    ) -> Delta:
         """[T, D] -> [T, D]. Every rank of a replica sees every token of it; what is exchanged with
-        other replicas that share the experts, `exchange` says.
+        other replicas that share the experts, `exchange` says. `chosen`: the router's result, if
+        it is there already.
         """
         routed, shared = self.experts.fp8(), self.shared.fp8()
         # The router counts from this rank's first expert if nobody else asks for their numbers.
         is_own = self.mesh.dp_size == 1 and self.choices is None and self.mesh.placement is None
+        is_own = is_own and chosen is None
         first = self.experts.first_place if is_own else 0
-        weights_TK, experts_TK = self.router(plain(x), first)
+        weights_TK, experts_TK = chosen or self.router(plain(x), first)
         if self.choices is not None:
             chosen_P = experts_TK.flatten()
             self.choices.scatter_add_(0, chosen_P, self.one.expand_as(chosen_P))

@@ -18,7 +18,7 @@ over the tp axis, so there `delta` is this rank's part. Letters: T tokens, D wid
 from torch import Tensor, nn
 
 from glimt import kernels
-from glimt.kernels import Delta
+from glimt.kernels import Delta, QuantizedRows
 from glimt.layers.attention import Attention, LayerCache, Step
 from glimt.layers.linear import Mlp, below
 from glimt.layers.moe import Moe, Routing
@@ -76,11 +76,21 @@ class DecoderLayer(nn.Module):
         delta_TD = self.attention(h, step, angles, cache)
         if self.norm_1_post is not None:
             delta_TD = self.norm_1_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
-        h, x_TD = self.norm_2.add_parts(x_TD, delta_TD, self.norm_mesh)
-        delta_TD = self.moe(h, step.exchange) if self.is_moe else self.mlp(h)
+        h, x_TD, chosen = self._second_norm(x_TD, delta_TD)
+        delta_TD = self.moe(h, step.exchange, chosen) if self.is_moe else self.mlp(h)
         if self.norm_2_post is not None:
             delta_TD = self.norm_2_post(self.mesh.tp_sum(kernels.settled(delta_TD)))
         return x_TD, delta_TD
+
+    def _second_norm(
+        self, x_TD: Tensor, delta_TD: Delta
+    ) -> tuple[Tensor | QuantizedRows, Tensor, tuple[Tensor, Tensor] | None]:
+        """(h, x, the experts chosen by h if its kernel chose them): norm_2 of x + delta."""
+        if self.is_moe and self.norm_mesh.tp_size == 1:
+            done = self.moe.router.of_sum(self.norm_2, x_TD, delta_TD)
+            if done is not None:
+                return done
+        return *self.norm_2.add_parts(x_TD, delta_TD, self.norm_mesh), None
 
 
 def norm_mesh(config: TextConfig, mesh: Mesh) -> Mesh:

@@ -25,6 +25,7 @@ from glimt.kernels import (  # noqa: E402
     triton_linear,
     triton_messages,
     triton_noise,
+    triton_norm_route,
     triton_parts,
     triton_peer_rows,
     triton_rope,
@@ -316,6 +317,25 @@ def test_the_last_with_a_tokens_logits_chooses_its_experts(
     assert "LDG.E.128" in before
     assert re.search(r"STG(?s:.*)BAR\.SYNC(?s:.*)MEMBAR\.\S+\.GPU", before)
     assert after.count("LDG.E.STRONG.GPU") == 16  # one for each part, past the processor's cache
+
+
+@pytest.mark.parametrize("groups", [8, also(4), also(16)])
+def test_a_norm_and_the_router_behind_it_fit_one_kernel(
+    groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_norm_route, "AT_ONCE", 1)
+    monkeypatch.setattr(triton_norm_route, "GROUPS", groups)
+    rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
+    scales = (meta(1, 1, dtype=torch.float32), meta(4096, dtype=torch.float32))
+    delta = LinearParts(meta(4, 1, 4096, dtype=torch.float32), *scales)
+    bias, arrived = meta(128, dtype=torch.float32), meta(16, dtype=torch.int32)
+    given = (meta(1, 4096), delta, meta(4096), 1e-5, meta(128, 4096), bias, arrived)
+    (both,) = binaries(lambda: triton_norm_route.norm_and_route(*given, quantizes=True, **rule))
+    assert both.stack_bytes == 0
+    assert both.registers <= 168
+    assert both.count("LDG.E.EF.128") == 2 * 16 // groups  # the matrix, before anything is summed
+    assert "LDG.E.EF" not in both.sass[both.sass.index("SHFL") :]
+    assert both.sass.count("LDG.E.STRONG.GPU") == 16  # logits, each once
 
 
 def test_the_router_of_many_tokens_uses_warpgroups() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from glimt import kernels
-from glimt.kernels.twins import triton_router
+from glimt.kernels.pending import LinearParts
+from glimt.kernels.twins import triton_norm_route, triton_router, triton_rows
 from tests.support.poison import poisoned_allocations
 
 pytestmark = [
@@ -31,6 +32,7 @@ Routed = tuple[Tensor, Tensor]
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(triton_router, "AT_ONCE", 16)
+    monkeypatch.setattr(triton_norm_route, "AT_ONCE", 16)
     with poisoned_allocations():
         yield
 
@@ -110,3 +112,55 @@ def test_routers_on_two_streams_do_not_disturb_each_other() -> None:
     for ours, theirs in zip(got, wanted, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             same(one, other)
+
+
+def parts_of(router: Routers, num_tokens: int) -> LinearParts:
+    """What an O product in four parts leaves to a norm."""
+    parts = router.rows(4 * num_tokens).float().view(4, num_tokens, router.width)
+    return LinearParts(
+        parts, router.randn(num_tokens, 1).float(), router.randn(router.width).float()
+    )
+
+
+def normed_and_routed(
+    router: Routers, x: Tensor, delta: LinearParts, g: Tensor
+) -> tuple[Tensor, ...]:
+    given = (x, delta, g, 1e-5, router.weight, router.bias, router.arrived)
+    done = kernels.norm_and_route(*given, quantizes=True, **RULE)
+    assert done is not None
+    rows, total, routed = done
+    return rows.x_TI, rows.q_TI.view(torch.uint8), rows.scale_T1, total, *routed
+
+
+def one_by_one(router: Routers, x: Tensor, delta: LinearParts, g: Tensor) -> tuple[Tensor, ...]:
+    rows, total = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
+    return rows.x_TI, rows.q_TI.view(torch.uint8), rows.scale_T1, total, *router.in_two(rows.x_TI)
+
+
+@pytest.mark.parametrize("reads_first", [False, True])
+@pytest.mark.parametrize("groups", [4, 8, 16])
+@pytest.mark.parametrize(("num_tokens", "num_experts", "width"), [(1, 128, 4096), (3, 160, 4080)])
+def test_a_norm_and_its_router_give_the_same_bits_in_one_launch(
+    num_tokens: int,
+    num_experts: int,
+    width: int,
+    groups: int,
+    reads_first: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton_norm_route, "GROUPS", groups)
+    monkeypatch.setattr(triton_rows, "READS_FIRST", reads_first)
+    router = Routers(num_experts, width)
+    x, delta, g = router.rows(num_tokens), parts_of(router, num_tokens), router.randn(width)
+    normed_and_routed(router, x, delta, g)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = normed_and_routed(router, x, delta, g)
+    for _ in range(1000):
+        x.copy_(router.rows(num_tokens))
+        for tensor in out:
+            tensor.fill_(0)
+        graph.replay()
+        for got, wanted in zip(out, one_by_one(router, x, delta, g), strict=True):
+            assert torch.equal(got, wanted)
+    assert not router.arrived.any()
