@@ -103,6 +103,29 @@ def test_both_products_in_one_launch_give_the_same_bits(
     assert launched == [triton_experts_at_once.experts_kernel] * 3
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "shared_width", "shift"), [(1, 96, 0), (3, 32, 4), (2, 0, 4)]
+)
+def test_rows_without_tensor_cores_are_those_with_them(
+    num_tokens: int, shared_width: int, shift: int
+) -> None:
+    weights, experts = choices(num_tokens, 12, seed=num_tokens)
+    routed = mlps(12 - 2 * shift, 96, 64)
+    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, shared_width or 1, 64)))
+    given = (
+        QuantizedRows.of(randn(num_tokens, 64, seed=3)),
+        weights,
+        experts - shift,
+        routed,
+        shared if shared_width else None,
+    )
+    expected = triton_experts.fp8_experts(*given)
+    for stages in (2, 3):
+        tile = ExpertTile(8, 64, 1, stages, "fma")
+        got = triton_experts.fp8_experts(*given, tile, tile)
+        torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize(("num_tokens", "spread"), [(5, 9), (17, 4), (70, 8), (70, 40)])
 def test_a_plan_has_each_pair_once_in_a_tile_of_its_expert(num_tokens: int, spread: int) -> None:
     _, experts = choices(num_tokens, spread, seed=num_tokens)
