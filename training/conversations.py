@@ -104,12 +104,8 @@ def _picture(
             turns.append(turn)
     if not turns or (chat and turns[-1].skill != "chat"):
         return None
-    if conversation.thinking and not chat:
+    if conversation.thinking and all(turn.skill != "chat" for turn in turns):
         turns.reverse()  # the wanted skill comes last, where the thinking is
-        if any(turn.skill == "chat" for turn in turns):
-            turns = turns[-1:] if turns[-1].skill != "chat" else []
-    if not turns:
-        return None
     say(conversation, turns, [Clip((scene,))], rng)
     return conversation
 

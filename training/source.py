@@ -27,7 +27,7 @@ from training.shape import IMAGE_LIMITS, VIDEO_LIMITS
 VOCABULARY = Path(__file__).parent / "vocabulary"
 IMAGES = ImageSettings(min_pixels=IMAGE_LIMITS[0], max_pixels=IMAGE_LIMITS[1])
 VIDEOS = ImageSettings(min_pixels=VIDEO_LIMITS[0], max_pixels=VIDEO_LIMITS[1])
-_JPEG_SHARE = 0.12
+_JPEG_SHARE = 0.25
 _FRAMES_PER_STEP = 2
 
 
@@ -119,7 +119,7 @@ def picture(clip: Clip, rng: random.Random, start: int) -> Picture:
 def video_steps(clip: Clip, rng: random.Random) -> list[Picture]:
     """A picture of each pair of frames, at no place yet; what it shows is that of its first."""
     images = [draw(scene, rng.getrandbits(32)) for scene in clip.scenes]
-    if rng.random() < 3 * _JPEG_SHARE:
+    if rng.random() < 1.5 * _JPEG_SHARE:
         images = [as_photographed(image, rng) for image in images]
     return [
         _picture(images[i : i + _FRAMES_PER_STEP], clip.scenes[i], VIDEOS, len(images))

@@ -163,6 +163,13 @@ def test_thinking_is_taught_by_the_last_answer_alone() -> None:
             assert all(taught(conversation))
 
 
+def test_a_follow_up_is_taught_with_thinking_as_well() -> None:
+    """Else a second question got what no answer is, as soon as the model was to think."""
+    made = (converse(seed, 1.0, held_out=False, kind="attributes") for seed in range(400))
+    last = [talk.skills[-1] for talk in made if talk.thinking]
+    assert last.count("chat") > 0.03 * len(last)
+
+
 def test_what_is_told_is_in_the_request_and_each_tool_is_called_once() -> None:
     for seed in range(60):
         conversation = converse(seed, 1.0, seed % 2 == 0, "told tools")

@@ -28,7 +28,7 @@ Asker = Callable[[Scene, random.Random], Turn | None]
 def attribute(scene: Scene, rng: random.Random) -> Turn | None:
     """Colour, shape or size of one thing; the ground's colour; what the one thing is."""
     way = rng.random()
-    if way < 0.08 and scene.ground.name:
+    if way < 0.15 and scene.ground.name:
         question = pick(
             rng,
             "What colour is the background?",
@@ -38,7 +38,7 @@ def attribute(scene: Scene, rng: random.Random) -> Turn | None:
         answer = f"{capital(scene.ground.name)}."
         thought = f"Behind everything it is {scene.ground.name}."
         return Turn("attributes", question, answer, thought)
-    if way < 0.2 and len(scene.items) == 1 and isinstance(scene.items[0], Shape):
+    if way < 0.26 and len(scene.items) == 1 and isinstance(scene.items[0], Shape):
         return _what(scene.items[0], rng)
     shapes = [item for item in scene.shapes if reference(item, scene, rng)]
     if way > 0.9 and scene.texts:
