@@ -35,7 +35,7 @@ _PASS_TOKENS = {"cuda": 2048, "cpu": 512}
 
 # Who waits for another's pages begins a step or two later, which on a GPU last about as long as so
 # many tokens; on a CPU each token of a prompt takes its time.
-_FOLLOW_TOKENS = {"cuda": 512, "cpu": 64}
+_FOLLOW_TOKENS = {"cuda": 256, "cpu": 64}
 
 # On a CPU one step of 8192 tokens would hold every stream up for seconds.
 _DEFAULTS = {"cuda": (64, 256, 8192), "cpu": (16, 32, 1024)}
