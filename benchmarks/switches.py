@@ -5,8 +5,6 @@ tuned=0            products take the rules' tiles, not the table's (`kernels/til
 norm_reads_first=1 norms ask for all that they add before they wait for any of it
 route_at_once=8    so many tokens are routed in one launch
 norm_and_route=1   … in one with the norm before, by norm_groups=16 programs for each tile
-experts_at_once=4  both products of the experts of up to so many tokens are one launch
-experts_held=512   … whose waiting programs have read so many weights of each output (0, 256, …)
 few_by_kernel=1    two kernels find where a small top_k cuts
 e4m3_pairs=1       steps of one token each read e4m3 pages two values at a time
 e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
@@ -25,7 +23,6 @@ from typing import Any
 from glimt.kernels import choice, draws, tiles
 from glimt.kernels.twins import (
     triton_attention,
-    triton_experts,
     triton_norm_route,
     triton_parts,
     triton_router,
@@ -43,8 +40,6 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "route_at_once": (triton_router, "AT_ONCE"),
     "norm_and_route": (triton_norm_route, "AT_ONCE"),
     "norm_groups": (triton_norm_route, "GROUPS"),
-    "experts_at_once": (triton_experts, "AT_ONCE"),
-    "experts_held": (triton_experts, "NUM_HELD"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "e4m3_pairs": (triton_attention, "IN_PAIRS"),
     "e4m3_widened": (triton_attention, "WIDENS"),

@@ -7,40 +7,7 @@ Letters as in `triton_experts`, which launches each as a kernel.
 import triton
 import triton.language as tl
 
-from glimt.kernels.triton_support import dot, row_scale, stream, to_bf16, to_fp8
-
-
-@triton.jit
-def count_up(count_ptr):
-    """Count this program, all of whose numbers are then seen by those that wait for it."""
-    tl.debug_barrier()  # the release is of one thread, and covers what the others wrote before
-    tl.atomic_add(count_ptr, 1, sem="release", scope="gpu")
-
-
-@triton.jit
-def look(count_ptr):
-    """How many are counted by now."""
-    return tl.atomic_add(count_ptr, 0, sem="acquire", scope="gpu")
-
-
-@triton.jit
-def await_count(count_ptr, counted, wanted):
-    """Wait until so many are counted, of whom `counted` were seen; what is read from then on are
-    their numbers."""
-    while counted < wanted:
-        counted = look(count_ptr)
-    tl.debug_barrier()  # the acquire is of one thread, and holds for the others from here on
-    return counted
-
-
-@triton.jit
-def leave(count_ptr, most):
-    """Count this program, which has waited; the last of `most` clears the count for a next launch.
-
-    All others have passed by then, those that were waited for as those that waited.
-    """
-    before = tl.atomic_add(count_ptr, 1, sem="relaxed", scope="gpu")
-    tl.store(count_ptr, 0, mask=before + 1 == most)
+from glimt.kernels.triton_support import row_scale, stream, to_bf16
 
 
 @triton.jit
@@ -59,7 +26,6 @@ def store_inner(
     column_tiles: tl.constexpr,
     block_o: tl.constexpr,
     block_i: tl.constexpr,
-    stages: tl.constexpr = None,
 ):
     """silu(gate x) · up x of pairs, `block_o` columns of it, and their largest value."""
     is_pair = pair >= 0
@@ -69,10 +35,7 @@ def store_inner(
     is_output = column < width
     scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
     weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
-    total = stream(
-        weight_ptr, q_ptr, output, token, is_output, is_pair, None, num_inputs, block_i,
-        stages=stages,
-    )  # fmt: skip
+    total = stream(weight_ptr, q_ptr, output, token, is_output, is_pair, None, num_inputs, block_i)
     inner = activate(total * scale[None, :] * weight_scale[:, None])
     column = tile * block_o + tl.arange(0, block_o)
     place = pair.to(tl.int64)[None, :] * width + column[:, None]
@@ -86,14 +49,13 @@ def store_narrow_inner(
     q_ptr, scale_ptr, weight_ptr, weight_scale_ptr, inner_ptr, largest_ptr, pair, num_routed, tile,
     num_inputs: tl.constexpr, width: tl.constexpr, shared_width: tl.constexpr,
     column_tiles: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr,
-    stages: tl.constexpr = None,
 ):  # fmt: skip
     """`store_inner` of a shared expert that is narrower: its rows are, too, behind the others."""
     if tile * block_o < shared_width:
         store_inner(
             q_ptr, scale_ptr, weight_ptr, weight_scale_ptr,
             inner_ptr + num_routed * (width - shared_width), largest_ptr, pair, pair - num_routed,
-            tile, num_inputs, shared_width, column_tiles, block_o, block_i, stages,
+            tile, num_inputs, shared_width, column_tiles, block_o, block_i,
         )  # fmt: skip
     else:
         largest = tl.zeros([pair.shape[0]], tl.float32)
@@ -123,31 +85,10 @@ def store_output(
     column_tiles: tl.constexpr,
     block_c: tl.constexpr,
     block_i: tl.constexpr,
-    stages: tl.constexpr = None,
-    count_ptr=None,
-    counted=0,
-    num_held: tl.constexpr = 0,
 ):
-    """down h of pairs, some `output`s of it; h is quantised on the way.
-
-    With `count_ptr` h is written meanwhile: it is whole when `column_tiles` are counted there, of
-    which `counted` were seen. The weights of `num_held` inputs are read as soon as one is: then
-    others end as well, and memory has time.
-    """
+    """down h of pairs, some `output`s of it; h is quantised on the way."""
     is_pair, is_output = pair >= 0, output < num_outputs
     weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
-    total = None
-    if num_held > 0:
-        if count_ptr is not None:
-            counted = await_count(count_ptr, counted, 1)
-        input = tl.arange(0, num_held)
-        held_at = weight_ptr + output.to(tl.int64)[:, None] * width + input[None, :]
-        held = tl.load(held_at, mask=is_output[:, None], other=0.0, eviction_policy="evict_first")
-    if count_ptr is not None:
-        await_count(count_ptr, counted, column_tiles)
-    if num_held > 0:
-        x_at = inner_ptr + pair.to(tl.int64)[None, :] * width + input[:, None]
-        x = tl.load(x_at, mask=is_pair[None, :], other=0.0)
     part = tl.arange(0, block_c)
     is_part = is_pair[:, None] & (part < column_tiles)[None, :]
     largest = tl.load(
@@ -155,13 +96,7 @@ def store_output(
     )
     scale = row_scale(tl.max(largest, axis=1))
     inverse = tl.div_rn(1.0, scale)
-    if num_held > 0:
-        x = to_fp8(x.to(tl.float32) * inverse[None, :])
-        total = dot(held, x, tl.zeros([output.shape[0], pair.shape[0]], tl.float32))
-    total = stream(
-        weight_ptr, inner_ptr, output, pair, is_output, is_pair, inverse, width, block_i,
-        stages=stages, total=total, start=num_held,
-    )  # fmt: skip
+    total = stream(weight_ptr, inner_ptr, output, pair, is_output, is_pair, inverse, width, block_i)
     total = total * scale[None, :] * weight_scale[:, None]
     place = pair.to(tl.int64)[None, :] * num_outputs + output[:, None]
     tl.store(out_ptr + place, to_bf16(total), mask=is_pair[None, :] & is_output[:, None])

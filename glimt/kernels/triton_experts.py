@@ -2,8 +2,7 @@
 
 Work is cut into tiles of (token, expert) pairs (`triton_plan.py`). `gate_up_kernel` gives a pair's
 inner row with its largest values, `down_kernel` quantises it by these and gives the pair's output
-row, and `combine_kernel` adds a token's rows, weighted. Both products in one launch are
-`triton_experts_at_once`.
+row, and `combine_kernel` adds a token's rows, weighted.
 
 Letters: T tokens, K experts of a token, P pairs (T · K, then T of the shared expert), D width,
 I expert width, F = 2I, E experts, N tiles, B pairs of a tile, C column tiles of an inner row.
@@ -20,7 +19,6 @@ from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
 from glimt.kernels.triton_expert_rows import down_row_kernel, gate_up_row_kernel
 from glimt.kernels.triton_expert_tiles import store_inner, store_narrow_inner, store_output
-from glimt.kernels.triton_experts_at_once import both_products
 from glimt.kernels.triton_plan import Tiles, locate, plan
 from glimt.kernels.triton_support import (
     launch,
@@ -30,12 +28,6 @@ from glimt.kernels.triton_support import (
 )
 
 MAX_TOKENS = 256  # above, torch's grouped GEMM is as fast
-
-# Up to so many tokens both products are one launch. Off until a GPU has shown what it is worth
-# (`experts_at_once=4` of the benchmarks' switches), and with how many weights read while it waits.
-AT_ONCE = 0
-NUM_HELD = 256  # of each output; a power of two, or 0
-
 _COMBINE_BLOCK = 512
 _ALL_HERE = tl.constexpr(ALL_HERE)
 
@@ -200,14 +192,8 @@ def fp8_experts(
         return torch.empty_like(rows.x_TI)
     tiles = plan(experts_TK, num_experts, shared is not None)
     num_pairs = num_tokens * (per_token + (shared is not None))
-    if num_tokens <= AT_ONCE and gate_up_by.warps == down_by.warps:
-        by, mlps = (gate_up_by, down_by), (routed, shared)
-        part_PD = both_products(rows, per_token, tiles, *by, *mlps, num_pairs, NUM_HELD)
-    else:
-        inner_PI, largest_PC = gate_up(
-            rows, per_token, tiles, gate_up_by, routed, shared, num_pairs
-        )
-        part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
+    inner_PI, largest_PC = gate_up(rows, per_token, tiles, gate_up_by, routed, shared, num_pairs)
+    part_PD = down(inner_PI, largest_PC, num_tokens, per_token, tiles, down_by, routed, shared)
     pairs = ExpertRows(part_PD, weights_TK, experts_TK, num_experts, shared is not None)
     return pairs if defers else sum_of_rows(pairs)
 

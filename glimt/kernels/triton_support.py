@@ -77,25 +77,20 @@ def stream(
     block_i: tl.constexpr,
     part=0,
     parts: tl.constexpr = 1,
-    stages: tl.constexpr = None,
-    total=None,
-    start: tl.constexpr = 0,
 ):
     """W x^T in float32 [outputs, rows], or one of several `parts` of its sum over the inputs.
 
     `output` and `row` number the rows of the two matrices, which both are num_inputs wide. Weights
     are read once, so they are the first to leave the cache. With `inverse` scales of its rows, x is
-    bfloat16 and becomes e4m3 here. Loads run `stages` steps ahead, or as many as the launch says.
-    A `total` over the inputs before `start` is gone on with; then there are no parts.
+    bfloat16 and becomes e4m3 here.
     """
-    steps: tl.constexpr = (num_inputs - start + block_i * parts - 1) // (block_i * parts)
-    column = start + part * (steps * block_i) + tl.arange(0, block_i)
+    steps: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts)
+    column = part * (steps * block_i) + tl.arange(0, block_i)
     w_at = weight_ptr + output.to(tl.int64)[:, None] * num_inputs + column[None, :]
     x_at = x_ptr + row.to(tl.int64)[None, :] * num_inputs + column[:, None]
-    if total is None:
-        total = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
-    for step in tl.range(steps, num_stages=stages):
-        if (num_inputs - start) % (block_i * parts) == 0:
+    total = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
+    for step in range(steps):
+        if num_inputs % (block_i * parts) == 0:
             w_mask = is_output[:, None]
             x_mask = is_row[None, :]
         else:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import experts as grouped
-from glimt.kernels import reference_experts, triton_experts, triton_experts_at_once
+from glimt.kernels import reference_experts, triton_experts
 from glimt.kernels.reference import QuantizedRows, quantize_rows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile
@@ -67,40 +67,6 @@ def test_one_expert_may_have_all_the_tokens() -> None:
     weights, experts = choices(40, 8, seed=1)
     experts = torch.tensor([[5, 2, 0]]).expand_as(experts).contiguous()
     check(randn(40, 64, seed=3), weights, experts, mlps(8, 32, 64), None)
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "shared_width", "shift"), [(1, 96, 0), (3, 32, 4), (5, 96, 0), (17, 0, 4)]
-)
-def test_both_products_in_one_launch_give_the_same_bits(
-    num_tokens: int, shared_width: int, shift: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, experts = choices(num_tokens, 12, seed=num_tokens)
-    routed = mlps(12 - 2 * shift, 96, 64)  # with a shift some are elsewhere, on both sides
-    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, shared_width or 1, 64)))
-    given = (
-        QuantizedRows.of(randn(num_tokens, 64, seed=3)),
-        weights,
-        experts - shift,
-        routed,
-        shared if shared_width else None,
-    )
-    tiles = (ExpertTile(32, 32, 4, 3), ExpertTile(64, 32, 4, 3))
-    expected = triton_experts.fp8_experts(*given, *tiles)
-    monkeypatch.setattr(triton_experts, "AT_ONCE", num_tokens)
-    launched: list[object] = []
-    launch = triton_experts_at_once.launch
-    monkeypatch.setattr(
-        triton_experts_at_once, "launch", lambda *a, **k: (launched.append(a[0]), launch(*a, **k))
-    )
-    for num_held in (0, 0, 64):  # again: counts are left as they were found
-        monkeypatch.setattr(triton_experts, "NUM_HELD", num_held)
-        got = triton_experts.fp8_experts(*given, *tiles)
-        if num_held:  # where NumPy adds in another order
-            torch.testing.assert_close(got, expected, rtol=0.01, atol=0.001)
-        else:
-            assert torch.equal(got, expected)
-    assert launched == [triton_experts_at_once.experts_kernel] * 3
 
 
 @pytest.mark.parametrize(
