@@ -149,20 +149,6 @@ def expert_candidates(
     return sorted(found, key=lambda tile: load_of(tile).slowness)[:count]
 
 
-def expert_row_candidates(product: str) -> list[ExpertTile]:
-    """For a row without tensor cores: what a thread holds of a step, 4 to 8 loads of 16 bytes."""
-    halves = 2 if product == "gate_up" else 1
-    return [
-        ExpertTile(block_o, block_i, warps, stages, "fma")
-        for stages in (3, 2)
-        for warps in (1, 4, 2)
-        for block_i in ((512, 1024, 2048) if halves == 2 else (512, 128, 2048))
-        for block_o in (2, 4, 8, 16, 32)
-        if 4 <= halves * block_o * block_i // (warps * FMA_RUN) <= 8
-        and (block_i == 512 or stages == 2 or warps > 1)
-    ]
-
-
 def _expert_tiles(halves: int) -> Iterator[ExpertTile]:
     for width, warps in ((64, 4), (32, 4), (128, 4), (128, 8)):
         for block_i, stages in ((128, 4), (128, 3), (128, 6), (256, 3), (256, 2), (256, 4)):

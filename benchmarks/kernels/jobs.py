@@ -13,11 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.kernels.candidates import (
-    expert_candidates,
-    expert_row_candidates,
-    linear_candidates,
-)
+from benchmarks.kernels.candidates import expert_candidates, linear_candidates
 from benchmarks.kernels.cases import Inputs, all_cases
 from benchmarks.kernels.compilers import NoInputs
 from benchmarks.kernels.measure import MAX_SETS, ROTATED_BYTES
@@ -181,10 +177,7 @@ def _expert_jobs(inputs: Inputs, shape: Shape, rows: int, limit: int) -> Iterato
             size=f"{size[0]}x{size[1]}",
             rows=rows,
             rule=rule,
-            candidates=[
-                *(expert_row_candidates(product) if rows == 1 else ()),
-                *expert_candidates(product, *size, slots, 16, min(limit, 14)),
-            ],
+            candidates=expert_candidates(product, *size, slots, 16, min(limit, 14)),
             run_with=run_with,
             make=make,
             num_sets=EXPERT_SETS,

@@ -37,17 +37,12 @@ class LinearTile(NamedTuple):
 
 
 class ExpertTile(NamedTuple):
-    """A tile of `triton_experts`: outputs × inputs of a step.
-
-    `way`: "copy", by asynchronous copies, for tensor cores; "fma": of each row alone, where every
-    pair is its own tile, to registers, without tensor cores (`stages` is 2 or 3).
-    """
+    """A tile of `triton_experts`: outputs × inputs of a step."""
 
     block_o: int
     block_i: int
     warps: int
     stages: int
-    way: str = "copy"
 
 
 def linear_tile(num_outputs: int, num_inputs: int, num_rows: int) -> LinearTile:

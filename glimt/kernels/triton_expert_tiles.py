@@ -36,7 +36,7 @@ def store_inner(
     scale = tl.load(scale_ptr + token, mask=is_pair, other=0.0)
     weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
     total = stream(weight_ptr, q_ptr, output, token, is_output, is_pair, None, num_inputs, block_i)
-    inner = activate(total * scale[None, :] * weight_scale[:, None])
+    inner = _activate(total * scale[None, :] * weight_scale[:, None])
     column = tile * block_o + tl.arange(0, block_o)
     place = pair.to(tl.int64)[None, :] * width + column[:, None]
     tl.store(inner_ptr + place, inner, mask=is_pair[None, :] & (column < width)[:, None])
@@ -63,7 +63,7 @@ def store_narrow_inner(
 
 
 @triton.jit
-def activate(gate_up):
+def _activate(gate_up):
     """silu(gate) · up of float32 rows, gates first, rounded like the definition's."""
     halves = tl.reshape(to_bf16(gate_up), [2, gate_up.shape[0] // 2, gate_up.shape[1]])
     gate, up = tl.split(tl.permute(halves.to(tl.float32), (1, 2, 0)))

@@ -17,7 +17,6 @@ from glimt.kernels.pending import ALL_HERE, ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.reference_experts import Fp8Mlp
 from glimt.kernels.tiles import ExpertTile, down_tile, gate_up_tile
-from glimt.kernels.triton_expert_rows import down_row_kernel, gate_up_row_kernel
 from glimt.kernels.triton_expert_tiles import store_inner, store_narrow_inner, store_output
 from glimt.kernels.triton_plan import Tiles, locate, plan
 from glimt.kernels.triton_support import (
@@ -254,18 +253,6 @@ def gate_up(
     inner_PI = rows.x_TI.new_empty(num_pairs, width)
     largest_PC = inner_PI.new_empty((num_pairs, column_tiles), dtype=torch.float32)
     also = shared or routed
-    if tile.way == "fma" and tiles.pair_NB is None:
-        shared_tiles = num_tokens if tiles.num_shared else 0
-        launch(
-            gate_up_row_kernel,
-            (column_tiles, shared_tiles + tiles.num_routed, 1),
-            *(rows.q_TI, rows.scale_T1, tiles.expert_N, routed.gate_up, routed.gate_up_scale),
-            *(also.gate_up, also.gate_up_scale, inner_PI, largest_PC, num_tokens, shared_tiles),
-            *(num_experts, per_token, num_inputs, width, also.down.shape[-1], column_tiles),
-            *(tile.block_o, tile.block_i, tile.stages - 1),
-            warps=tile.warps,
-        )
-        return inner_PI, largest_PC
     launch(
         gate_up_kernel,
         (column_tiles, tiles.num_shared + tiles.num_routed, 1),
@@ -310,18 +297,6 @@ def down(
     num_experts, num_outputs, width = routed.down.shape
     part_PD = inner_PI.new_empty(inner_PI.shape[0], num_outputs)
     also = shared or routed
-    if tile.way == "fma" and tiles.pair_NB is None:
-        shared_tiles, column_tiles = num_tokens if tiles.num_shared else 0, largest_PC.shape[1]
-        launch(
-            down_row_kernel,
-            (tiles_of(num_outputs, tile.block_o), shared_tiles + tiles.num_routed, 1),
-            *(inner_PI, largest_PC, tiles.expert_N, routed.down, routed.down_scale),
-            *(also.down, also.down_scale, part_PD, num_tokens, shared_tiles),
-            *(num_experts, per_token, num_outputs, width, also.down.shape[-1], column_tiles),
-            *(power_of_two(column_tiles), tile.block_o, tile.block_i, tile.stages - 1),
-            warps=tile.warps,
-        )
-        return part_PD
     grid = (tiles_of(num_outputs, tile.block_o), tiles.num_shared + tiles.num_routed, 1)
     launch(
         down_kernel,

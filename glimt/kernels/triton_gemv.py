@@ -54,13 +54,11 @@ def gemv_kernel(
     word = part * (steps * block_w) + tl.arange(0, block_w)
     words_ptr = weight_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     w_at = words_ptr + output.to(tl.int64)[:, None] * num_words + word[None, :]
-    w = step_weights(w_at, is_output, word, 0, num_outputs, num_words, block_o, block_w, parts)
+    w = _weights(w_at, is_output, word, 0, num_outputs, num_words, block_o, block_w, parts)
     w_1 = w
     if ahead == 2:
-        w_1 = step_weights(
-            w_at, is_output, word, 1, num_outputs, num_words, block_o, block_w, parts
-        )
-    x = step_inputs(q_ptr, word, 0, num_words, block_w, parts, largest_ptr is not None)
+        w_1 = _weights(w_at, is_output, word, 1, num_outputs, num_words, block_o, block_w, parts)
+    x = _inputs(q_ptr, word, 0, num_words, block_w, parts, largest_ptr is not None)
     weight_scale = tl.load(weight_scale_ptr + output, mask=is_output, other=0.0)
     bias = weight_scale
     if has_bias:
@@ -70,14 +68,12 @@ def gemv_kernel(
     inverse = None if largest_ptr is None else tl.div_rn(1.0, scale)
     total = tl.zeros([block_o, block_w], tl.float32)
     for step in range(steps):
-        later = step_weights(
+        later = _weights(
             w_at, is_output, word, step + ahead, num_outputs, num_words, block_o, block_w, parts
         )
-        next_x = step_inputs(
-            q_ptr, word, step + 1, num_words, block_w, parts, largest_ptr is not None
-        )
-        x_0, x_1, x_2, x_3 = four_numbers(x, inverse)
-        total = multiplied(w, x_0, x_1, x_2, x_3, total)
+        next_x = _inputs(q_ptr, word, step + 1, num_words, block_w, parts, largest_ptr is not None)
+        x_0, x_1, x_2, x_3 = _numbers(x, inverse)
+        total = _multiplied(w, x_0, x_1, x_2, x_3, total)
         x = next_x
         if ahead == 2:
             w = w_1
@@ -109,7 +105,7 @@ def _scale(scale_ptr, largest_ptr, writes, measures: tl.constexpr, block_c: tl.c
 
 
 @triton.jit
-def step_weights(
+def _weights(
     w_at, is_output, word, step, num_outputs: tl.constexpr, num_words: tl.constexpr,
     block_o: tl.constexpr, block_w: tl.constexpr, parts: tl.constexpr,
 ):  # fmt: skip
@@ -125,7 +121,7 @@ def step_weights(
 
 
 @triton.jit
-def step_inputs(
+def _inputs(
     q_ptr, word, step, num_words: tl.constexpr, block_w: tl.constexpr, parts: tl.constexpr,
     wide: tl.constexpr,
 ):  # fmt: skip
@@ -146,7 +142,7 @@ def step_inputs(
 
 
 @triton.jit
-def four_numbers(x, inverse):
+def _numbers(x, inverse):
     """The four numbers of words of inputs in float32; bfloat16 ones are made e4m3 ones before."""
     if inverse is None:
         return _e4m3(x), _e4m3(x >> 8), _e4m3(x >> 16), _e4m3(x >> 24)
@@ -173,7 +169,7 @@ def _quantised(x, inverse):
 
 
 @triton.jit
-def multiplied(w, x_0, x_1, x_2, x_3, total):
+def _multiplied(w, x_0, x_1, x_2, x_3, total):
     """total + the products of words of weights [outputs, words] and four inputs each [1, words]."""
     if INTERPRETED:
         total += _e4m3(w) * x_0 + _e4m3(w >> 8) * x_1

@@ -40,7 +40,6 @@ from glimt.kernels.pending import ExpertRows, LinearParts  # noqa: E402
 from glimt.kernels.reference import QuantizedRows  # noqa: E402
 from glimt.kernels.reference_experts import Fp8Mlp  # noqa: E402
 from glimt.kernels.reference_messages import RowForm  # noqa: E402
-from glimt.kernels.tiles import ExpertTile  # noqa: E402
 from tests.support.hopper import Binary, binaries, caught_launches, compile_launch  # noqa: E402
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels are interpreted")
@@ -266,26 +265,6 @@ def test_few_tokens_experts_use_the_fp8_tensor_cores(num_tokens: int, shared_wid
         assert product.count("LDGSTS.E.BYPASS.128") > 0
         assert product.count("LDG.E.U8") == product.count("LDGSTS.E.U8") == 0
         assert product.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
-
-
-@pytest.mark.parametrize("shared_width", [1408, also(704)])
-def test_rows_of_experts_may_do_without_tensor_cores(shared_width: int) -> None:
-    rows = QuantizedRows(
-        meta(1, 4096), meta(1, 4096, dtype=torch.float8_e4m3fn), meta(1, 1, dtype=torch.float32)
-    )
-    weights, experts = meta(1, 8, dtype=torch.float32), meta(1, 8, dtype=torch.int64)
-    tile = ExpertTile(4, 512, 1, 3, "fma")
-    shared = mlp(width=shared_width)
-    found = binaries(
-        lambda: triton_experts.fp8_experts(rows, weights, experts, mlp(128), shared, tile, tile)
-    )
-    products = [each for each in found if each.name in ("gate_up_row_kernel", "down_row_kernel")]
-    assert len(products) == 2
-    for product in products:
-        assert product.stack_bytes == 0
-        assert product.count("QGMMA") == product.count("LDGSTS") == product.count("LDG.E.U8") == 0
-        assert product.count("LDG.E.EF.128") > 0
-        assert product.registers <= 168
 
 
 @pytest.mark.parametrize("place", [0, also(1)], ids=["gate_up", "down"])

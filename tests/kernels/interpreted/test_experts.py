@@ -8,7 +8,6 @@ from glimt.kernels import experts as grouped
 from glimt.kernels import reference_experts, triton_experts
 from glimt.kernels.reference import QuantizedRows, quantize_rows
 from glimt.kernels.reference_experts import Fp8Mlp
-from glimt.kernels.tiles import ExpertTile
 from glimt.kernels.triton_plan import plan, sort_by_expert
 
 
@@ -67,29 +66,6 @@ def test_one_expert_may_have_all_the_tokens() -> None:
     weights, experts = choices(40, 8, seed=1)
     experts = torch.tensor([[5, 2, 0]]).expand_as(experts).contiguous()
     check(randn(40, 64, seed=3), weights, experts, mlps(8, 32, 64), None)
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "shared_width", "shift"), [(1, 96, 0), (3, 32, 4), (2, 0, 4)]
-)
-def test_rows_without_tensor_cores_are_those_with_them(
-    num_tokens: int, shared_width: int, shift: int
-) -> None:
-    weights, experts = choices(num_tokens, 12, seed=num_tokens)
-    routed = mlps(12 - 2 * shift, 96, 64)
-    shared = Fp8Mlp(*(tensor[0] for tensor in mlps(1, shared_width or 1, 64)))
-    given = (
-        QuantizedRows.of(randn(num_tokens, 64, seed=3)),
-        weights,
-        experts - shift,
-        routed,
-        shared if shared_width else None,
-    )
-    expected = triton_experts.fp8_experts(*given)
-    for stages in (2, 3):
-        tile = ExpertTile(8, 64, 1, stages, "fma")
-        got = triton_experts.fp8_experts(*given, tile, tile)
-        torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(("num_tokens", "spread"), [(5, 9), (17, 4), (70, 8), (70, 40)])
