@@ -89,8 +89,6 @@ def linear_candidates(
         return load.resident > 0 and steps >= min(3, tile.stages) and is_busy
 
     given = [_tma_tiles(), _copy_tiles()]
-    if measured:
-        given.append(tile._replace(way="late") for tile in _copy_tiles())
     if rows == 1:
         given.insert(0, _fma_tiles())
     return _in_turn([sorted(filter(is_possible, tiles), key=badness) for tiles in given])[:count]

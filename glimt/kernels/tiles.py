@@ -23,9 +23,9 @@ class LinearTile(NamedTuple):
     """A tile of `triton_linear`: outputs × inputs of a step, and the number of parts.
 
     `way`: how weights come to be multiplied. "copy": by asynchronous copies to shared memory, for
-    tensor cores; "late": likewise, and scales that are still to be found are when the first copies
-    are on their way; "tma": as "late", whole blocks by TMA; "fma": to registers, without tensor
-    cores, for a single row (there a step is 512 inputs for each warp, `stages` is 2 or 3).
+    tensor cores; "tma": likewise whole blocks by TMA, and scales that are still to be found are
+    when the first blocks are on their way; "fma": to registers, without tensor cores, for a single
+    row (there a step is 512 inputs for each warp, `stages` is 2 or 3).
     """
 
     block_o: int

@@ -67,9 +67,9 @@ def linear_kernel(
             part, parts,
         )  # fmt: skip
     else:
-        total, found = _stream(
-            weight_ptr, q_ptr, largest_ptr, output, token, is_output, is_token,
-            num_inputs, block_i, part, parts, measures, block_c, way == "tma",
+        total, found = _stream_by_tma(
+            weight_ptr, q_ptr, largest_ptr, token, is_token,
+            num_inputs, block_o, block_i, part, parts, measures, block_c,
         )  # fmt: skip
         if largest_ptr is not None:
             scale = found
@@ -89,36 +89,27 @@ def linear_kernel(
 
 
 @triton.jit
-def _stream(
-    weights, x_ptr, largest_ptr, output, row, is_output, is_row,
-    num_inputs: tl.constexpr, block_i: tl.constexpr, part, parts: tl.constexpr,
-    measures: tl.constexpr, block_c: tl.constexpr, by_tma: tl.constexpr,
+def _stream_by_tma(
+    weights, x_ptr, largest_ptr, row, is_row,
+    num_inputs: tl.constexpr, block_o: tl.constexpr, block_i: tl.constexpr, part,
+    parts: tl.constexpr, measures: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    """(`triton_support.stream`, the scales of measured rows): weights may come by TMA.
+    """(`triton_support.stream` of this program's outputs by TMA, the scales of measured rows).
 
     Scales are found in the first step, when the first weights are on their way: before the loop,
     they would be waited for before any weight is asked for.
     """
     steps: tl.constexpr = (num_inputs + block_i * parts - 1) // (block_i * parts)
     is_even: tl.constexpr = num_inputs % (block_i * parts) == 0
-    block_o: tl.constexpr = output.shape[0]
     start = part * (steps * block_i)
     column = start + tl.arange(0, block_i)
     x_at = x_ptr + row.to(tl.int64)[None, :] * num_inputs + column[:, None]
-    if not by_tma:
-        w_at = weights + output.to(tl.int64)[:, None] * num_inputs + column[None, :]
     total = tl.zeros([block_o, row.shape[0]], tl.float32)
     scale = tl.zeros([row.shape[0]], tl.float32)
     inverse = scale
     for step in range(steps):
         is_input = column + step * block_i < num_inputs
-        if by_tma:  # gives zeros beyond the matrix
-            w = weights.load([tl.program_id(0) * block_o, start + step * block_i])
-        else:
-            w_mask = is_output[:, None] if is_even else is_output[:, None] & is_input[None, :]
-            w = tl.load(
-                w_at + step * block_i, mask=w_mask, other=0.0, eviction_policy="evict_first"
-            )
+        w = weights.load([tl.program_id(0) * block_o, start + step * block_i])  # 0 beyond them
         x_mask = is_row[None, :] if is_even else is_row[None, :] & is_input[:, None]
         x = tl.load(x_at + step * block_i, mask=x_mask, other=0.0)
         if largest_ptr is not None:

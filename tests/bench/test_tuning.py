@@ -68,7 +68,7 @@ def test_only_tiles_that_could_be_as_fast_as_memory_are_tried(planned: list[jobs
         assert load.resident >= 1
         assert load.in_flight >= candidates.LEAST_IN_FLIGHT
     assert all(tile.parts == 1 for tile in qkv.candidates)  # a launch that adds them costs more
-    assert {tile.way for tile in planned[1].candidates} == {"fma", "tma", "copy", "late"}
+    assert {tile.way for tile in planned[1].candidates} == {"fma", "tma", "copy"}
     assert any(tile.parts > 1 for tile in planned[1].candidates)  # of O, which the norm adds
     assert all(tile.way != "fma" for job in planned if job.rows > 1
                for tile in job.candidates if isinstance(tile, LinearTile))  # fmt: skip

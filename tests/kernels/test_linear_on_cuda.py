@@ -31,7 +31,6 @@ ONE_ROW = [
 FEW_ROWS = [
     LinearTile(64, 256, 3, 4, 4),
     LinearTile(32, 256, 2, 4, 4),
-    LinearTile(64, 256, 4, 4, 3, "late"),
     LinearTile(64, 256, 4, 4, 3, "tma"),
     LinearTile(128, 128, 3, 8, 4, "tma"),
 ]

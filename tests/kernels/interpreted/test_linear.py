@@ -67,7 +67,7 @@ def check(
     ("num_tokens", "tile"),
     [
         *[(n, LinearTile(64, 128, parts, 4, 3)) for n in (1, 5) for parts in (1, 2)],
-        *[(5, LinearTile(64, 128, 2, 4, 3, way)) for way in ("late", "tma")],
+        (5, LinearTile(64, 128, 2, 4, 3, "tma")),
         (1, LinearTile(4, 512, 1, 1, 2, "fma")),
         (1, LinearTile(4, 512, 2, 1, 3, "fma")),
     ],
