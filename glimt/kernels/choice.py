@@ -105,7 +105,6 @@ def route(
     x_TD: Tensor,
     weight_ED: Tensor,
     bias_E: Tensor,
-    arrived_T: Tensor | None = None,
     *,
     num_experts_per_token: int,
     num_groups: int,
@@ -114,11 +113,7 @@ def route(
     scale: float,
     first_expert: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference_experts.route`.
-
-    `arrived_T`, int32 zeros that are left as zeros, of one that no other call uses at the same
-    time: with them so many tokens may be routed in one launch.
-    """
+    """See `reference_experts.route`."""
     is_plain = num_groups == 1 and x_TD.shape[1] % 16 == 0 and weight_ED.dtype == x_TD.dtype
     if (
         is_plain
@@ -129,7 +124,6 @@ def route(
             x_TD,
             weight_ED,
             bias_E,
-            arrived_T,
             num_experts_per_token=num_experts_per_token,
             norm_topk_prob=norm_topk_prob,
             scale=scale,
@@ -167,6 +161,8 @@ def norm_and_route(
 ) -> tuple[QuantizedRows, Tensor, tuple[Tensor, Tensor]] | None:
     """(the norm's rows, x + delta, `route` of those rows); as `add_rms_norm_quantize` and `route`.
 
+    `arrived_T`: int32 zeros that are left as zeros, of one that no other call uses at the same
+    time; one for each token that may come.
     None where one kernel is not for it: many tokens, a row that it cannot split evenly, groups.
     Unless it `quantizes`, only the rows themselves mean something.
     """

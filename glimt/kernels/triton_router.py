@@ -1,9 +1,8 @@
 """The router in Triton: scores split over the inputs, then a token's best experts.
 
-Of few tokens both are one launch, in which whoever is the last with a token's scores chooses its
-experts; of more they are two. The twin of `reference_experts.route` for one group. Products of
-bfloat16 are exact in float32, so this is the definition's float32 up to the order of the sum. Of
-equal scores the first expert wins.
+The twin of `reference_experts.route` for one group. Products of bfloat16 are exact in float32, so
+this is the definition's float32 up to the order of the sum. Of equal scores the first expert wins.
+`triton_norm_route` does for one token what these two kernels and the norm before them do.
 
 Letters: T tokens, K experts of a token, D width, E experts, S parts of the sum.
 """
@@ -15,17 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels.triton_support import (
-    came_last,
-    launch,
-    power_of_two,
-    stream,
-    tiles_of,
-)
+from glimt.kernels.triton_support import launch, power_of_two, stream, tiles_of
 
 MAX_EXPERTS = 1024
-# Up to so many tokens are routed in one launch, by those who bring memory for arrivals; 0: none.
-AT_ONCE = 0
 # Up to so many, all places are found at once, by comparing each expert with each: that is faster
 # where one token after the other is waited for, and more work where there are many.
 _MAX_PLACED_TOKENS, MAX_PLACED_EXPERTS = 64, 256
@@ -65,30 +56,10 @@ def logits_kernel(
 ):
     """One part of the logits of a tile of experts and tokens."""
     token = tl.program_id(1) * block_t + tl.arange(0, block_t)
-    _logits_of(
-        x_ptr, weight_ptr, logit_ptr, token, token < num_tokens, num_tokens,
-        num_inputs, num_experts, block_e, block_d, parts,
-    )  # fmt: skip
-
-
-@triton.jit
-def _logits_of(
-    x_ptr,
-    weight_ptr,
-    logit_ptr,
-    token,
-    is_token,
-    num_tokens,
-    num_inputs: tl.constexpr,
-    num_experts: tl.constexpr,
-    block_e: tl.constexpr,
-    block_d: tl.constexpr,
-    parts: tl.constexpr,
-):
-    """This program's part of the logits of its tile of experts and some tokens."""
     expert = tl.program_id(0) * block_e + tl.arange(0, block_e)
     part = tl.program_id(2)
     is_expert = expert < num_experts
+    is_token = token < num_tokens
     total = stream(
         weight_ptr,
         x_ptr,
@@ -244,60 +215,17 @@ def select(
     tl.store(expert_ptr + out, expert.to(tl.int64) - first_expert, mask=is_taken)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "first_expert"])
-def route_kernel(
-    x_ptr,
-    router_ptr,
-    logit_ptr,
-    bias_ptr,
-    weight_ptr,
-    expert_ptr,
-    arrived_ptr,
-    num_tokens,
-    first_expert,
-    scale,
-    num_inputs: tl.constexpr,
-    num_experts: tl.constexpr,
-    per_token: tl.constexpr,
-    block_t: tl.constexpr,
-    block_e: tl.constexpr,
-    block_d: tl.constexpr,
-    block_all: tl.constexpr,
-    block_k: tl.constexpr,
-    parts: tl.constexpr,
-    normalizes: tl.constexpr,
-):
-    """One part of the logits of a tile of experts and one token; the last to come chooses.
-
-    Products have `block_t` columns, of which one is filled: the bits are those of two launches.
-    """
-    token = tl.program_id(1)
-    bias = biases(bias_ptr, num_experts, block_all)
-    column = tl.arange(0, block_t)
-    _logits_of(
-        x_ptr, router_ptr, logit_ptr, token + column, column == 0, num_tokens,
-        num_inputs, num_experts, block_e, block_d, parts,
-    )  # fmt: skip
-    if came_last(arrived_ptr + token, tl.num_programs(0) * parts):
-        select(
-            logit_ptr, bias, weight_ptr, expert_ptr, token.to(tl.int64), num_tokens,
-            first_expert, scale,
-            num_experts, per_token, block_all, block_k, parts, normalizes, True,
-        )  # fmt: skip
-
-
 def route(
     x_TD: Tensor,
     weight_ED: Tensor,
     bias_E: Tensor,
-    arrived_T: Tensor | None = None,
     *,
     num_experts_per_token: int,
     norm_topk_prob: bool,
     scale: float,
     first_expert: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference_experts.route`; `arrived_T` as in `choice.route`."""
+    """See `reference_experts.route`."""
     num_tokens, num_experts = len(x_TD), len(weight_ED)
     weights_TK = bias_E.new_empty(num_tokens, num_experts_per_token)
     experts_TK = torch.empty_like(weights_TK, dtype=torch.int64)
@@ -309,17 +237,6 @@ def route(
     choice = (power_of_two(num_experts), power_of_two(num_experts_per_token), parts, norm_topk_prob)
     chosen, counts = (bias_E, weights_TK, experts_TK), (num_experts, num_experts_per_token)
     given = (num_tokens, first_expert, float(scale))
-    can_place = num_experts <= MAX_PLACED_EXPERTS
-    if can_place and arrived_T is not None and num_tokens <= min(AT_ONCE, len(arrived_T)):
-        launch(
-            route_kernel,
-            (tiles[0], num_tokens, parts),
-            *(x_TD, weight_ED, logits_STE, *chosen, arrived_T),
-            *(*given, x_TD.shape[1], *counts, *product, *choice),
-            warps=4,
-            stages=tile.stages,
-        )
-        return weights_TK, experts_TK
     launch(
         logits_kernel,
         (*tiles, parts),
@@ -328,7 +245,7 @@ def route(
         warps=4,
         stages=tile.stages,
     )
-    at_once = can_place and num_tokens <= _MAX_PLACED_TOKENS
+    at_once = num_experts <= MAX_PLACED_EXPERTS and num_tokens <= _MAX_PLACED_TOKENS
     launch(
         select_kernel,
         (num_tokens, 1, 1),

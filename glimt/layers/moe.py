@@ -55,7 +55,6 @@ class Router(nn.Module):
             x_TD,
             self.weight,
             self.bias,
-            self.arrived_T,
             num_experts_per_token=self.routing.num_experts_per_token,
             num_groups=self.routing.num_groups,
             num_groups_per_token=self.routing.num_groups_per_token,

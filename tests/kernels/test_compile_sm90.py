@@ -300,25 +300,6 @@ def test_the_router_reads_its_matrix_in_wide_loads() -> None:
     assert logits.count("LDG.E.U16") == 0
 
 
-@pytest.mark.parametrize("num_tokens", [1, also(8)])
-def test_the_last_with_a_tokens_logits_chooses_its_experts(
-    num_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton_router, "AT_ONCE", 8)
-    rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
-    bias, arrived = meta(128, dtype=torch.float32), meta(16, dtype=torch.int32)
-    (route,) = binaries(
-        lambda: triton_router.route(meta(num_tokens, 4096), meta(128, 4096), bias, arrived, **rule)
-    )
-    assert route.stack_bytes == 0
-    assert route.registers <= 128
-    assert route.count("LDG.E.U16") == 0
-    before, _, after = route.sass.partition("ATOMG")  # counts who has come
-    assert "LDG.E.128" in before
-    assert re.search(r"STG(?s:.*)BAR\.SYNC(?s:.*)MEMBAR\.\S+\.GPU", before)
-    assert after.count("LDG.E.STRONG.GPU") == 16  # one for each part, past the processor's cache
-
-
 @pytest.mark.parametrize("groups", [8, also(4), also(16)])
 def test_a_norm_and_the_router_behind_it_fit_one_kernel(
     groups: int, monkeypatch: pytest.MonkeyPatch

@@ -5,19 +5,13 @@ import torch
 from torch import Tensor
 
 from glimt.kernels import reference_experts, triton_router
-from glimt.kernels.triton_support import launch
 
 
 def routed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    per_token: int,
-    normalizes: bool,
-    arrived: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, per_token: int, normalizes: bool
 ) -> tuple[Tensor, Tensor]:
     rule = {"num_experts_per_token": per_token, "norm_topk_prob": normalizes, "scale": 2.5}
-    return triton_router.route(x, weight, bias, arrived, **rule)
+    return triton_router.route(x, weight, bias, **rule)
 
 
 def dense(weights: Tensor, experts: Tensor, num_experts: int) -> Tensor:
@@ -76,58 +70,6 @@ def test_places_are_found_at_once_as_one_after_the_other(
     taken_in_turn = routed(x, weight, torch.zeros(24), 5, normalizes)
     for got, wanted in zip(placed, taken_in_turn, strict=True):
         assert torch.equal(got, wanted)
-
-
-@pytest.mark.parametrize("num_tokens", [1, 3])
-@pytest.mark.parametrize(("num_experts", "per_token", "width"), [(8, 3, 64), (24, 5, 1040)])
-def test_one_launch_does_what_two_do(
-    num_tokens: int,
-    num_experts: int,
-    per_token: int,
-    width: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(triton_router, "AT_ONCE", 3)
-    generator = torch.Generator().manual_seed(num_tokens)
-    x = torch.randn(num_tokens, width, generator=generator).bfloat16()
-    weight = torch.randn(num_experts, width, generator=generator).bfloat16() / width**0.5
-    bias = torch.randn(num_experts, generator=generator) / 4
-    arrived = torch.zeros(4, dtype=torch.int32)
-    wanted = routed(x, weight, bias, per_token, True)
-    for _ in range(2):  # the second finds what the first has left
-        got = routed(x, weight, bias, per_token, True, arrived)
-        assert torch.equal(got[0], wanted[0])
-        assert torch.equal(got[1], wanted[1])
-        assert not arrived.any()
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "at_once", "room", "kernels"),
-    [
-        (2, 2, 2, [triton_router.route_kernel]),
-        (2, 1, 2, [triton_router.logits_kernel, triton_router.select_kernel]),
-        (2, 2, 1, [triton_router.logits_kernel, triton_router.select_kernel]),
-        (0, 2, 2, []),
-    ],
-)
-def test_few_tokens_are_routed_in_one_launch(
-    num_tokens: int,
-    at_once: int,
-    room: int,
-    kernels: list[object],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    launched = []
-
-    def note(kernel: object, *rest: object, **options: int) -> None:
-        launched.append(kernel)
-        launch(kernel, *rest, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(triton_router, "AT_ONCE", at_once)
-    monkeypatch.setattr(triton_router, "launch", note)
-    x, weight = torch.ones(num_tokens, 64).bfloat16(), torch.ones(8, 64).bfloat16()
-    routed(x, weight, torch.zeros(8), 3, True, torch.zeros(room, dtype=torch.int32))
-    assert launched == kernels
 
 
 def test_an_expert_whose_score_is_no_number_is_not_chosen() -> None:
