@@ -3,7 +3,6 @@
 defer_sums=0       norms do not carry out the sums before them
 tuned=0            products take the rules' tiles, not the table's (`kernels/tiles.json`)
 norm_reads_first=1 norms ask for all that they add before they wait for any of it
-norm_and_route=1   … and route one token in the same launch, by norm_groups=16 programs for each tile
 few_by_kernel=1    two kernels find where a small top_k cuts
 e4m3_pairs=1       steps of one token each read e4m3 pages two values at a time
 e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
@@ -22,7 +21,6 @@ from typing import Any
 from glimt.kernels import choice, draws, tiles
 from glimt.kernels.twins import (
     triton_attention,
-    triton_norm_route,
     triton_parts,
     triton_rows,
 )
@@ -35,8 +33,6 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "tuned": (tiles, "TUNED"),
     "norm_reads_first": (triton_rows, "READS_FIRST"),
-    "norm_and_route": (triton_norm_route, "AT_ONCE"),
-    "norm_groups": (triton_norm_route, "GROUPS"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "e4m3_pairs": (triton_attention, "IN_PAIRS"),
     "e4m3_widened": (triton_attention, "WIDENS"),

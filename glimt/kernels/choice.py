@@ -163,7 +163,7 @@ def norm_and_route(
 
     `arrived_T`: int32 zeros that are left as zeros, of one that no other call uses at the same
     time; one for each token that may come.
-    None where one kernel is not for it: many tokens, a row that it cannot split evenly, groups.
+    None where one kernel is not for it: several tokens, a row that it cannot split evenly, groups.
     Unless it `quantizes`, only the rows themselves mean something.
     """
     if triton_norm_route is None or num_groups > 1 or router_ED.dtype != x_TD.dtype:

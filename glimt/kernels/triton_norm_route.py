@@ -1,4 +1,4 @@
-"""The norm before a router, and the router, in one launch: for few tokens.
+"""The norm before a router, and the router, in one launch: for one token.
 
 Every program adds and norms the whole row of its token: it would otherwise wait for one that does.
 Its part of the router's matrix is on the way meanwhile. One of them writes the row, and whoever is
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glimt.kernels import triton_rows
 from glimt.kernels.pending import Delta, ExpertRows
 from glimt.kernels.reference import QuantizedRows
 from glimt.kernels.triton_router import MAX_PLACED_EXPERTS, biases, select, split
@@ -35,10 +34,10 @@ from glimt.kernels.triton_support import (
     to_bf16,
 )
 
-AT_ONCE = 0  # up to so many tokens; 0: none
+_MAX_TOKENS = 1  # more are no faster than in launches of their own
 # The inputs are split over so many programs for each tile of experts. Each reads all of the row, so
 # more of them read more, and fewer have more of the matrix to multiply.
-GROUPS = 8
+_GROUPS = 8
 _LEAST_PARTS = 16  # the columns of a product
 
 
@@ -46,8 +45,7 @@ _LEAST_PARTS = 16  # the columns of a product
 def norm_route_kernel(
     x_ptr, delta_ptr, factor_ptr, other_ptr, norm_ptr, normed_ptr, sum_ptr, q_ptr, scale_ptr,
     router_ptr, logit_ptr, bias_ptr, weight_ptr, expert_ptr, arrived_ptr, eps, num_tokens, scale,
-    width: tl.constexpr, block: tl.constexpr, reads_first: tl.constexpr,
-    kind: tl.constexpr, count: tl.constexpr,
+    width: tl.constexpr, block: tl.constexpr, kind: tl.constexpr, count: tl.constexpr,
     quantizes: tl.constexpr, num_experts: tl.constexpr, per_token: tl.constexpr,
     block_e: tl.constexpr, block_d: tl.constexpr, groups: tl.constexpr,
     block_all: tl.constexpr, block_k: tl.constexpr, parts: tl.constexpr, normalizes: tl.constexpr,
@@ -60,9 +58,8 @@ def norm_route_kernel(
     first = tl.program_id(2) * own
     router = _tiles(router_ptr, expert, first, num_experts, width, block_d, own)
     bias = biases(bias_ptr, num_experts, block_all, lines)
-    if reads_first:
-        fetch_ahead(norm_ptr, width, block)
-    column = columns(block, reads_first)
+    fetch_ahead(norm_ptr, width, block)
+    column = columns(block, True)
     inside = column < width
     weight = tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
@@ -148,7 +145,7 @@ def norm_and_route(
     """See `choice.norm_and_route`."""
     num_tokens, width = x_TD.shape
     num_experts = len(router_ED)
-    if not 0 < num_tokens <= min(AT_ONCE, len(arrived_T)) or isinstance(delta_TD, ExpertRows):
+    if not 0 < num_tokens <= min(_MAX_TOKENS, len(arrived_T)) or isinstance(delta_TD, ExpertRows):
         return None
     tile, tiles, parts = split(num_tokens, num_experts, width)
     block, warps = row_shape(width)
@@ -162,22 +159,12 @@ def norm_and_route(
     given, (kind, count, _) = terms(x_TD, delta_TD)
     launch(
         norm_route_kernel,
-        (num_tokens, tiles[0], GROUPS),
+        (num_tokens, tiles[0], _GROUPS),
         *(x_TD, *given, norm_D, normed_TD, sum_TD, q_TD, scale_T1),
         *(router_ED, logits_STE, bias_E, weights_TK, experts_TK, arrived_T),
-        *(
-            eps,
-            num_tokens,
-            float(scale),
-            width,
-            block,
-            triton_rows.READS_FIRST,
-            kind,
-            count,
-            quantizes,
-        ),
+        *(eps, num_tokens, float(scale), width, block, kind, count, quantizes),
         *(num_experts, num_experts_per_token),
-        *(tile.block_e, tile.block_d, GROUPS),
+        *(tile.block_e, tile.block_d, _GROUPS),
         *(power_of_two(num_experts), power_of_two(num_experts_per_token), parts, norm_topk_prob),
         max(1, 32 * warps // power_of_two(num_experts)),
         warps=warps,

@@ -30,13 +30,11 @@ class Routing:
     scale: float
 
 
-_MAX_AT_ONCE = 16  # tokens; more make launches long enough
-
-
 class Router(nn.Module):
     """Chooses experts and weighs them, in float32. Every rank holds all of it.
 
-    One step after the other: programs of a kernel count in `arrived_T` who has come.
+    One step after the other: programs of a kernel count in `arrived_T` who has come, for steps
+    of one token.
     """
 
     def __init__(self, hidden_size: int, routing: Routing) -> None:
@@ -45,7 +43,7 @@ class Router(nn.Module):
         self.weight = parameter(routing.num_experts, hidden_size)
         self.bias = parameter(routing.num_experts, dtype=torch.float32)
         # Real also where parameters are still meta, as `Places` has it.
-        arrived_T = torch.zeros(_MAX_AT_ONCE, dtype=torch.int32, device="cpu")
+        arrived_T = torch.zeros(1, dtype=torch.int32, device="cpu")
         self.arrived_T: Tensor
         self.register_buffer("arrived_T", arrived_T, persistent=False)
 

@@ -300,23 +300,21 @@ def test_the_router_reads_its_matrix_in_wide_loads() -> None:
     assert logits.count("LDG.E.U16") == 0
 
 
-@pytest.mark.parametrize("groups", [8, also(4), also(16)])
-def test_a_norm_and_the_router_behind_it_fit_one_kernel(
-    groups: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton_norm_route, "AT_ONCE", 1)
-    monkeypatch.setattr(triton_norm_route, "GROUPS", groups)
+def test_a_norm_and_the_router_behind_it_fit_one_kernel() -> None:
     rule = {"num_experts_per_token": 8, "norm_topk_prob": True, "scale": 1.0}
     scales = (meta(1, 1, dtype=torch.float32), meta(4096, dtype=torch.float32))
     delta = LinearParts(meta(4, 1, 4096, dtype=torch.float32), *scales)
-    bias, arrived = meta(128, dtype=torch.float32), meta(16, dtype=torch.int32)
+    bias, arrived = meta(128, dtype=torch.float32), meta(1, dtype=torch.int32)
     given = (meta(1, 4096), delta, meta(4096), 1e-5, meta(128, 4096), bias, arrived)
     (both,) = binaries(lambda: triton_norm_route.norm_and_route(*given, quantizes=True, **rule))
     assert both.stack_bytes == 0
     assert both.registers <= 168
-    assert both.count("LDG.E.EF.128") == 2 * 16 // groups  # the matrix, before anything is summed
+    assert both.count("LDG.E.EF.128") == 4  # the matrix, before anything is summed
     assert "LDG.E.EF" not in both.sass[both.sass.index("SHFL") :]
-    assert both.sass.count("LDG.E.STRONG.GPU") == 16  # logits, each once
+    before, _, after = both.sass.partition("ATOMG")  # counts who has come
+    assert re.search(r"STG(?s:.*)BAR\.SYNC(?s:.*)MEMBAR\.\S+\.GPU", before)
+    assert "LDG.E.STRONG.GPU" not in before
+    assert after.count("LDG.E.STRONG.GPU") == 16  # logits, each once, past the processor's cache
 
 
 def test_the_router_of_many_tokens_uses_warpgroups() -> None:
