@@ -8,9 +8,6 @@ e4m3_pairs=1       steps of one token each read e4m3 pages two values at a time
 e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
 prompt_graphs=1    the layers of prompts are replayed
 encodes_beside=0   steps wait for their images
-combine_at_once=1  the part of a row's context that is attended last combines all
-attention_waves=50 contexts are split to fill waves of programs; one alone takes 50 % of one
-attention_programs=264   … with 0: to give so many programs
 tower_stream=1     the vision tower has its own stream     tower_sms=88   … and so many processors
 """
 
@@ -21,7 +18,6 @@ from typing import Any
 from glimt.kernels import choice, draws, tiles
 from glimt.kernels.twins import (
     triton_attention,
-    triton_parts,
     triton_rows,
 )
 from glimt.processes import build as processes_build
@@ -38,9 +34,6 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "e4m3_widened": (triton_attention, "WIDENS"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
     "encodes_beside": (processes_build, "ENCODES_BESIDE"),
-    "combine_at_once": (triton_parts, "COMBINE_AT_ONCE"),
-    "attention_waves": (triton_parts, "WAVES"),
-    "attention_programs": (triton_parts, "PROGRAMS"),
     "tower_stream": (streams, "OWN_STREAM"),
     "tower_sms": (streams, "TOWER_SMS"),
 }

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels                       all, at 1 … 2048 tokens, 106B on one GPU
     python -m benchmarks.kernels --only fp8_linear --rows 1 8 --models 106b:1 106b:2 9b
-    python -m benchmarks.kernels --only paged_attention --rows 67 82 --switches attention_waves=50
+    python -m benchmarks.kernels --only paged_attention --rows 67 82
     python -m benchmarks.kernels --quick               few sizes, few rounds
     python -m benchmarks.kernels --tune tiles.json --seconds 140   fastest tiles (docs/kernels.md)
     python -m benchmarks.kernels --device cpu --models tiny --rows 1 3    whether it runs

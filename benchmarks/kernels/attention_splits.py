@@ -2,14 +2,13 @@
 
     python -m benchmarks.kernels.attention_splits [--rows 1 8] [--mixed] [--switches e4m3_pairs=1]
 
-As GLM-4.5V's layers call it: heads are turned and keys and values written by the same kernel. Each
-time is of two launches, and of one that combines the parts itself (µs, in a graph). Behind a row
-are the splits that the code chooses: now, and to fill waves where a lone program takes 35, 50 or
-100 percent of a full wave's time (`attention_waves` of `benchmarks/switches.py`).
+As GLM-4.5V's layers call it: heads are turned and keys and values written by the same kernel, and
+where there are parts a second one combines them (µs of both, in a graph). Behind a row are the
+splits that the code chooses.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,12 +17,11 @@ from benchmarks.kernels.attention_tiles import Shape, arguments, sets_of
 from benchmarks.kernels.cases import Inputs
 from benchmarks.kernels.measure import microseconds
 from benchmarks.switches import switch, switches_of
-from glimt.kernels import triton_attention, triton_decoding, triton_parts
+from glimt.kernels import triton_attention, triton_decoding
 from glimt.kernels.triton_turned import Turning
 
 ROWS = [1, 2, 4, 8, 16, 32, 48, 64, 67, 82, 96, 110, 128]
 SPLITS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32]
-WAVES = [0, 35, 50, 100]
 SHAPE = Shape(heads=96, groups=8, dim=128, page=64)
 
 
@@ -45,41 +43,16 @@ def inputs_of(
     return heads, cache, table, starts, lengths, out, scale, turning
 
 
-def run_with(num_splits: int, max_context_len: int) -> Callable[..., None]:
+def run_with(splits: int, max_context_len: int) -> Callable[..., None]:
     """The kernel with so many splits, also where the code would choose others."""
 
     def run(*given: Any) -> None:
         triton_decoding.attend_singles(
             *given[:-1], max_context_len=max_context_len, turning=given[-1],
-            num_splits=num_splits, in_pairs=triton_attention.IN_PAIRS,
+            splits=splits, in_pairs=triton_attention.IN_PAIRS,
         )  # fmt: skip
 
     return run
-
-
-def times_of(sets: list[tuple[Any, ...]], splits: int, max_context_len: int) -> Iterator[float]:
-    """Of two launches, then of one, which there is only where there are parts."""
-    for combines in (0, 1) if splits > 1 else (0,):
-        triton_parts.COMBINE_AT_ONCE = combines
-        run = run_with(splits, max_context_len)
-        yield microseconds(run, sets, sets[0][0].device, 5)
-    triton_parts.COMBINE_AT_ONCE = 0
-
-
-def chosen(rows: int, max_context_len: int, value_bytes: int) -> str:
-    """The splits that each rule gives."""
-    texts = []
-    for combines in (0, 1):
-        triton_parts.COMBINE_AT_ONCE = combines
-        for waves in WAVES:
-            triton_parts.WAVES = waves
-            least = triton_decoding.CONFIGS[0].least_tokens
-            count = triton_parts.num_splits(
-                rows * SHAPE.groups, max_context_len, least, value_bytes
-            )
-            texts.append(f"{waves}:{count}")
-    triton_parts.COMBINE_AT_ONCE = triton_parts.WAVES = 0
-    return f"{' '.join(texts[: len(WAVES)])} | {' '.join(texts[len(WAVES) :])}"
 
 
 def main() -> None:
@@ -98,7 +71,7 @@ def main() -> None:
     bucket = options.bucket or (8192 if options.mixed else 2048)
     inputs = Inputs(torch.device("cuda", 0), torch.bfloat16)
     print(f"{torch.cuda.get_device_name(0)}, {options.context} tokens, graphs for {bucket}")
-    print("rows kind  splits:two/one … (splits chosen by attention_waves: two launches | one)")
+    print("rows kind  splits:µs … (splits chosen)")
     for kind in options.kinds:
         for rows in options.rows:
             is_fp8 = kind == "e4m3"
@@ -107,12 +80,12 @@ def main() -> None:
             )
             cells = []
             for splits in options.splits:
-                if splits * rows > 1024:
-                    continue
-                times = "/".join(f"{time:.1f}" for time in times_of(sets, splits, bucket))
-                cells.append(f"{splits}:{times}")
-            choice = chosen(rows, bucket, 1 if is_fp8 else 2)
-            print(f"{rows:4d} {kind:4}  {'  '.join(cells)}  ({choice})", flush=True)
+                if splits * rows <= 1024:
+                    time = microseconds(run_with(splits, bucket), sets, sets[0][0].device, 5)
+                    cells.append(f"{splits}:{time:.1f}")
+            least = triton_decoding.CONFIGS[0].least_tokens
+            chosen = triton_decoding.num_splits(rows * SHAPE.groups, bucket, least)
+            print(f"{rows:4d} {kind:4}  {'  '.join(cells)}  ({chosen})", flush=True)
 
 
 if __name__ == "__main__":

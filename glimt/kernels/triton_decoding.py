@@ -2,7 +2,7 @@
 
 A program attends one row's queries of one key-value head to one part of the context; parts that
 were not needed leave at once, and a second kernel weighs the others (Dao et al., "Flash-Decoding",
-2023), or the last of them does (`triton_parts.py`). X splits.
+2023). X splits.
 """
 
 from typing import NamedTuple
@@ -14,16 +14,12 @@ from torch import Tensor
 
 from glimt.kernels.triton_attention_block import LOG2_E, attend, mean, to_operand
 from glimt.kernels.triton_pairs import attend_pairs
-from glimt.kernels.triton_parts import (
-    combine_parts,
-    splits_and_tickets,
-    store_means,
-    store_part,
-)
-from glimt.kernels.triton_support import came_last, launch, power_of_two, to_bf16
+from glimt.kernels.triton_support import launch, power_of_two, tiles_of, to_bf16
 from glimt.kernels.triton_turned import Turning, turn_own
 
+MAX_SPLITS = 64
 _BLOCK_M = 16  # the least number of rows of a product; heads are filled up with zeros
+_PROGRAMS = 4 * 132  # wanted at least: four for each processor of an H200
 
 
 class Tiles(NamedTuple):
@@ -74,14 +70,14 @@ def attend_singles(
     largest_TN: Tensor | None = None,
     in_pairs: bool = False,
     tiles: Tiles | None = None,
-    num_splits: int | None = None,
+    splits: int | None = None,
 ) -> None:
     """Fill `out_TNH` for the rows of one token.
 
     With `turning` all rows are of one token, `q_TNH` has also keys and values, as in
     `reference_attention.turn_and_write_kv`, and that is done as well. `largest_TN`, float32, takes
     the largest magnitude of each head of the result. e4m3 pages may be read `in_pairs`.
-    `num_splits` as `triton_parts.py` has it, unless given.
+    `splits`: parts of a context; None: as `num_splits` says.
     """
     num_rows, num_heads, head_dim = context_lens_R.shape[0], *out_TNH.shape[1:]
     in_pairs = in_pairs and scale_P2GS is not None and head_dim >= 32 and head_dim % 2 == 0
@@ -90,21 +86,19 @@ def attend_singles(
     sizes = (num_groups, num_heads // num_groups, head_dim, page_size)
     if num_rows == 0:
         return
-    num_splits, tickets = splits_and_tickets(
-        kv_P2GSH, num_rows, max_context_len, tiles.least_tokens, num_splits
-    )
-    weight_RNX = q_TNH.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
+    splits = splits or num_splits(num_rows * num_groups, max_context_len, tiles.least_tokens)
+    weight_RNX = q_TNH.new_empty((num_rows, num_heads, splits), dtype=torch.float32)
     part_RNXH = weight_RNX.new_empty((*weight_RNX.shape, head_dim))
     launch(
         _split_kernel,
-        (num_groups, num_rows, num_splits),
+        (num_groups, num_rows, splits),
         *(q_TNH, kv_P2GSH, scale_P2GS, page_table_RM, query_starts_R1, context_lens_R, out_TNH),
         *(part_RNXH, weight_RNX),
         *(turning[:3] if turning else (None, None, None)),
-        *(largest_TN, tickets),
+        largest_TN,
         head_dim**-0.5 * LOG2_E,
         page_table_RM.stride(0),
-        num_splits,
+        splits,
         q_TNH.stride(0),
         *sizes,
         max(_BLOCK_M, power_of_two(num_heads // num_groups)),
@@ -115,8 +109,18 @@ def attend_singles(
         warps=tiles.num_warps,
         stages=tiles.num_stages,
     )
-    if num_splits > 1 and tickets is None:
+    if splits > 1:
         _combine(part_RNXH, weight_RNX, query_starts_R1, context_lens_R, out_TNH, largest_TN, tiles)
+
+
+def num_splits(num_programs: int, max_context_len: int, least_tokens: int) -> int:
+    """Parts of a context, where one part each makes `num_programs`.
+
+    Enough for the device, not more than are worth it, and at least enough that a row of the
+    longest context does not keep the others waiting.
+    """
+    wanted = max(_PROGRAMS // num_programs, max_context_len // 4096, 1)
+    return max(1, min(wanted, tiles_of(max_context_len, least_tokens), MAX_SPLITS))
 
 
 def _combine(
@@ -159,7 +163,7 @@ def _split_tokens(length, num_splits, BLOCK_L: tl.constexpr, LEAST: tl.constexpr
 @triton.jit(do_not_specialize=["table_stride", "num_splits"])
 def _split_kernel(
     q_ptr, kv_ptr, scale_ptr, table_ptr, starts_ptr, lens_ptr, out_ptr, part_ptr, weight_ptr,
-    cos_ptr, sin_ptr, slots_ptr, largest_ptr, ticket_ptr, unit, table_stride, num_splits,
+    cos_ptr, sin_ptr, slots_ptr, largest_ptr, unit, table_stride, num_splits,
     q_stride: tl.constexpr,
     GROUPS: tl.constexpr, QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, LEAST: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -177,7 +181,8 @@ def _split_kernel(
     head_M = group * QUERIES + m_M
     there_MH = (m_M < QUERIES)[:, None] & (h_H < HEAD_DIM)[None]
     place_MH = head_M[:, None] * HEAD_DIM + h_H[None]
-    q_ptr, end = q_ptr + token.to(tl.int64) * q_stride, tl.minimum(first + size, length)
+    q_ptr += token.to(tl.int64) * q_stride
+    end = tl.minimum(first + size, length)
     if cos_ptr is not None:
         at = token.to(tl.int64) * PAIRS
         q_MH = turn_own(
@@ -198,25 +203,16 @@ def _split_kernel(
             to_operand(q_MH, kv_ptr), kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
             GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
         )  # fmt: skip
-    head = token.to(tl.int64) * (GROUPS * QUERIES) + group * QUERIES
-    out_ptr += head * HEAD_DIM
-    if largest_ptr is not None:
-        largest_ptr += head
     if size >= length:
-        store_means(mean_MH, out_ptr, largest_ptr, QUERIES, HEAD_DIM)
+        out_ptr += token.to(tl.int64) * (GROUPS * QUERIES * HEAD_DIM)
+        tl.store(out_ptr + place_MH, mean_MH.to(out_ptr.dtype.element_ty), mask=there_MH)
+        if largest_ptr is not None:
+            largest_M = tl.max(tl.abs(to_bf16(mean_MH).to(tl.float32)), 1)
+            tl.store(largest_ptr + token * (GROUPS * QUERIES) + head_M, largest_M, m_M < QUERIES)
     else:
-        head = (row.to(tl.int64) * GROUPS + group) * (QUERIES * num_splits)
-        part_ptr, weight_ptr = part_ptr + head * HEAD_DIM, weight_ptr + head
-        at_once: tl.constexpr = ticket_ptr is not None
-        places = (split, num_splits, at_once, QUERIES, HEAD_DIM)
-        store_part(mean_MH, weight_M, part_ptr, weight_ptr, *places)
-        if at_once:
-            num_parts = tl.cdiv(length, size)
-            if came_last(ticket_ptr + row * GROUPS + group, num_parts):
-                combine_parts(
-                    part_ptr, weight_ptr, num_parts, out_ptr, largest_ptr,
-                    QUERIES, HEAD_DIM, BLOCK_M, BLOCK_H,
-                )  # fmt: skip
+        part_M = (row.to(tl.int64) * (GROUPS * QUERIES) + head_M) * num_splits + split
+        tl.store(part_ptr + part_M[:, None] * HEAD_DIM + h_H[None], mean_MH, mask=there_MH)
+        tl.store(weight_ptr + part_M, weight_M, mask=m_M < QUERIES)
 
 
 @triton.jit

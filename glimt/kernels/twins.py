@@ -20,7 +20,6 @@ try:
         triton_messages,
         triton_noise,
         triton_norm_route,
-        triton_parts,
         triton_peer_rows,
         triton_plan,
         triton_rope,
@@ -33,7 +32,6 @@ try:
 except ImportError:
     triton_attention = triton_chunks = triton_cut = triton_experts = triton_linear = None  # type: ignore[assignment]
     triton_grouped = triton_messages = triton_noise = triton_peer_rows = None  # type: ignore[assignment]
-    triton_parts = None  # type: ignore[assignment]
     triton_norm_route = triton_plan = triton_rope = triton_router = triton_rows = None  # type: ignore[assignment]
     triton_segments = triton_support = triton_top = None  # type: ignore[assignment]
 
@@ -49,7 +47,6 @@ __all__ = [
     "triton_messages",
     "triton_noise",
     "triton_norm_route",
-    "triton_parts",
     "triton_peer_rows",
     "triton_plan",
     "triton_rope",

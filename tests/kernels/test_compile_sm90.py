@@ -26,7 +26,6 @@ from glimt.kernels import (  # noqa: E402
     triton_messages,
     triton_noise,
     triton_norm_route,
-    triton_parts,
     triton_peer_rows,
     triton_rope,
     triton_router,
@@ -116,27 +115,6 @@ def test_pairs_of_e4m3_are_turned_on_the_way_and_widened_two_at_once(
     # Keys and values of 64 tokens, 128 numbers of each thread, and no way round by float32.
     assert split.count("F2FP.F16.E4M3.UNPACK_B") == 64
     assert split.count("HADD2.F32") == 0
-
-
-@pytest.mark.parametrize("fp8", [False, also(True)])
-@pytest.mark.parametrize("at_once", [also(0), 1])
-def test_as_many_decoding_programs_are_resident_as_splits_reckon_with(
-    at_once: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", at_once)
-    options = {"max_context_len": 4096}
-    split, *combine = attention(triton_decoding.attend_singles, HEADS_106B, fp8, **options)
-    assert split.stack_bytes == 0
-    assert len(combine) == 1 - at_once
-    registers = -(-split.registers // 8) * 8 * 128  # eight at a time, for each of four warps
-    resident = min(65536 // registers, 227 * 1024 // (split.shared_bytes + 1024))
-    # For e4m3 it is two or three, by compiler and by what else the kernel does.
-    assert resident >= (2 if fp8 else triton_parts.resident(2, True))
-    if at_once:  # parts are read from where all processors see them, after the ticket
-        assert split.count("ATOMG.E.ADD.STRONG.GPU") == 1
-        after = split.sass[split.sass.index("CCTL.IVALL") :]
-        assert after.count("LDG.E.128.STRONG.GPU") >= 12  # of 12 heads, for four parts
-        assert "LDG.E.128 " not in after
 
 
 @pytest.mark.parametrize("fp8", [False, also(True)])

@@ -10,7 +10,6 @@ from glimt.kernels import (
     triton_attention,
     triton_chunks,
     triton_decoding,
-    triton_parts,
     triton_rope,
     triton_segments,
 )
@@ -211,21 +210,16 @@ def test_heads_with_gaps_are_refused() -> None:
 
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize(("heads", "page"), [(Heads(24, 2, 128), 64), (Heads(3, 1, 24), 12)])
-def test_the_last_part_of_a_row_combines_all(
-    heads: Heads, page: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+def test_parts_of_contexts_are_combined_by_their_weights(
+    heads: Heads, page: int, fp8: bool
 ) -> None:
-    monkeypatch.setattr(triton_parts, "COMBINE_AT_ONCE", 1)
     rows = paged_rows(DECODING, heads, page, fp8=fp8)
-    q, cache, *rest = rows.tensors
+    q, *rest = rows.tensors
     tiles = next(tiles for tiles in triton_decoding.CONFIGS if tiles[:2] == (32, 64))
-    tickets = triton_parts.tickets_for(cache, len(DECODING) * heads.groups)
-    for _ in range(2):  # the second finds the tickets that the first left
-        out, largest = q.new_empty(q.shape), torch.full(q.shape[:2], torch.nan)
-        triton_decoding.attend_singles(
-            q, cache, *rest, out, rows.options["scale_P2GS"],
-            max_context_len=300, largest_TN=largest, tiles=tiles, num_splits=6,
-        )  # fmt: skip
-        torch.testing.assert_close(out, rows.exact(), atol=3e-6, rtol=1e-5)
-        assert torch.equal(largest, out.bfloat16().float().abs().amax(-1))
-        assert not tickets.any()
-    assert triton_parts.tickets_for(cache, len(DECODING) * heads.groups) is tickets
+    out, largest = torch.full(q.shape, torch.nan), torch.full(q.shape[:2], torch.nan)
+    triton_decoding.attend_singles(
+        q, *rest, out, rows.options["scale_P2GS"],
+        max_context_len=300, largest_TN=largest, tiles=tiles, splits=6,
+    )  # fmt: skip
+    torch.testing.assert_close(out, rows.exact(), atol=3e-6, rtol=1e-5)
+    assert torch.equal(largest, out.bfloat16().float().abs().amax(-1))
