@@ -4,7 +4,6 @@ defer_sums=0       norms do not carry out the sums before them
 tuned=0            products take the rules' tiles, not the table's (`kernels/tiles.json`)
 norm_reads_first=1 norms ask for all that they add before they wait for any of it
 few_by_kernel=1    two kernels find where a small top_k cuts
-e4m3_pairs=1       steps of one token each read e4m3 pages two values at a time
 e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
 prompt_graphs=1    the layers of prompts are replayed
 encodes_beside=0   steps wait for their images
@@ -30,7 +29,6 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "tuned": (tiles, "TUNED"),
     "norm_reads_first": (triton_rows, "READS_FIRST"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
-    "e4m3_pairs": (triton_attention, "IN_PAIRS"),
     "e4m3_widened": (triton_attention, "WIDENS"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
     "encodes_beside": (processes_build, "ENCODES_BESIDE"),

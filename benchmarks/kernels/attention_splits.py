@@ -1,6 +1,6 @@
 """Times a decode step's attention by rows and by the parts that each context is split into.
 
-    python -m benchmarks.kernels.attention_splits [--rows 1 8] [--mixed] [--switches e4m3_pairs=1]
+    python -m benchmarks.kernels.attention_splits [--rows 1 8] [--mixed] [--switches tuned=0]
 
 As GLM-4.5V's layers call it: heads are turned and keys and values written by the same kernel, and
 where there are parts a second one combines them (µs of both, in a graph). Behind a row are the
@@ -17,7 +17,7 @@ from benchmarks.kernels.attention_tiles import Shape, arguments, sets_of
 from benchmarks.kernels.cases import Inputs
 from benchmarks.kernels.measure import microseconds
 from benchmarks.switches import switch, switches_of
-from glimt.kernels import triton_attention, triton_decoding
+from glimt.kernels import triton_decoding
 from glimt.kernels.triton_turned import Turning
 
 ROWS = [1, 2, 4, 8, 16, 32, 48, 64, 67, 82, 96, 110, 128]
@@ -48,9 +48,8 @@ def run_with(splits: int, max_context_len: int) -> Callable[..., None]:
 
     def run(*given: Any) -> None:
         triton_decoding.attend_singles(
-            *given[:-1], max_context_len=max_context_len, turning=given[-1],
-            splits=splits, in_pairs=triton_attention.IN_PAIRS,
-        )  # fmt: skip
+            *given[:-1], max_context_len=max_context_len, turning=given[-1], splits=splits
+        )
 
     return run
 

@@ -126,18 +126,10 @@ def main() -> None:
             compare(
                 f"decode {rows} x {length} {kind}",
                 (rows * length * token_bytes / 1e3, "GB/s"),
-                triton_decoding.CONFIGS,
+                triton_decoding.PAIR_CONFIGS if is_fp8 else triton_decoding.CONFIGS,
                 lambda tiles, length=length: _decode_with(tiles, length),
                 sets_of(lambda n: arguments(inputs, n, shape, rows, 1, length, is_fp8)),  # noqa: B023
             )
-            if is_fp8:
-                compare(
-                    f"decode {rows} x {length} {kind} in pairs",
-                    (rows * length * token_bytes / 1e3, "GB/s"),
-                    triton_decoding.PAIR_CONFIGS,
-                    lambda tiles, length=length: _decode_with(tiles, length, in_pairs=True),
-                    sets_of(lambda n: arguments(inputs, n, shape, rows, 1, length, True)),  # noqa: B023
-                )
         for new, before in CHUNKS if only in "chunk" else ():
             seen = new * before + new * (new + 1) / 2
             compare(
@@ -170,11 +162,9 @@ def main() -> None:
             )
 
 
-def _decode_with(
-    tiles: triton_decoding.Tiles, length: int, *, in_pairs: bool = False
-) -> Callable[..., None]:
+def _decode_with(tiles: triton_decoding.Tiles, length: int) -> Callable[..., None]:
     return lambda *given: triton_decoding.attend_singles(
-        *given, max_context_len=length, in_pairs=in_pairs, tiles=tiles
+        *given, max_context_len=length, tiles=tiles
     )
 
 

@@ -17,8 +17,6 @@ from glimt.kernels.triton_decoding import attend_singles
 from glimt.kernels.triton_turned import Turning
 from glimt.kernels.triton_widen import widened
 
-# Whether rows of one token read e4m3 pages two values at a time (`triton_pairs`).
-IN_PAIRS = False
 # Whether e4m3 pages are widened once for all queries of a step, if they hold no more tokens than
 # this together: 128 MiB of bfloat16 for 8 key-value heads of 128.
 WIDENS = False
@@ -49,7 +47,7 @@ def paged_attention(
     args = (q_TNH, kv_P2GSH, page_table_RM, query_starts_R1, context_lens_R, out_TNH, scale_P2GS)
     num_rows = context_lens_R.shape[0]
     if q_TNH.shape[0] < num_rows * max_query_len or max_query_len == 1:
-        attend_singles(*args, max_context_len=max_context_len, in_pairs=IN_PAIRS)
+        attend_singles(*args, max_context_len=max_context_len)
     if max_query_len > 1:
         num_tokens = num_chunk_pages * kv_P2GSH.shape[3]
         if scale_P2GS is not None and WIDENS and 0 < num_tokens <= MAX_WIDENED:
@@ -100,6 +98,5 @@ def decode_attention(
         max_context_len=max_context_len,
         turning=Turning(cos_TJ, sin_TJ, slots_T, interleaved),
         largest_TN=largest_TN,
-        in_pairs=IN_PAIRS,
     )
     return out_TNH if largest_TN is None else MeasuredRows(out_TNH.flatten(1), largest_TN)

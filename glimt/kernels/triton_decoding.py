@@ -49,10 +49,8 @@ CONFIGS = tuple(  # the first is used
 PAIR_CONFIGS = (  # likewise, of e4m3 pages in pairs
     Tiles(64, 128, 4, 5),  # two blocks on their way; with fewer stages one
     Tiles(64, 128, 4, 3),
-    Tiles(64, 128, 4, 7),
     Tiles(64, 128, 2, 5),
     Tiles(32, 128, 2, 5),
-    Tiles(32, 128, 4, 5),
 )
 
 
@@ -68,7 +66,6 @@ def attend_singles(
     max_context_len: int,
     turning: Turning | None = None,
     largest_TN: Tensor | None = None,
-    in_pairs: bool = False,
     tiles: Tiles | None = None,
     splits: int | None = None,
 ) -> None:
@@ -76,11 +73,11 @@ def attend_singles(
 
     With `turning` all rows are of one token, `q_TNH` has also keys and values, as in
     `reference_attention.turn_and_write_kv`, and that is done as well. `largest_TN`, float32, takes
-    the largest magnitude of each head of the result. e4m3 pages may be read `in_pairs`.
+    the largest magnitude of each head of the result.
     `splits`: parts of a context; None: as `num_splits` says.
     """
     num_rows, num_heads, head_dim = context_lens_R.shape[0], *out_TNH.shape[1:]
-    in_pairs = in_pairs and scale_P2GS is not None and head_dim >= 32 and head_dim % 2 == 0
+    in_pairs = scale_P2GS is not None and head_dim >= 32 and head_dim % 2 == 0
     tiles = tiles or (PAIR_CONFIGS if in_pairs else CONFIGS)[0]
     num_groups, page_size = kv_P2GSH.shape[2:4]
     sizes = (num_groups, num_heads // num_groups, head_dim, page_size)

@@ -79,23 +79,21 @@ def attention(
     return binaries(lambda: attend(q, cache, *ints, q, scale, **options))
 
 
-@pytest.mark.parametrize("fp8", [also(False), True])
 @pytest.mark.parametrize("heads", [HEADS_106B, also(HEADS_9B)])
-def test_decoding_streams_the_cache_in_wide_loads(heads: tuple[int, int, int], fp8: bool) -> None:
-    split, combine = attention(triton_decoding.attend_singles, heads, fp8, max_context_len=4096)
+def test_decoding_streams_the_cache_in_wide_loads(heads: tuple[int, int, int]) -> None:
+    split, combine = attention(triton_decoding.attend_singles, heads, False, max_context_len=4096)
     assert split.stack_bytes == combine.stack_bytes == 0
-    assert split.registers <= (232 if fp8 else 128)
+    assert split.registers <= 128
     assert split.count("LDGSTS.E.BYPASS.128") >= 8  # asynchronous, 16 bytes for each thread
     assert split.count("LDG.E.U8") == split.count("LDG.E.U16") == 0
     assert split.count("HMMA.16816.F32") > 0
-    assert split.count("F2F") == 0  # a slow instruction, of which e4m3 to bfloat16 takes many
     assert split.shared_bytes <= 48 * 1024  # four programs on a multiprocessor
     assert combine.count("LDG.E.128") >= 4
 
 
 @pytest.mark.parametrize("turns", [True, also(False)])
 @pytest.mark.parametrize(
-    "tiles", [triton_decoding.PAIR_CONFIGS[0], *map(also, triton_decoding.PAIR_CONFIGS[1:3])]
+    "tiles", [triton_decoding.PAIR_CONFIGS[0], also(triton_decoding.PAIR_CONFIGS[1])]
 )
 def test_pairs_of_e4m3_are_turned_on_the_way_and_widened_two_at_once(
     tiles: triton_decoding.Tiles, turns: bool
@@ -103,7 +101,7 @@ def test_pairs_of_e4m3_are_turned_on_the_way_and_widened_two_at_once(
     angles, slots = meta(ROWS, 32, dtype=torch.float32), meta(ROWS, dtype=torch.int64)
     turning = triton_turned.Turning(angles, angles, slots, interleaved=False)
     split, _ = attention(
-        triton_decoding.attend_singles, HEADS_106B, True, max_context_len=4096, in_pairs=True,
+        triton_decoding.attend_singles, HEADS_106B, True, max_context_len=4096,
         tiles=tiles, turning=turning if turns else None,
     )  # fmt: skip
     assert split.stack_bytes == 0
@@ -452,8 +450,9 @@ def test_cuts_of_few_candidates_stay_in_registers() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fp8", [False, True])
 def test_no_candidate_of_the_decoding_tiles_spills(fp8: bool) -> None:
-    least = triton_decoding.CONFIGS[0].least_tokens  # makes no other code
-    for tiles in (tiles for tiles in triton_decoding.CONFIGS if tiles.least_tokens == least):
+    configs = triton_decoding.PAIR_CONFIGS if fp8 else triton_decoding.CONFIGS
+    least = configs[0].least_tokens  # makes no other code
+    for tiles in (tiles for tiles in configs if tiles.least_tokens == least):
         options = {"max_context_len": 4096, "tiles": tiles}
         split = attention(triton_decoding.attend_singles, HEADS_106B, fp8, **options)[0]
         assert split.stack_bytes == 0, tiles

@@ -41,12 +41,6 @@ def errors(got: Tensor, exact: Tensor) -> Tensor:
     return (got.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
 
 
-@pytest.fixture
-def in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_attention, "IN_PAIRS", True)
-
-
-@pytest.mark.usefixtures("in_pairs")
 @pytest.mark.parametrize("page", [64, 16, 48, 128])
 @pytest.mark.parametrize("step", ["one", "one long", "decoding", "mixed"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
@@ -57,17 +51,18 @@ def test_pages_are_read_in_pairs(heads: Heads, step: str, page: int) -> None:
     assert float(found.mean()) < 0.005
 
 
-def test_pairs_are_as_exact_as_single_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_as_exact_as_bfloat16_pages_of_the_same_numbers() -> None:
     rows = on_gpu(DECODING, GLM)
-    exact, means = rows.exact(), []
-    for in_pairs in (False, True):
-        monkeypatch.setattr(triton_attention, "IN_PAIRS", in_pairs)
-        got = kernels.paged_attention(*rows.tensors, **rows.options)
-        means.append(float(errors(got, exact).mean()))
+    q, cache, *rest = rows.tensors
+    scale, means = rows.options["scale_P2GS"], []
+    wide = (cache.float() * scale[..., None]).bfloat16()
+    for pages, of_pages in ((wide, None), (cache, scale)):
+        options = {**rows.options, "scale_P2GS": of_pages}
+        got = kernels.paged_attention(q, pages, *rest, **options)
+        means.append(float(errors(got, rows.exact()).mean()))
     assert means[1] < 1.05 * means[0]
 
 
-@pytest.mark.usefixtures("in_pairs")
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_what_a_step_writes_is_read_in_pairs_by_the_same_kernel(heads: Heads) -> None:
     rows = on_gpu(DECODING, heads)
@@ -96,7 +91,6 @@ def test_what_a_step_writes_is_read_in_pairs_by_the_same_kernel(heads: Heads) ->
     assert float(errors(outs[0].view(expected.shape), expected).max()) < 0.07
 
 
-@pytest.mark.usefixtures("in_pairs")
 @pytest.mark.parametrize("num_rows", [1, 5, 64])
 def test_pairs_repeat_themselves_exactly_in_a_graph(num_rows: int) -> None:
     rows = on_gpu([(3000 - 7 * i, 1) for i in range(num_rows)], GLM)

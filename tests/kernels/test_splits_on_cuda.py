@@ -10,7 +10,7 @@ from tests.support.paged_rows import Heads, PagedRows, paged_rows
 
 pytest.importorskip("triton", reason="Triton has packages for Linux only")
 
-from glimt.kernels import triton_attention, triton_decoding
+from glimt.kernels import triton_decoding
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 HEADS = Heads(96, 8, 128)
-KINDS = pytest.mark.parametrize("kind", ["bf16", "e4m3", "e4m3 in pairs"])
+KINDS = pytest.mark.parametrize("kind", ["bf16", "e4m3"])
 
 
 def decoding(num_rows: int, kind: str, longest: int = 5000) -> PagedRows:
@@ -56,7 +56,7 @@ def attended(rows: PagedRows, splits: int | None = None) -> tuple[Tensor, Tensor
     largest = torch.full(q.shape[:2], torch.nan, device="cuda")
     triton_decoding.attend_singles(
         q, *rest, out, rows.options["scale_P2GS"], largest_TN=largest, splits=splits,
-        max_context_len=rows.options["max_context_len"], in_pairs=triton_attention.IN_PAIRS,
+        max_context_len=rows.options["max_context_len"]
     )  # fmt: skip
     return out, largest
 
@@ -71,10 +71,7 @@ def compare(got: tuple[Tensor, Tensor], expected: Tensor) -> None:
 
 @KINDS
 @pytest.mark.parametrize("num_rows", [1, 2, 8, 64, 66, 67, 82, 120, 128])
-def test_rows_of_mixed_contexts_give_the_definition(
-    num_rows: int, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton_attention, "IN_PAIRS", kind == "e4m3 in pairs")
+def test_rows_of_mixed_contexts_give_the_definition(num_rows: int, kind: str) -> None:
     rows = decoding(num_rows, kind)
     compare(attended(rows), exact(rows))
 
@@ -82,9 +79,8 @@ def test_rows_of_mixed_contexts_give_the_definition(
 @KINDS
 @pytest.mark.parametrize("splits", [2, 3, 5, 16, 33, 64])
 def test_any_number_of_parts_gives_the_definition_and_repeats_itself(
-    splits: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    splits: int, kind: str
 ) -> None:
-    monkeypatch.setattr(triton_attention, "IN_PAIRS", kind == "e4m3 in pairs")
     rows = decoding(8, kind)
     first, largest = attended(rows, splits)
     compare((first, largest), exact(rows))
@@ -122,11 +118,8 @@ def test_replays_and_usual_launches_take_turns(num_rows: int) -> None:
 
 @KINDS
 @pytest.mark.parametrize("num_rows", [1, 8, 16])
-def test_decoding_that_turns_writes_and_measures_repeats_itself(
-    num_rows: int, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoding_that_turns_writes_and_measures_repeats_itself(num_rows: int, kind: str) -> None:
     rows = decoding(num_rows, kind, 2000)
-    monkeypatch.setattr(triton_attention, "IN_PAIRS", kind == "e4m3 in pairs")
     _, cache, table, starts, lengths = rows.tensors
     last = lengths.long() - 1
     slots = table[torch.arange(num_rows, device="cuda"), last // 64].long() * 64 + last % 64

@@ -10,11 +10,6 @@ ROWS = [(5, 1), (300, 1), (1, 1), (129, 1)]
 HEADS_AND_PAGE = [(Heads(24, 2, 128), 64), (Heads(12, 1, 64), 16), (Heads(6, 2, 40), 12)]
 
 
-@pytest.fixture(autouse=True)
-def in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_attention, "IN_PAIRS", True)
-
-
 @pytest.mark.parametrize(("heads", "page"), HEADS_AND_PAGE)
 def test_rows_attend_to_their_whole_context(heads: Heads, page: int) -> None:
     rows = paged_rows(ROWS, heads, page, fp8=True)
@@ -53,13 +48,13 @@ def test_rows_turn_their_heads_and_write_what_they_then_read() -> None:
     torch.testing.assert_close(outs[1], outs[0], atol=3e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("tiles", triton_decoding.PAIR_CONFIGS[::4], ids=str)
+@pytest.mark.parametrize("tiles", triton_decoding.PAIR_CONFIGS[::3], ids=str)
 def test_any_tiles_give_the_same(tiles: triton_decoding.Tiles) -> None:
     rows = paged_rows(ROWS, Heads(4, 2, 32), 32, fp8=True)
     q, *rest = rows.tensors
     out = torch.full_like(q, torch.nan, memory_format=torch.contiguous_format)
     scale, options = rows.options["scale_P2GS"], {"max_context_len": 300, "tiles": tiles}
-    triton_decoding.attend_singles(q, *rest, out, scale, in_pairs=True, **options)
+    triton_decoding.attend_singles(q, *rest, out, scale, **options)
     torch.testing.assert_close(out, rows.exact(), atol=3e-6, rtol=1e-5)
 
 
