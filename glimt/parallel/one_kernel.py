@@ -9,8 +9,6 @@ All ranks add the same numbers, so their results agree.
 """
 
 import logging
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from glimt.errors import BadSettings
+from glimt.parallel.release import Release, stream_lanes
 from glimt.parallel.trial import all_agree, all_same, record_event, wait_for_device
 
 log = logging.getLogger(__name__)
@@ -67,6 +66,11 @@ def make_one_kernel_sum(
         made = OneKernelSum(name, group, buffers)
         for handle in handles:
             _mark(handle, rank, size)
+        pads = [
+            [handle.get_signal_pad(peer, dtype=torch.int32) for peer in range(size)]
+            for handle in handles
+        ]
+        release = Release(pads, rank, stream_lanes(device), _RELEASE_LIMIT_S)
         wait_for_device(_TRIAL_LIMIT_S)
     except Exception as error:
         made, cause = None, error
@@ -81,7 +85,7 @@ def make_one_kernel_sum(
         works = all_agree(host, size, cause is None)
         if works:
             try:
-                totals = _prove(made, handles, device, rank, size)
+                totals = _prove(made, release, device, rank, size)
             except BadSettings:
                 raise
             except Exception as error:
@@ -138,63 +142,29 @@ def _look(handles: list[Any], rank: int, size: int) -> None:
 
 
 def _prove(
-    made: OneKernelSum, handles: list[Any], device: torch.device, rank: int, size: int
+    made: OneKernelSum, release: Release, device: torch.device, rank: int, size: int
 ) -> list[Tensor]:
     """Sums of small integers, which are exact; then those of any numbers, which must be the same to
     the bit on every rank: ranks whose activations differ may choose other experts.
 
-    All are launched before any is looked at, since the others wait in each. Raises RuntimeError,
-    and TimeoutError if others did not take part.
+    All of a type are launched before any is looked at, since the others wait in each. Another
+    type's kernel may have to be loaded, which CUDA need not do beside one that waits. Raises
+    RuntimeError, TimeoutError if others did not take part, and BadSettings if the GPU then hangs.
     """
-    exact: list[Tensor | None] = []
+    expected = size * (size + 1) / 2
     free: list[Tensor | None] = []
     for dtype, buffer in made.buffers.items():
-        for count in (8, 4096, 12_288, buffer.numel()):
-            part = torch.full((count,), float(rank + 1), dtype=dtype, device=device)
-            exact += [made.sum(part) for _ in range(3)]
-        free.append(made.sum(torch.randn(4096, device=device).to(dtype)))
-    try:
-        wait_for_device(_TRIAL_LIMIT_S)
-    except TimeoutError:
-        _release(handles, rank, size)
-        raise
-    expected = size * (size + 1) / 2
-    for total in exact:
-        if total is None or not bool((total == expected).all()):
-            raise RuntimeError(f"a sum of {0 if total is None else total.numel()} was wrong")
+        counts = (8, 4096, 12_288, buffer.numel())
+        parts = [torch.full((n,), float(rank + 1), dtype=dtype, device=device) for n in counts]
+        any_numbers = torch.randn(4096, device=device).to(dtype)
+        exact = [made.sum(part) for part in parts for _ in range(3)]
+        free.append(made.sum(any_numbers))
+        try:
+            wait_for_device(_TRIAL_LIMIT_S)
+        except TimeoutError:
+            release.free(record_event().query)
+            raise
+        for total in exact:
+            if total is None or not bool((total == expected).all()):
+                raise RuntimeError(f"a sum of {0 if total is None else total.numel()} was wrong")
     return [total for total in free if total is not None]
-
-
-def _release(handles: list[Any], rank: int, size: int) -> None:
-    """Give kernels that wait in vain what they wait for, or this GPU is of no use to anybody.
-
-    Raises BadSettings if that does not help.
-    """
-    waiting = record_event()
-    deadline_s = time.monotonic() + _RELEASE_LIMIT_S
-    beside: Any = torch.cuda.Stream
-    with torch.cuda.stream(beside()):
-        while not waiting.query():
-            if time.monotonic() > deadline_s:
-                raise BadSettings(
-                    "a sum in one kernel never ends on this GPU: --disable-custom-all-reduce "
-                    "leaves all sums to NCCL"
-                )
-            for handle in handles:
-                pads = [handle.get_signal_pad(peer, dtype=torch.int32) for peer in range(size)]
-                answer_for_others(pads, rank)
-            time.sleep(0.001)
-
-
-def answer_for_others(pads: Sequence[Tensor], rank: int) -> None:
-    """What a kernel of this rank waits for, done in place of the others once.
-
-    Each block of the kernel has a signal for each rank (itself as well) in the pad of each. It
-    sets its own signal in all pads, as soon as that is 0 there, and takes back, once they are 1,
-    all that are in its own pad. The signal that it gives itself it must be left alone with: set by
-    somebody else, the block would wait for ever to set it.
-    """
-    size = len(pads)
-    for peer in set(range(size)) - {rank}:
-        pads[rank][peer::size].fill_(1)
-        pads[peer][rank::size].fill_(0)

@@ -104,6 +104,7 @@ def test_a_trial_that_another_rank_is_missing_in_ends_and_nccl_sums(
     findings: list[Found],
 ) -> None:
     for found in findings:
+        assert found["lonely_trials"] == 4
         assert found["lonely_sums"] == 0
         assert found["lonely_s"] < 20
         assert found["sum_after_it"] == 16

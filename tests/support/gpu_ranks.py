@@ -46,6 +46,7 @@ TOGETHER: list[dict[str, Any]] = [
 WIDTH, EPS = 4096, 1e-5
 REPLAYS = 1000
 PIECE_LIMIT_S = 40
+LONELY = 4
 
 
 class Rank:
@@ -257,16 +258,24 @@ def towers(ours: Rank) -> None:
 
 
 def lonely(ours: Rank) -> None:
-    """Rank 0 tries a sum in one kernel that rank 1 takes no part in; both go on with NCCL."""
-    rank, name = ours.nccl.tp_rank, "lonely"
-    store = Meeting(ours.folder / name).store(2)
-    one_kernel._TRIAL_LIMIT_S = 3.0
+    """Rank 0 tries sums in one kernel, on several streams in turn, without rank 1; both go on with
+    NCCL.
+    """
+    rank = ours.nccl.tp_rank
+    one_kernel._TRIAL_LIMIT_S = 1.0
     if rank == 1:
         one_kernel._prove = lambda *given: []
     started_s = time.monotonic()
     device, host = ours.groups.device, ours.groups.host
-    made = one_kernel.make_one_kernel_sum(name, device, host, store, rank, 2, ours.device)
-    ours.found["lonely_sums"] = int(made is not None)
+    make_stream: Any = torch.cuda.Stream
+    streams = [torch.cuda.current_stream(), *(make_stream() for _ in range(LONELY - 1))]
+    for number, stream in enumerate(streams):
+        name = f"lonely{number}"
+        store = Meeting(ours.folder / name).store(2)
+        with torch.cuda.stream(stream):
+            made = one_kernel.make_one_kernel_sum(name, device, host, store, rank, 2, ours.device)
+        ours.count("lonely_trials", 1)
+        ours.count("lonely_sums", int(made is not None))
     ours.found["lonely_s"] = int(time.monotonic() - started_s)
     total = ours.nccl.tp_sum(torch.ones(8, device=ours.device))
     ours.found["sum_after_it"] = int(total.sum())
