@@ -1,8 +1,9 @@
 """The shapes of the kernels' tiles: a table for each GPU's kind, and a rule for what it lacks.
 
-`tiles.json` is data, written by `python -m benchmarks.kernels --tune` on the GPU: by the name of
+`tiles.json` is data, written by `python -m benchmarks.kernels --tune` on an H200: by the name of
 the GPU, product, outputs × inputs, and bucket of rows the fastest of the candidates that it tried,
-where it is clearly faster than the rule.
+where it is clearly faster than the rule. Without a GPU it is not read, and GPUs of other names have
+no part of it: the rules serve these.
 """
 
 import functools
@@ -16,7 +17,11 @@ import torch
 TUNED = True
 
 _NUM_PROCESSORS = 132  # of an H100 or H200
-_BUCKETS = (1, 16, 32, 64)  # rows; a product with more than one bucket's takes the next one's tile
+
+# Rows; a product with more than one bucket's takes the next one's tile. Experts of up to 4 tokens
+# have a rule of their own, and so a bucket: what was measured of 16 does not hold for them.
+_LINEAR_BUCKETS = (1, 16, 32, 64)
+_EXPERT_BUCKETS = (1, 4, 16, 32, 64)
 
 
 class LinearTile(NamedTuple):
@@ -47,7 +52,7 @@ class ExpertTile(NamedTuple):
 
 def linear_tile(num_outputs: int, num_inputs: int, num_rows: int) -> LinearTile:
     """The table's tile for a product, or the rule's."""
-    found = _lookup("fp8_linear", num_outputs, num_inputs, num_rows)
+    found = _lookup("fp8_linear", num_outputs, num_inputs, num_rows, _LINEAR_BUCKETS)
     return LinearTile(**found) if found else linear_rule(num_outputs, num_inputs)
 
 
@@ -62,7 +67,7 @@ def linear_rule(num_outputs: int, num_inputs: int) -> LinearTile:
 
 def gate_up_tile(width: int, num_inputs: int, num_rows: int) -> ExpertTile:
     """The tile of the experts' first product; block_o counts gates, and as many ups beside them."""
-    found = _lookup("gate_up", width, num_inputs, num_rows)
+    found = _lookup("gate_up", width, num_inputs, num_rows, _EXPERT_BUCKETS)
     return ExpertTile(**found) if found else gate_up_rule(num_rows)
 
 
@@ -73,7 +78,7 @@ def gate_up_rule(num_rows: int) -> ExpertTile:
 
 def down_tile(num_outputs: int, width: int, num_rows: int) -> ExpertTile:
     """The tile of the experts' second product."""
-    found = _lookup("down", num_outputs, width, num_rows)
+    found = _lookup("down", num_outputs, width, num_rows, _EXPERT_BUCKETS)
     return ExpertTile(**found) if found else down_rule(num_rows)
 
 
@@ -82,17 +87,16 @@ def down_rule(num_rows: int) -> ExpertTile:
     return ExpertTile(64, 128, 4, 3 if num_rows <= 4 else 4)
 
 
-def bucket(num_rows: int) -> int:
-    """The table's column for so many rows."""
-    return next((size for size in _BUCKETS if num_rows <= size), _BUCKETS[-1])
-
-
-def _lookup(product: str, num_outputs: int, num_inputs: int, num_rows: int) -> dict[str, Any]:
-    if not TUNED:
+def _lookup(
+    product: str, num_outputs: int, num_inputs: int, num_rows: int, buckets: tuple[int, ...]
+) -> dict[str, Any]:
+    """The entry of the smallest bucket that so many rows fit in, or of the largest."""
+    if not TUNED or not gpu_name():
         return {}
+    bucket = next((size for size in buckets if num_rows <= size), buckets[-1])
     by_size = _table().get(gpu_name(), {}).get(product, {})
     by_rows = by_size.get(f"{num_outputs}x{num_inputs}", {})
-    found: dict[str, Any] = by_rows.get(str(bucket(num_rows)), {})
+    found: dict[str, Any] = by_rows.get(str(bucket), {})
     return found
 
 

@@ -17,7 +17,7 @@ from benchmarks.kernels import candidates, jobs, tune
 from benchmarks.kernels.compilers import Compilers, NoInputs
 from glimt.kernels import tiles
 from glimt.kernels.reference import QuantizedRows
-from glimt.kernels.tiles import LinearTile
+from glimt.kernels.tiles import ExpertTile, LinearTile
 
 CPU = torch.device("cpu")
 QKV, OUT = "fp8_linear 14336x4096", "fp8_linear 4096x12288"
@@ -101,6 +101,49 @@ def test_the_fastest_tile_is_what_the_kernels_read(
     assert tiles.linear_tile(14336, 4096, 1) == BEST
     assert tiles.linear_tile(14336, 4096, 2) == tiles.linear_rule(14336, 4096)
     monkeypatch.setattr(tiles, "TUNED", False)
+    assert tiles.linear_tile(14336, 4096, 1) == tiles.linear_rule(14336, 4096)
+
+
+def shipped() -> dict[str, Any]:
+    part: dict[str, Any] = json.loads(Path(tiles.__file__).with_name("tiles.json").read_text())
+    return part["NVIDIA H200"]
+
+
+@pytest.mark.parametrize("product", ["fp8_linear", "gate_up", "down"])
+def test_the_shipped_table_has_the_fastest_of_what_was_measured(product: str) -> None:
+    form = LinearTile if product == "fp8_linear" else ExpertTile
+    for size, by_rows in shipped()[product].items():
+        for rows, found in by_rows.items():
+            line = shipped()["measured"][f"{product} {size} {rows}"]
+            assert line["best"] == found
+            assert line["best_us"] < (1 - tune.LEAST_GAIN) * line["rule_us"] + 0.01  # rounded
+            assert set(found) == set(form._fields)
+            assert found.get("way") in (None, "copy", "tma", *(["fma"] if rows == "1" else []))
+
+
+def test_the_shipped_table_serves_h200s_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_up(rows: int) -> tuple[LinearTile, ExpertTile, ExpertTile]:
+        products = tiles.gate_up_tile(1408, 4096, rows), tiles.down_tile(4096, 352, rows)
+        return tiles.linear_tile(14336, 4096, rows), *products
+
+    def rules(rows: int) -> tuple[LinearTile, ExpertTile, ExpertTile]:
+        return tiles.linear_rule(14336, 4096), tiles.gate_up_rule(rows), tiles.down_rule(rows)
+
+    for name in ("", "NVIDIA H100 80GB HBM3"):
+        monkeypatch.setattr(tiles, "gpu_name", lambda name=name: name)
+        assert [looked_up(rows) for rows in (1, 3, 8, 64)] == [rules(n) for n in (1, 3, 8, 64)]
+    monkeypatch.setattr(tiles, "gpu_name", lambda: "NVIDIA H200")
+    assert looked_up(1)[0].way == "fma"
+    assert looked_up(2)[0] == looked_up(16)[0] != rules(2)[0]
+    # Experts of up to 4 tokens have a rule of their own, which was not measured against the table.
+    assert [looked_up(rows)[1:] for rows in (2, 4)] == [rules(rows)[1:] for rows in (2, 4)]
+    assert looked_up(5)[1:] == looked_up(16)[1:]
+    assert all(got != rule for got, rule in zip(looked_up(16), rules(16), strict=True))
+
+
+def test_nothing_is_read_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "gpu_name", lambda: "")
+    monkeypatch.setattr(tiles, "_table", lambda: pytest.fail("read"))
     assert tiles.linear_tile(14336, 4096, 1) == tiles.linear_rule(14336, 4096)
 
 

@@ -1,5 +1,6 @@
 """What the ways to multiply few rows compile to for Hopper; see `test_compile_sm90`."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="Triton has packages for Linux only")
 
-from glimt.kernels import triton_linear  # noqa: E402
+from glimt.kernels import tiles, triton_linear  # noqa: E402
+from glimt.kernels.attention import MAX_MEASURED_ROWS  # noqa: E402
 from glimt.kernels.reference import MeasuredRows, QuantizedRows  # noqa: E402
 from glimt.kernels.tiles import LinearTile  # noqa: E402
 from tests.support.hopper import Binary, binaries  # noqa: E402
@@ -28,12 +30,15 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def product(num_outputs: int, num_inputs: int, tile: LinearTile, *, measured: bool) -> Binary:
-    """Of one row; QKV's has a bias, O's is only measured."""
-    x, scale = meta(1, num_inputs), meta(1, 1, dtype=torch.float32)
-    rows: QuantizedRows | MeasuredRows = QuantizedRows(x, meta(1, num_inputs, dtype=FP8), scale)
+def product(
+    num_outputs: int, num_inputs: int, tile: LinearTile, *, measured: bool, num_rows: int = 1
+) -> Binary:
+    """QKV's has a bias, O's is only measured."""
+    x, scale = meta(num_rows, num_inputs), meta(num_rows, 1, dtype=torch.float32)
+    q = meta(num_rows, num_inputs, dtype=FP8)
+    rows: QuantizedRows | MeasuredRows = QuantizedRows(x, q, scale)
     if measured:
-        rows = MeasuredRows(x, meta(1, 96, dtype=torch.float32))
+        rows = MeasuredRows(x, meta(num_rows, 96, dtype=torch.float32))
     weight, weight_scale = meta(num_outputs, num_inputs, dtype=FP8), meta(num_outputs)
     bias = None if measured else meta(num_outputs)
     given = (rows, weight, weight_scale.float(), bias, tile)
@@ -93,3 +98,18 @@ def test_weights_by_tma_are_asked_for_before_a_rows_scale_is_known() -> None:
     binary = product(4096, 12288, LinearTile(64, 256, 4, 4, 3, "tma"), measured=True)
     largest_found = binary.sass.index("SHFL.BFLY")
     assert binary.sass.index("UTMALDG") < largest_found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("num_rows", [1, 16, 32, 64])
+def test_no_shipped_tile_spills_registers(num_rows: int) -> None:
+    table = json.loads(Path(tiles.__file__).with_name("tiles.json").read_text())
+    for part in table.values():
+        for size, by_rows in part["fp8_linear"].items():
+            num_outputs, num_inputs = map(int, size.split("x"))
+            if (found := by_rows.get(str(num_rows))) is not None:
+                is_o = num_inputs in (12288, 6144, 3072) and num_rows <= MAX_MEASURED_ROWS
+                size_and_tile = (num_outputs, num_inputs, LinearTile(**found))
+                binary = product(*size_and_tile, measured=is_o, num_rows=num_rows)
+                assert binary.stack_bytes == 0, (size, found)
