@@ -52,7 +52,6 @@ class Engine:
     fp8_kv_efficiency: float
     prefill_efficiency: float
     tower_efficiency: float
-    whole_experts_layer_s: float
     prompt_layer_s: float
     tower_layer_s: float
     launch_s: float

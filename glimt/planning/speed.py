@@ -79,8 +79,6 @@ class Speed:
         num_bytes += self._kv_bytes(batch * context) / of_kv
         beside_s = engine.launches_per_layer * engine.launch_s + engine.layer_s
         layers_s = self.config.text.num_layers * beside_s
-        if self.layout.tp > 1 and self.layout.spread:
-            layers_s += self.share.num_moe_layers * engine.whole_experts_layer_s
         return num_bytes / self.gpu.bandwidth + layers_s + self._step_links_s(batch)
 
     def _step_links_s(self, batch: float) -> float:

@@ -82,7 +82,7 @@ SHARED_OF_FOUR = Layout(2, 4, spread=True)
     ("layout", "share", "off"),
     [
         *((layout, share, 0.06) for layout in (ALONE, FOUR) for share in (0.2, 0.5, 0.95)),
-        (SHARED, 0.9, 0.15),  # the formulas take the copies to be evenly loaded
+        (SHARED, 0.9, 0.16),  # the formulas take the copies to be evenly loaded
         (SHARED_OF_FOUR, 0.5, 0.15),
     ],
 )
@@ -105,22 +105,28 @@ def measured_with(tp: int) -> tuple[Speed, Measured]:
     return Speed(config, Layout(tp), CONSTANTS.gpu(measured.gpu), CONSTANTS, True, False), measured
 
 
-@pytest.mark.parametrize(("tp", "off", "first_off"), [(1, 0.02, 0.03), (2, 0.03, 0.05)])
+@pytest.mark.parametrize(("tp", "off", "first_off"), [(1, 0.025, 0.03), (2, 0.025, 0.05)])
 def test_estimates_are_near_what_was_measured(tp: int, off: float, first_off: float) -> None:
-    """Beyond 64 requests at once, of which one figure is known, they are a tenth too low."""
+    """Beyond 64 requests at once one figure is known, of a graph of that size."""
     speed, measured = measured_with(tp)
     for batch, seconds in measured.steps:
-        step_off = off if batch <= 64 else 0.12
+        step_off = off if batch <= 64 else 0.06
         assert seconds == pytest.approx(speed.step_s(batch, measured.context), rel=step_off)
     image, tokens, seconds = measured.first_token
     expected = speed.image_s(image) + speed.prompt_s(tokens, 8192)
     assert seconds == pytest.approx(expected, rel=first_off)
 
 
-@pytest.mark.parametrize(("tp", "rate", "off"), [(1, 30_969, 0.02), (2, 46_455, 0.03)])
-def test_sixteen_prompts_at_once_go_as_fast_as_measured(tp: int, rate: float, off: float) -> None:
+@pytest.mark.parametrize(
+    ("tp", "spread", "rate", "off"),
+    [(1, False, 30_400, 0.02), (2, False, 43_600, 0.06), (2, True, 46_638, 0.03)],
+)
+def test_sixteen_prompts_at_once_go_as_fast_as_measured(
+    tp: int, spread: bool, rate: float, off: float
+) -> None:
     """16 prompts of 1,433 tokens in steps of at most 8,192: five and a piece in each."""
     speed, _ = measured_with(tp)
+    speed = replace(speed, layout=Layout(tp, spread=spread))
     steps_s = 2 * speed.prompt_s(1433, 8192, 8192 / 1433) + speed.prompt_s(1433, 8192, 6544 / 1433)
     assert 16 * 1433 / steps_s == pytest.approx(rate, rel=off)
 
@@ -128,8 +134,8 @@ def test_sixteen_prompts_at_once_go_as_fast_as_measured(tp: int, rate: float, of
 @pytest.mark.parametrize(
     ("layout", "fp8_kv", "steps", "off"),
     [
-        (Layout(), True, [(64, 32.30), (128, 38.33)], 0.01),
-        (Layout(2, spread=True), False, [(1, 5.66), (8, 11.02), (64, 21.29)], 0.07),
+        (Layout(), True, [(64, 30.31), (128, 35.34)], 0.02),
+        (Layout(2, spread=True), False, [(1, 3.74), (8, 8.83), (64, 18.43)], 0.03),
         (SHARED, False, [(1, 6.41), (8, 10.96), (64, 23.04)], 0.17),
     ],
     ids=["FP8 keys and values", "experts whole on two GPUs", "experts of two copies"],
