@@ -2,7 +2,6 @@
 
 defer_sums=0       norms do not carry out the sums before them
 tuned=0            products take the rules' tiles, not the table's (`kernels/tiles.json`)
-norm_reads_first=1 norms ask for all that they add before they wait for any of it
 few_by_kernel=1    two kernels find where a small top_k cuts
 e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
 prompt_graphs=1    the layers of prompts are replayed
@@ -15,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glimt.kernels import choice, draws, tiles
-from glimt.kernels.twins import (
-    triton_attention,
-    triton_rows,
-)
+from glimt.kernels.twins import triton_attention
 from glimt.processes import build as processes_build
 from glimt.runner import build, streams
 
@@ -27,7 +23,6 @@ Switches = dict[str, int | str]
 _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "tuned": (tiles, "TUNED"),
-    "norm_reads_first": (triton_rows, "READS_FIRST"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
     "e4m3_widened": (triton_attention, "WIDENS"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),

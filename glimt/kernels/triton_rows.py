@@ -23,11 +23,13 @@ MAX_WIDTH = 32768  # a row lies in the registers of one program
 
 _ALL_HERE = tl.constexpr(ALL_HERE)
 
-# Whether a norm asks for all that it adds before it waits for any of it. By itself Triton gives a
-# thread 16 numbers in a row, as many as it stores of e4m3 at a time, so threads read float32 64
-# bytes apart; and the assembler saves registers by waiting for memory four times.
-READS_FIRST = False
-ENOUGH_REGISTERS = 128  # for each thread, to hold what is on the way
+# The norm of few rows asks for all that it adds before it waits for any of it. By itself Triton
+# gives a thread 16 numbers in a row, as many as it stores of e4m3 at a time, so threads read
+# float32 64 bytes apart; and the assembler saves registers by waiting for memory four times. That
+# is better for many rows, of which more then fit a processor. Squares are summed in another order,
+# so a row's norm may differ in the last bit between few rows and many.
+_FEW_ROWS = 132  # one for each processor of an H200
+_ENOUGH_REGISTERS = 128  # for each thread, to hold what is on the way
 
 # What a norm adds first.
 _NOTHING, _PLAIN, _PARTS, _EXPERTS, _EXPERTS_AND_SHARED = (tl.constexpr(kind) for kind in range(5))
@@ -313,6 +315,7 @@ def _norm(
     if num_tokens:
         block, warps = row_shape(width)
         given, constants = terms(x_TD, delta_TD)
+        reads_first = num_tokens <= _FEW_ROWS
         launch(
             rms_norm_kernel,
             (num_tokens, 1, 1),
@@ -327,11 +330,11 @@ def _norm(
             num_tokens,
             width,
             block,
-            READS_FIRST,
+            reads_first,
             *constants,
             quantizes,
             warps=warps,
-            registers=ENOUGH_REGISTERS if READS_FIRST else None,
+            registers=_ENOUGH_REGISTERS if reads_first else None,
         )
     return normed_TD, sum_TD, q_TD, scale_T1
 

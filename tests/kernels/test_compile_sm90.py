@@ -44,6 +44,7 @@ from tests.support.hopper import Binary, binaries, caught_launches, compile_laun
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="kernels are interpreted")
 
 ROWS, PAGES, PAGE = 16, 128, 64
+MANY_ROWS = 2048
 HEADS_106B = (96, 8, 128)  # query heads, key-value heads, head dim
 HEADS_9B = (32, 2, 128)
 
@@ -305,11 +306,11 @@ def test_the_router_of_many_tokens_uses_warpgroups() -> None:
     assert logits.shared_bytes <= 113 * 1024  # two programs on a multiprocessor
 
 
-def test_rows_are_normed_and_quantised_in_wide_loads() -> None:
-    x, weight = meta(ROWS, 4096), meta(4096)
+def test_many_rows_are_normed_and_quantised_in_wide_loads() -> None:
+    x, weight = meta(MANY_ROWS, 4096), meta(4096)
     for call in (
         lambda: triton_rows.add_rms_norm_quantize(x, x, weight, 1e-5),
-        lambda: triton_rows.silu_mul_quantize(meta(ROWS, 2816)),
+        lambda: triton_rows.silu_mul_quantize(meta(MANY_ROWS, 2816)),
         lambda: triton_rows.quantize_rows(x),
     ):
         for binary in binaries(call):
@@ -367,10 +368,11 @@ def test_parts_that_are_left_over_are_summed_before_they_are_pushed(
 
 
 @pytest.mark.parametrize("num_parts", [4, also(8)])
-def test_norms_add_the_parts_of_a_product_in_wide_loads(num_parts: int) -> None:
-    x, weight, scale = meta(ROWS, 4096), meta(4096), meta(4096, dtype=torch.float32)
+def test_norms_of_many_rows_add_the_parts_of_a_product_in_wide_loads(num_parts: int) -> None:
+    num_rows, f32 = MANY_ROWS, torch.float32
+    x, weight, scale = meta(num_rows, 4096), meta(4096), meta(4096, dtype=f32)
     parts = LinearParts(
-        meta(num_parts, ROWS, 4096, dtype=torch.float32), meta(ROWS, 1, dtype=torch.float32), scale
+        meta(num_parts, num_rows, 4096, dtype=f32), meta(num_rows, 1, dtype=f32), scale
     )
     (norm,) = binaries(lambda: triton_rows.add_rms_norm_quantize(x, parts, weight, 1e-5))
     assert norm.stack_bytes == 0
@@ -379,10 +381,7 @@ def test_norms_add_the_parts_of_a_product_in_wide_loads(num_parts: int) -> None:
 
 
 @pytest.mark.parametrize("num_parts", [4, also(8)])
-def test_norms_may_ask_for_all_parts_before_they_add_one(
-    num_parts: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton_rows, "READS_FIRST", True)
+def test_norms_of_few_rows_ask_for_all_parts_before_they_add_one(num_parts: int) -> None:
     x, weight, scale = meta(1, 4096), meta(4096), meta(4096, dtype=torch.float32)
     parts = LinearParts(
         meta(num_parts, 1, 4096, dtype=torch.float32), meta(1, 1, dtype=torch.float32), scale
@@ -395,10 +394,16 @@ def test_norms_may_ask_for_all_parts_before_they_add_one(
     assert norm.shared_bytes <= 1024  # nothing but sums passes through it
 
 
-def test_norms_that_ask_first_have_room_for_the_rows_of_experts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(triton_rows, "READS_FIRST", True)
+def test_as_many_rows_as_processors_are_few() -> None:
+    registers = []
+    for num_rows in (132, 133):
+        with caught_launches() as launches:
+            triton_rows.rms_norm(meta(num_rows, 4096), meta(4096), 1e-5)
+        registers += [each.options.get("maxnreg") for each in launches]
+    assert registers == [128, None]
+
+
+def test_norms_of_few_rows_have_room_for_the_rows_of_experts() -> None:
     weights, experts = meta(1, 8, dtype=torch.float32), meta(1, 8, dtype=torch.int64)
     rows = ExpertRows(meta(9, 4096), weights, experts, 0, True)
     (norm,) = binaries(
@@ -409,10 +414,11 @@ def test_norms_that_ask_first_have_room_for_the_rows_of_experts(
     assert norm.shared_bytes <= 1024
 
 
-def test_norms_add_the_rows_of_experts_in_wide_loads() -> None:
-    x, weight = meta(ROWS, 4096), meta(4096)
-    weights, experts = meta(ROWS, 8, dtype=torch.float32), meta(ROWS, 8, dtype=torch.int64)
-    rows = ExpertRows(meta(9 * ROWS, 4096), weights, experts, 128, True)
+def test_norms_of_many_rows_add_the_rows_of_experts_in_wide_loads() -> None:
+    num_rows = MANY_ROWS
+    x, weight = meta(num_rows, 4096), meta(4096)
+    weights, experts = meta(num_rows, 8, dtype=torch.float32), meta(num_rows, 8, dtype=torch.int64)
+    rows = ExpertRows(meta(9 * num_rows, 4096), weights, experts, 128, True)
     (norm,) = binaries(lambda: triton_rows.add_rms_norm_quantize(x, rows, weight, 1e-5))
     assert norm.stack_bytes == 0
     assert norm.registers <= 128

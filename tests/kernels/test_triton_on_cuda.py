@@ -339,7 +339,7 @@ def test_a_graph_repeats_whole_experts_beside_a_share_of_the_shared_one(num_toke
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 300])
 @pytest.mark.parametrize("width", [16, 1408, 4096, 5120, 12288])
-def test_norms_that_ask_first_add_the_same(
+def test_norms_of_few_rows_add_what_those_of_many_do(
     num_tokens: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, g = randn(num_tokens, width), randn(width, seed=1)
@@ -352,9 +352,9 @@ def test_norms_that_ask_first_add_the_same(
     experts = torch.randint(0, 16, (num_tokens, 8), device="cuda")
     rows = pending.ExpertRows(randn(9 * num_tokens, width, seed=6), weights, experts, 12, True)
     for delta in (None, randn(num_tokens, width, seed=7), parts, rows):
-        monkeypatch.setattr(triton_rows, "READS_FIRST", False)
+        monkeypatch.setattr(triton_rows, "_FEW_ROWS", 0)
         expected, total_expected = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
-        monkeypatch.setattr(triton_rows, "READS_FIRST", True)
+        monkeypatch.setattr(triton_rows, "_FEW_ROWS", num_tokens)
         got, total = kernels.add_rms_norm_quantize(x, delta, g, 1e-5)
         assert torch.equal(total, total_expected)
         near(got.x_TI, expected.x_TI, 0.002)  # squares are added in another order

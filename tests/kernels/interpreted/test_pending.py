@@ -17,9 +17,9 @@ def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["", "reads first"])
-def reads_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_rows, "READS_FIRST", request.param)
+@pytest.fixture(autouse=True, params=[0, 132], ids=["as many rows", "as few rows"])
+def few_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_rows, "_FEW_ROWS", request.param)
 
 
 def check(delta: LinearParts | ExpertRows, alone: Tensor) -> None:
