@@ -3,7 +3,6 @@
 defer_sums=0       norms do not carry out the sums before them
 tuned=0            products take the rules' tiles, not the table's (`kernels/tiles.json`)
 few_by_kernel=1    two kernels find where a small top_k cuts
-e4m3_widened=1     e4m3 pages of prompts are widened once for all queries of a step
 prompt_graphs=1    the layers of prompts are replayed
 encodes_beside=0   steps wait for their images
 tower_stream=1     the vision tower has its own stream     tower_sms=88   … and so many processors
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from glimt.kernels import choice, draws, tiles
-from glimt.kernels.twins import triton_attention
 from glimt.processes import build as processes_build
 from glimt.runner import build, streams
 
@@ -24,7 +22,6 @@ _PLACES: dict[str, tuple[Any, str]] = {
     "defer_sums": (choice, "DEFERS"),
     "tuned": (tiles, "TUNED"),
     "few_by_kernel": (draws, "FEW_BY_KERNEL"),
-    "e4m3_widened": (triton_attention, "WIDENS"),
     "prompt_graphs": (build, "PROMPT_GRAPHS"),
     "encodes_beside": (processes_build, "ENCODES_BESIDE"),
     "tower_stream": (streams, "OWN_STREAM"),

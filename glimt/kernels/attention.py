@@ -14,6 +14,8 @@ from glimt.kernels.reference import MeasuredRows
 from glimt.kernels.twins import runs_on, triton_attention, triton_rope, triton_segments
 
 MAX_MEASURED_ROWS = 16  # above, each program of the product would quantise too much
+# Tokens of e4m3 pages that a step's chunks may have in another type for a while; 0 without twins.
+MAX_WIDENED: int = triton_attention.MAX_WIDENED if triton_attention else 0
 
 
 def rope(x_TNH: Tensor, cos_TJ: Tensor, sin_TJ: Tensor, *, interleaved: bool) -> Tensor:

@@ -17,9 +17,8 @@ from glimt.kernels.triton_decoding import attend_singles
 from glimt.kernels.triton_turned import Turning
 from glimt.kernels.triton_widen import widened
 
-# Whether e4m3 pages are widened once for all queries of a step, if they hold no more tokens than
-# this together: 128 MiB of bfloat16 for 8 key-value heads of 128.
-WIDENS = False
+# e4m3 pages are widened once for all queries of a step, if they hold no more tokens than this
+# together: 128 MiB of bfloat16 for 8 key-value heads of 128.
 MAX_WIDENED = 32768
 
 
@@ -37,7 +36,8 @@ def paged_attention(
 ) -> Tensor:
     """See `reference_attention.paged_attention`. A row without context gives zeros.
 
-    `num_chunk_pages`: of all rows of several tokens together; 0 if that is not known.
+    `num_chunk_pages`: of all rows of several tokens together; 0 if that is not known, as in a
+    graph, which serves steps of many numbers of pages: then e4m3 pages are widened block by block.
 
     Raises ValueError for a cache or queries that are not laid out as the runner does.
     """
@@ -50,7 +50,7 @@ def paged_attention(
         attend_singles(*args, max_context_len=max_context_len)
     if max_query_len > 1:
         num_tokens = num_chunk_pages * kv_P2GSH.shape[3]
-        if scale_P2GS is not None and WIDENS and 0 < num_tokens <= MAX_WIDENED:
+        if scale_P2GS is not None and 0 < num_tokens <= MAX_WIDENED:
             rows = (page_table_RM, query_starts_R1, context_lens_R)
             kv_W2GSH, table_RM = widened(
                 kv_P2GSH, scale_P2GS, *rows, num_pages=num_chunk_pages, dtype=q_TNH.dtype

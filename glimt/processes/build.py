@@ -18,6 +18,7 @@ from glimt.engine.work_meter import WorkMeter, WorkSizes
 from glimt.experts.placement import by_strategy, shares_of
 from glimt.grammar.compiler import GrammarCompiler
 from glimt.grammar.vocabulary import Vocabulary
+from glimt.kernels.attention import MAX_WIDENED
 from glimt.models.config import ModelConfig
 from glimt.models.config_json import read_config
 from glimt.models.glm4v import Glm4v
@@ -320,7 +321,10 @@ def _fit(
 def _warm_up(
     model: Glm4v, layout: KvLayout, sizes: ExecutorSizes, steps: StepSizes, device: torch.device
 ) -> None:
-    """One small step through every part, so that the first request pays for no first use."""
+    """One small step through every part, so that the first request pays for no first use.
+
+    With an FP8 cache a second one, of more context than attention widens: another kernel reads it.
+    """
     small = ExecutorSizes(
         num_pages=1,
         page_size=sizes.page_size,
@@ -328,4 +332,8 @@ def _warm_up(
         max_model_len=sizes.page_size,
         max_patches=model.config.vision.merge_size**2 * 4,
     )
-    run_largest_step(model, layout, small, min(8, steps.max_num_batched_tokens), device)
+    num_tokens = min(8, steps.max_num_batched_tokens)
+    run_largest_step(model, layout, small, num_tokens, device)
+    if layout.dtype.itemsize == 1 and device.type == "cuda":
+        longer = replace(small, max_model_len=MAX_WIDENED + sizes.page_size)
+        run_largest_step(model, layout, longer, num_tokens, device, context=longer.max_model_len)

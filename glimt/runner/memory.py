@@ -9,6 +9,7 @@ import torch
 
 from glimt.engine.plan import NewRow, RowWork, StepPlan
 from glimt.errors import NotEnoughMemory
+from glimt.kernels.attention import MAX_WIDENED
 from glimt.models.glm4v import Glm4v
 from glimt.runner import streams
 from glimt.runner.build import ExecutorSizes, build_executor
@@ -93,8 +94,9 @@ def peak_step_bytes(
     """Bytes that the largest step takes beyond what is allocated now; 0 on a CPU.
 
     Runs it: all rows with `max_num_batched_tokens` tokens between them, every sampling feature
-    that needs room, while the largest pass of the vision tower has begun, and then that pass. The
-    row tables are part of it, and so are a full image cache and, if graphs are to be recorded,
+    that needs room, as much e4m3 context as attention widens in a step, while the largest pass of
+    the vision tower has begun, and then that pass. The row tables are part of it, and so are a
+    full image cache and, if graphs are to be recorded,
     what they keep.
     """
     if device.type == "cpu":
@@ -125,24 +127,30 @@ def run_largest_step(
     max_num_batched_tokens: int,
     device: torch.device,
     *,
+    context: int | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> None:
     """Carry out the step that `peak_step_bytes` describes. Raises what it raises.
 
-    `done` is called after the step, and again after the pass of the tower.
+    `context`: tokens that each row has then; None: as many as attention widens in one step, if its
+    rows may have so many. `done` is called after the step, and again after the pass of the tower.
     """
     # Every row is given the same few pages: what the KV holds does not matter here.
     num_rows = min(sizes.max_num_seqs, max_num_batched_tokens)
     length = min(max_num_batched_tokens // num_rows, sizes.max_model_len)
+    if context is None:
+        each = MAX_WIDENED // num_rows // sizes.page_size * sizes.page_size
+        context = min(each, sizes.max_model_len) if layout.dtype.itemsize == 1 else 0
+    context = max(context, length)
     num_pages = -(-length // sizes.page_size)
     pixels = _NoPixels(model.config.vision.patch_size)
     executor = build_executor(model, layout, replace(sizes, num_pages=num_pages), [pixels], device)
     sampling = SamplingParams(
         max_tokens=1, top_p=0.9, min_p=0.1, repetition_penalty=1.1, frequency_penalty=0.1
     )
-    pages = tuple(range(num_pages))
-    rows = tuple(_text_row(row, length, sampling, pages) for row in range(num_rows))
-    work = tuple(RowWork(row, 0, length, samples=True) for row in range(num_rows))
+    pages = tuple(page % num_pages for page in range(-(-context // sizes.page_size)))
+    rows = tuple(_text_row(row, context, sampling, pages) for row in range(num_rows))
+    work = tuple(RowWork(row, context - length, length, samples=True) for row in range(num_rows))
     largest = max(sizes.max_patches, sizes.max_image_patches)
     image = pixels.span(largest, model.config.vision.merge_size)
     begun = StepPlan(step=0, new_rows=rows, encode=(image,), work=work[:1])

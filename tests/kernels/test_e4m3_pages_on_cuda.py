@@ -9,8 +9,6 @@ from tests.support.paged_rows import Heads, PagedRows, paged_rows
 
 pytest.importorskip("triton", reason="Triton has packages for Linux only")
 
-from glimt.kernels import triton_attention
-
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -111,9 +109,8 @@ def test_pairs_repeat_themselves_exactly_in_a_graph(num_rows: int) -> None:
 @pytest.mark.parametrize("step", ["prompt", "prompts", "chunk", "few of many", "mixed"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_widened_pages_are_attended_as_pages_of_the_same_numbers(
-    heads: Heads, step: str, page: int, monkeypatch: pytest.MonkeyPatch
+    heads: Heads, step: str, page: int
 ) -> None:
-    monkeypatch.setattr(triton_attention, "WIDENS", True)
     works = STEPS[step]
     rows = on_gpu(works, heads, page)
     q, cache, *rest = rows.tensors

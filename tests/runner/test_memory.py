@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from glimt.errors import NotEnoughMemory
-from glimt.runner import build
-from glimt.runner.build import ExecutorSizes, kv_layout
+from glimt.layers.attention import Step
+from glimt.runner import build, memory
+from glimt.runner.build import ExecutorSizes, KvDtype, kv_layout
 from glimt.runner.kv_cache import KvLayout
 from glimt.runner.memory import (
     MAX_CPU_KV_BYTES,
@@ -73,6 +74,31 @@ def test_the_largest_step_runs_within_any_limits(seqs: int, tokens: int, length:
     )
     run_largest_step(model, layout, sizes, tokens, CPU)
     assert peak_step_bytes(model, layout, sizes, tokens, CPU) == 0
+
+
+@pytest.mark.parametrize(("kv_dtype", "num_pages"), [("auto", 2 * 4), ("fp8", 2 * 5)])
+def test_the_largest_step_has_as_much_context_as_attention_widens(
+    kv_dtype: KvDtype, num_pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MAX_WIDENED", 43)
+    model = tiny_model("glm4v_moe")
+    layout = kv_layout(model, 4, torch.float32, kv_dtype)
+    sizes = ExecutorSizes(
+        num_pages=1, page_size=4, max_num_seqs=2, max_model_len=64, max_patches=20
+    )
+    seen: list[int] = []
+    decode = model.decode
+
+    def counted(x_TD: torch.Tensor, step: Step, *rest: Any) -> torch.Tensor:
+        seen.append(step.num_chunk_pages)
+        assert len(x_TD) in (16, 32)
+        return decode(x_TD, step, *rest)
+
+    monkeypatch.setattr(model, "decode", counted)
+    run_largest_step(model, layout, sizes, 32, CPU)
+    assert max(seen) == num_pages
+    run_largest_step(model, layout, sizes, 32, CPU, context=60)
+    assert max(seen) == 2 * 15
 
 
 @pytest.mark.parametrize("prompt_graphs", [False, True])

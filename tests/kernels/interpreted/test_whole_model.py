@@ -14,7 +14,6 @@ from tests.support.tiny_model import Album, make_ask, make_executor, tiny_model
 def test_chunks_decoding_rows_and_images_give_the_same_tokens(
     kind: str, seed: int, kv_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_attention, "WIDENS", kv_dtype == "fp8")
     album = Album()
     asks = [
         make_ask(album, "tit", 1, max_tokens=3),

@@ -15,10 +15,7 @@ def pages_of_chunks(rows: list[tuple[int, int]], page: int) -> int:
 
 
 @pytest.mark.parametrize(("heads", "page"), HEADS_AND_PAGE)
-def test_tokens_of_chunks_attend_up_to_themselves(
-    heads: Heads, page: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton_attention, "WIDENS", True)
+def test_tokens_of_chunks_attend_up_to_themselves(heads: Heads, page: int) -> None:
     rows = paged_rows(PREFILL, heads, page, fp8=True)
     num_pages = pages_of_chunks(PREFILL, page)
     got = triton_attention.paged_attention(*rows.tensors, **rows.options, num_chunk_pages=num_pages)
@@ -52,7 +49,6 @@ def test_pages_hold_the_rounded_values_in_their_rows_order(
 def test_more_pages_than_there_is_room_for_are_read_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_attention, "WIDENS", True)
     monkeypatch.setattr(triton_attention, "MAX_WIDENED", 63)
     monkeypatch.setattr(triton_attention, "widened", None)  # cannot be called
     rows = paged_rows([(60, 2)], Heads(4, 2, 32), 16, fp8=True)
