@@ -14,18 +14,14 @@ from glimt.kernels.triton_attention_block import (
 )
 from glimt.kernels.triton_support import launch, power_of_two
 
-_SMALL = Tiles(64, 64, 4, 3)
-CONFIGS = (  # the first is used, if it gives work to all processors
-    Tiles(128, 64, 8, 3),
-    Tiles(128, 64, 8, 2),
-    Tiles(128, 64, 8, 4),
-    Tiles(128, 32, 8, 4),
-    _SMALL,
+CONFIGS = (  # the first is used
     Tiles(64, 64, 4, 2),
-    Tiles(128, 128, 8, 2),
+    Tiles(64, 64, 4, 3),
     Tiles(64, 32, 4, 4),
+    Tiles(128, 64, 8, 2),
+    Tiles(128, 64, 8, 3),
+    Tiles(128, 128, 8, 2),
 )
-_PROCESSORS = 132  # of an H200
 
 
 def attend_chunks(
@@ -37,14 +33,10 @@ def attend_chunks(
     out_TNH: Tensor,
     scale_P2GS: Tensor | None,
     *,
-    tiles: Tiles | None = None,
+    tiles: Tiles = CONFIGS[0],
 ) -> None:
     """Fill `out_TNH` for the rows of two tokens and more."""
     num_tokens, num_heads, head_dim = q_TNH.shape
-    if tiles is None:
-        large = CONFIGS[0]
-        is_large = num_tokens * num_heads >= large.block_m * _PROCESSORS
-        tiles = large if is_large else _SMALL
     num_groups, page_size = kv_P2GSH.shape[2:4]
     num_rows = context_lens_R.shape[0]
     num_blocks = num_tokens * (num_heads // num_groups) // tiles.block_m + num_rows

@@ -103,7 +103,7 @@ def test_any_tiles_of_decoding_give_the_same(tiles: triton_decoding.Tiles) -> No
     torch.testing.assert_close(out, rows.exact(), atol=3e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("tiles", [*triton_chunks.CONFIGS[:4], *triton_chunks.CONFIGS[6:]], ids=str)
+@pytest.mark.parametrize("tiles", triton_chunks.CONFIGS[1:], ids=str)
 def test_any_tiles_of_chunks_give_the_same(tiles: Tiles) -> None:
     rows = paged_rows([(30, 30), (90, 20)], Heads(4, 2, 32), 16)
     q, *rest = rows.tensors
