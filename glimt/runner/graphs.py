@@ -6,12 +6,14 @@ context. One graph computes logits; a small second one draws, for each combinati
 features. Steps whose rows want more (penalties, logprobs, a grammar, …) replay the first and draw
 as usual.
 
-Padding costs next to nothing: it repeats the row with the shortest context, so it chooses no
-expert that is not read anyway. Its keys go to a spare slot and its token to a spare place.
+Padding costs little: it repeats the row with the shortest context, so it chooses no expert that is
+not read anyway; attention reads that context again. Its keys go to a spare slot and its token to a
+spare place.
 
-Those of short contexts are recorded at the start, which also compiles what a number of rows needs;
-others when they are first needed, after a run as usual, which gives that step's result.
-Recording is a function that is given: with one that records nothing, all this runs on a CPU.
+Those of short contexts and most numbers of rows are recorded at the start, which also compiles what
+numbers of rows need; others when they are first needed, after a run as usual, which gives that
+step's result. Recording is a function that is given: with one that records nothing, all this runs
+on a CPU.
 """
 
 import logging
@@ -44,6 +46,9 @@ Record = Callable[[Work], Work]
 """Takes what has just been done once, gives what does it again."""
 
 _ROW_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+# Attention of so many rows takes a second round of programs, sooner or later: 82 rows take 34 ms a
+# step, and 36 in a graph of 96. Recorded when they are first needed, for the start is not to wait.
+_ROW_SIZES_BETWEEN = (72, 80, 88, 104, 112, 120)
 _ROWS_APART = 64  # sizes beyond the last one
 _CONTEXTS = (2048, 8192, 32768)  # tokens, then the longest; kernels read true lengths themselves
 _CANDIDATES = (64, 1024)  # what top_k is rounded up to, below the whole vocabulary
@@ -76,7 +81,14 @@ def cuda_recorder() -> Record:
 def row_sizes(max_rows: int) -> tuple[int, ...]:
     """The numbers of rows that graphs are made for; the last one is `max_rows`."""
     beyond = range(_ROW_SIZES[-1] + _ROWS_APART, max_rows, _ROWS_APART)
-    return (*(size for size in (*_ROW_SIZES, *beyond) if size < max_rows), max_rows)
+    sizes = sorted((*_ROW_SIZES, *_ROW_SIZES_BETWEEN, *beyond))
+    return (*(size for size in sizes if size < max_rows), max_rows)
+
+
+def sizes_at_start(max_rows: int) -> tuple[int, ...]:
+    """Those of `row_sizes` whose graphs are recorded before the first request."""
+    between = {*_ROW_SIZES_BETWEEN} - {max_rows}
+    return tuple(size for size in row_sizes(max_rows) if size not in between)
 
 
 class DrawKind(NamedTuple):
@@ -179,9 +191,9 @@ class DecodeGraphs:
         self._buffers: dict[int, _Buffers] = {}
 
     def record_all(self) -> None:
-        """Record the logits of each number of rows, largest first: smaller ones fit its memory."""
+        """Record the logits of `sizes_at_start`, largest first: smaller ones fit its memory."""
         context = self._context_size(1)
-        for size in reversed(self._sizes):
+        for size in reversed(sizes_at_start(self._sizes[-1])):
             buffers = self._buffers.get(size) or self._make_buffers(size)  # of rows that do nothing
             self._replays.run((size, context), partial(self._compute_logits, buffers, context))
 

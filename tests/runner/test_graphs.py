@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from glimt.engine.plan import RowWork, StepPlan, TokenMasks
 from glimt.runner.executor import ModelExecutor
-from glimt.runner.graphs import Work, draw_kind, row_sizes
+from glimt.runner.graphs import Work, draw_kind, row_sizes, sizes_at_start
 from tests.support.schedules import Schedule
 from tests.support.tiny_model import Album, Ask, make_ask, make_executor, new_row, tiny_model
 
@@ -156,6 +156,18 @@ def test_sizes_grow_to_the_most_rows_there_can_be(max_rows: int) -> None:
     assert sizes[-1] == max_rows
     assert list(sizes) == sorted(set(sizes))
     assert sizes[0] == 1
+    at_start = sizes_at_start(max_rows)
+    assert set(at_start) <= set(sizes)
+    assert at_start[-1] == max_rows
+
+
+def test_more_rows_than_64_are_filled_up_by_few() -> None:
+    """Where padding may cost a round of attention's programs; the start does not wait for it."""
+    sizes = row_sizes(128)
+    for num_rows in range(65, 129):
+        assert next(size for size in sizes if size >= num_rows) - num_rows < 8
+    assert len(sizes_at_start(128)) == len(sizes) - 6
+    assert 80 in sizes_at_start(80)
 
 
 def test_candidates_are_rounded_up_so_that_few_graphs_serve_all() -> None:
