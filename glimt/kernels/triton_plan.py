@@ -20,7 +20,7 @@ _MAX_UNGROUPED_TOKENS = 4
 _SORT_BLOCK = 4096  # pairs at a time
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
+@triton.jit(do_not_specialize=["num_pairs", "max_tiles"])
 def plan_kernel(
     expert_ptr,
     tile_expert_ptr,
@@ -30,7 +30,7 @@ def plan_kernel(
     bins: tl.constexpr,
     block_p: tl.constexpr,
     block_t: tl.constexpr,
-    max_tiles: tl.constexpr,
+    max_tiles,
     block_n: tl.constexpr,
 ):
     """Program e lists the tiles of expert e; the one after the last marks the tiles left over."""
