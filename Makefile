@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## ask a model about fresh pictures, with the truth beside
 	@$(BIN)/python tools/demo.py --folder $(DEMO)
 
-test: $(STAMP) ## the CPU test suite (about five minutes on two cores)
+test: $(STAMP) ## the CPU test suite (five to six minutes on two cores)
 	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder -m 'not slow and not gpu and not gpu2'
 
 $(RAY): pyproject.toml constraints.txt | $(STAMP)
