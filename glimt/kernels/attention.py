@@ -5,6 +5,7 @@ That is on CUDA in bfloat16, where Triton works; elsewhere the definitions.
 
 import functools
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,27 +57,16 @@ def paged_attention(
     num_chunk_pages: int = 0,
 ) -> Tensor:
     """See `reference_attention.paged_attention`, and `triton_attention` for `num_chunk_pages`."""
+    given = (q_TNH, kv_P2GSH, page_table_RM, query_starts_R1, context_lens_R)
+    known: dict[str, Any] = {
+        "max_query_len": max_query_len,
+        "max_context_len": max_context_len,
+        "scale_P2GS": scale_P2GS,
+    }
     if not _has_twin(q_TNH):
-        return reference_attention.paged_attention(
-            q_TNH,
-            kv_P2GSH,
-            page_table_RM,
-            query_starts_R1,
-            context_lens_R,
-            max_query_len=max_query_len,
-            max_context_len=max_context_len,
-            scale_P2GS=scale_P2GS,
-        )
+        return reference_attention.paged_attention(*given, **known)
     out_TNH: Tensor = triton_attention.paged_attention(
-        q_TNH,
-        kv_P2GSH,
-        page_table_RM,
-        query_starts_R1,
-        context_lens_R,
-        max_query_len=max_query_len,
-        max_context_len=max_context_len,
-        scale_P2GS=scale_P2GS,
-        num_chunk_pages=num_chunk_pages,
+        *given, **known, num_chunk_pages=num_chunk_pages
     )
     return out_TNH
 

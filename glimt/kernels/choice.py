@@ -168,9 +168,8 @@ def norm_and_route(
     """
     if triton_norm_route is None or num_groups > 1 or router_ED.dtype != x_TD.dtype:
         return None
-    tensors = (delta_TD,) if isinstance(delta_TD, Tensor) else delta_TD
-    parts = [part for part in tensors if isinstance(part, Tensor)]
-    if not has_twin(x_TD, *parts, norm_D, router_ED, bias_E) or x_TD.shape[1] % 16:
+    tensors = (x_TD, *tensors_of(delta_TD), norm_D, router_ED, bias_E)
+    if not has_twin(*tensors) or x_TD.shape[1] % 16:
         return None
     done: tuple[QuantizedRows, Tensor, tuple[Tensor, Tensor]] | None
     done = triton_norm_route.norm_and_route(

@@ -189,6 +189,7 @@ def _split_kernel(
         )  # fmt: skip
     else:
         q_MH = tl.load(q_ptr + place_MH, mask=there_MH, other=0.0)
+    q_MH = to_operand(q_MH, kv_ptr)
     table_ptr += row.to(tl.int64) * table_stride
     if IN_PAIRS:
         mean_MH, weight_M = attend_pairs(
@@ -197,7 +198,7 @@ def _split_kernel(
         )  # fmt: skip
     else:
         mean_MH, weight_M = _attend_part(
-            to_operand(q_MH, kv_ptr), kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
+            q_MH, kv_ptr, scale_ptr, table_ptr, group, first, end, unit,
             GROUPS, HEAD_DIM, PAGE, BLOCK_L, BLOCK_H,
         )  # fmt: skip
     if size >= length:

@@ -57,9 +57,8 @@ def gate_up_kernel(
 ):
     """silu(gate x) · up x of a tile's pairs, `block_o` columns of it, and their largest value."""
     expert, pair = locate(
-        tl.program_id(1), shared_tiles, tile_expert_ptr, tile_pair_ptr,
-        num_tokens, num_experts, per_token, block_t,
-    )  # fmt: skip
+        shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
+    )
     if expert < 0:
         return
     if shared_width != width and expert == num_experts:
@@ -109,9 +108,8 @@ def down_kernel(
 ):
     """down h of a tile's pairs, `block_o` columns of it; h is quantised on the way."""
     expert, pair = locate(
-        tl.program_id(1), shared_tiles, tile_expert_ptr, tile_pair_ptr,
-        num_tokens, num_experts, per_token, block_t,
-    )  # fmt: skip
+        shared_tiles, tile_expert_ptr, tile_pair_ptr, num_tokens, num_experts, per_token, block_t
+    )
     if expert < 0:
         return
     if expert == num_experts:

@@ -23,12 +23,11 @@ def attend_pairs(
 ):  # fmt: skip
     """(mean [M, H], log2 of its weight [M]) of context tokens first … end - 1, float32.
 
-    bfloat16 queries become float16, to which e4m3 widens exactly in one instruction for two.
-    Queries of 65504 and more would not fit, but no softmax of theirs would be more than one number.
+    Queries are those of `to_operand`.
     """
     BLOCK_W: tl.constexpr = BLOCK_H // 2
     num_queries: tl.constexpr = q_MH.shape[0]
-    q_even_MW, q_odd_MW = tl.split(tl.reshape(_operand(q_MH), (num_queries, BLOCK_W, 2)))
+    q_even_MW, q_odd_MW = tl.split(tl.reshape(q_MH, (num_queries, BLOCK_W, 2)))
     even_MW = tl.zeros([num_queries, BLOCK_W], tl.float32)
     odd_MW = tl.zeros([num_queries, BLOCK_W], tl.float32)
     top_M = tl.full([num_queries], float("-inf"), tl.float32)
@@ -87,14 +86,6 @@ def _load(
     k_scale_L = tl.load(scale_ptr + slot_L, mask=is_there_L, other=0.0)
     v_scale_L = tl.load(scale_ptr + to_values + slot_L, mask=is_there_L, other=0.0)
     return k_LW, v_LW, k_scale_L, v_scale_L
-
-
-@triton.jit
-def _operand(q_MH):
-    if q_MH.dtype == tl.bfloat16:
-        return q_MH.to(tl.float32).to(tl.float16)
-    else:
-        return q_MH
 
 
 @triton.jit

@@ -58,7 +58,6 @@ def plan_kernel(
 
 @triton.jit
 def locate(
-    tile,
     shared_tiles,
     tile_expert_ptr,
     tile_pair_ptr,
@@ -67,7 +66,8 @@ def locate(
     per_token: tl.constexpr,
     block_t: tl.constexpr,
 ):
-    """(expert, pairs) of a tile: `num_experts` is the shared expert; -1 is none."""
+    """(expert, pairs) of this program's tile: `num_experts` is the shared expert; -1 is none."""
+    tile = tl.program_id(1)
     slot = tl.arange(0, block_t)
     if tile < shared_tiles:
         expert = tl.full([], num_experts, tl.int64)
