@@ -4,6 +4,7 @@ Letters: T tokens, D width, I expert width, F = 2I, E experts, K experts of a to
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ class Router(nn.Module):
     def __init__(self, hidden_size: int, routing: Routing) -> None:
         super().__init__()
         self.routing = routing
+        self._choice: dict[str, Any] = {  # as `kernels.route` is told
+            "num_experts_per_token": routing.num_experts_per_token,
+            "num_groups": routing.num_groups,
+            "num_groups_per_token": routing.num_groups_per_token,
+            "norm_topk_prob": routing.norm_topk_prob,
+            "scale": routing.scale,
+        }
         self.weight = parameter(routing.num_experts, hidden_size)
         self.bias = parameter(routing.num_experts, dtype=torch.float32)
         # Real also where parameters are still meta, as `Places` has it.
@@ -53,11 +61,7 @@ class Router(nn.Module):
             x_TD,
             self.weight,
             self.bias,
-            num_experts_per_token=self.routing.num_experts_per_token,
-            num_groups=self.routing.num_groups,
-            num_groups_per_token=self.routing.num_groups_per_token,
-            norm_topk_prob=self.routing.norm_topk_prob,
-            scale=self.routing.scale,
+            **self._choice,
             first_expert=first_expert,
         )
 
@@ -68,11 +72,7 @@ class Router(nn.Module):
         done = kernels.norm_and_route(
             *(x_TD, delta_TD, norm.weight, norm.eps, self.weight, self.bias, self.arrived_T),
             quantizes=norm.quantizes,
-            num_experts_per_token=self.routing.num_experts_per_token,
-            num_groups=self.routing.num_groups,
-            num_groups_per_token=self.routing.num_groups_per_token,
-            norm_topk_prob=self.routing.norm_topk_prob,
-            scale=self.routing.scale,
+            **self._choice,
         )
         if done is None:
             return None
